@@ -1,0 +1,65 @@
+"""Text in its splits: the record types and the protocol every data set follows. No torch at this level."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Text:
+    """Running text; every token is a label. Texts are packed end to end into blocks of `max_length`."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt (with an optional input field) and its response; only the response is labelled."""
+
+    prompt: str
+    response: str
+    input: str = ""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Several turns, each (role, content); only the assistant's turns are labelled."""
+
+    messages: tuple[tuple[str, str], ...]
+
+
+Record = Text | Pair | Chat
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The records of a data set, side by side; an empty test side means there is none."""
+
+    train: Sequence[Record]
+    val: Sequence[Record]
+    test: Sequence[Record] = field(default_factory=tuple)
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the content: of the repr of every record, in order, side by side."""
+        digest = hashlib.sha256()
+        for side in (self.train, self.val, self.test):
+            for record in side:
+                digest.update(repr(record).encode())
+            digest.update(b"\x00")
+        return digest.hexdigest()
+
+
+class DataSet(Protocol):
+    """A data set loads its splits; how they become tokens is the business of `lab.data.encode`."""
+
+    name: str
+    template: str | None  # prompt template: `auto`, or text with {prompt}, {input} and the response behind it
+    max_length: int  # tokens
+    retention: str | None  # name of the text on which forgetting is measured
+    answer_pattern: str | None  # regular expression whose group 1 is the answer, for exact match
+
+    def load(self) -> Splits:
+        """Read, generate or download the records."""
+        ...

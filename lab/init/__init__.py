@@ -1,0 +1,47 @@
+"""How the low-rank pair is filled at step 0: the protocol every scheme follows."""
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from torch import Generator, Tensor
+
+from lab.layer import Target
+
+Offset = Literal["separate", "fold", "none"]
+Need = Literal["gradient", "activations", "delta"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What training data said about one layer; only what the scheme `needs` is filled. float32."""
+
+    gradient: Tensor | None = None  # (out, in), dL/dW of the mean loss over the gathered training batches
+    activations: Tensor | None = None  # (in, in), mean of x xᵀ over the gathered labelled tokens
+    delta: Tensor | None = None  # (out, in), a weight change: of a warm-up run or of a teacher
+    num_tokens: int = 0  # labelled tokens the means are over
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A filled pair: the layer computes W x + scaling · B A x (− scaling · B₀ A₀ x with an offset)."""
+
+    A: Tensor  # (rank, in), float32
+    B: Tensor  # (out, rank), float32
+    offset: Offset = "none"  # separate: W untouched, the initial pair rides along frozen with −scaling;
+    #                          fold: W gives up scaling · B A (peft parity); none: the function moves at step 0
+    info: dict[str, float] = field(default_factory=dict)  # scalars for the record, such as captured_energy
+
+
+class InitScheme(Protocol):
+    """A scheme fills one layer's pair; it is called once per target, in module order."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Which Evidence must be gathered first."""
+        ...
+
+    def factors(
+        self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
+    ) -> Factors:
+        """The pair for a weight (out, in) in float32; `generator` is private to the layer and seeded."""
+        ...

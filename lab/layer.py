@@ -1,0 +1,112 @@
+"""The words for linear layers that may be adapted: Target, role, depth, and how they are found."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lab.errors import UsageError, nearest
+
+Role = Literal["attention", "mlp", "other"]
+
+ATTENTION_PARTS = ("attn", "attention", "self_attn", "self_attention")
+MLP_PARTS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One linear layer that a method may adapt."""
+
+    name: str  # as in named_modules() of the pristine base
+    role: Role
+    depth: int  # index of its block, 0 nearest the input; -1 outside the blocks
+    shape: tuple[int, int]  # (out_features, in_features), whatever way the weight is stored
+    transposed: bool  # True where the weight is stored (in, out), as in GPT-2's Conv1D
+
+    @property
+    def leaf(self) -> str:
+        """The last part of the name: `q_proj`."""
+        return self.name.rsplit(".", 1)[-1]
+
+    @property
+    def cost(self) -> int:
+        """Parameters that one unit of rank costs here: out + in."""
+        return self.shape[0] + self.shape[1]
+
+    @property
+    def max_rank(self) -> int:
+        """The smaller side, beyond which a low-rank pair is no longer one."""
+        return min(self.shape)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True for `nn.Linear` (and its quantised subclasses) and GPT-2's `Conv1D`."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as (out, in); a view, so writing to it in place writes to the layer."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _role(name: str) -> Role:
+    parts = name.split(".")[:-1]
+    if any(part in ATTENTION_PARTS for part in parts):
+        return "attention"
+    return "mlp" if any(part in MLP_PARTS for part in parts) else "other"
+
+
+def _depth(name: str) -> int:
+    match = re.search(r"\.(\d+)\.", name)
+    return int(match.group(1)) if match else -1
+
+
+def _matches(name: str, patterns: str | Sequence[str]) -> bool:
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, name) is not None
+    return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
+
+
+def find_targets(
+    net: nn.Module,
+    target_modules: str | Sequence[str] = "all-linear",
+    exclude_modules: str | Sequence[str] | None = None,
+) -> list[Target]:
+    """The linear layers a pattern names, in module order, with peft's semantics.
+
+    `all-linear` is every linear layer but the output head; another string is a regular expression for the whole
+    name; a list holds names or their endings. Raises UsageError where a pattern matches nothing, listing what there is.
+    """
+    head = net.get_output_embeddings() if hasattr(net, "get_output_embeddings") else None
+    linear = {name: module for name, module in net.named_modules() if is_linear(module) and module is not head}
+    leaves = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    if target_modules == "all-linear":
+        chosen = set(linear)
+    else:
+        chosen = {name for name in linear if _matches(name, target_modules)}
+        single = [target_modules] if isinstance(target_modules, str) else list(target_modules)
+        for pattern in single:
+            if not any(_matches(name, pattern if isinstance(target_modules, str) else [pattern]) for name in linear):
+                raise UsageError(
+                    f"target_modules {pattern!r} matches no linear layer{nearest(pattern, leaves)} "
+                    f"This model has {', '.join(leaves)}."
+                )
+    if exclude_modules:
+        excluded = {name for name in linear if _matches(name, exclude_modules)}
+        if not excluded:
+            raise UsageError(
+                f"exclude_modules {exclude_modules!r} matches no linear layer; there are {', '.join(leaves)}."
+            )
+        chosen -= excluded
+    if not chosen:
+        raise UsageError("target_modules less exclude_modules leaves no layer to adapt.")
+    return [
+        Target(name, _role(name), _depth(name), tuple(weight_of(module).shape), isinstance(module, Conv1D))
+        for name, module in linear.items()
+        if name in chosen
+    ]
