@@ -94,7 +94,7 @@ def find_targets(
             if not any(_matches(name, pattern if isinstance(target_modules, str) else [pattern]) for name in linear):
                 raise UsageError(
                     f"target_modules {pattern!r} matches no linear layer{nearest(pattern, leaves)} "
-                    f"This model has {', '.join(leaves)}."
+                    f"(this model has {', '.join(leaves)})."
                 )
     if exclude_modules:
         excluded = {name for name in linear if _matches(name, exclude_modules)}
