@@ -1,1 +1,67 @@
+"""When a layer may train low-rank: the protocol every policy follows. No torch: replay runs on rows alone."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from lab.ledger import Mode, Row
+
+Action = Literal["none", "to_low_rank", "to_full", "resize", "guard", "release", "accept", "rollback"]
+Op = Literal["<", "<=", ">", ">="]
+State = Mapping[str, Any]  # what a policy remembers of one layer, in plain types, so that a checkpoint may hold it
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One condition of a rule with its numbers: `value op limit`."""
+
+    name: str
+    op: Op
+    value: float | None  # None where the quantity is undefined; `reason` of the decision says why
+    limit: float
+    margin: float | None  # in the value's unit; >= 0 where the clause holds, so -margin is what is missing
+    holds: bool
+    chance: float | None  # what unrelated (Haar-random) directions would give; None where chance has no meaning
+
+
+def clause(name: str, op: Op, value: float | None, limit: float, chance: float | None = None) -> Clause:
+    """The clause `value op limit`; an undefined value never holds."""
+    if value is None:
+        return Clause(name, op, None, limit, None, False, chance)
+    holds = {"<": value < limit, "<=": value <= limit, ">": value > limit, ">=": value >= limit}[op]
+    margin = value - limit if op in (">", ">=") else limit - value
+    return Clause(name, op, value, limit, margin, holds, chance)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do with one layer at one tick, and every number behind it; doing nothing is a decision too."""
+
+    mode: Mode  # the mode the layer is to be in from here on
+    action: Action  # what it takes to get there
+    rank: int | None  # trainable rank asked for; None where the layer has none
+    clauses: tuple[Clause, ...]  # in the order in which they were tested
+    reason: str
+
+
+class SvdPolicy(Protocol):
+    """A policy is a pure function of (ledger row, state): the same rows give the same decisions, live or in replay."""
+
+    @property
+    def every_n_steps(self) -> int | None:
+        """Optimizer steps between ticks; None means that nothing is measured."""
+        ...
+
+    @property
+    def target_modules(self) -> str | Sequence[str]:
+        """Which linear layers are observed, in the words of `lab.layer.find_targets`."""
+        ...
+
+    @property
+    def log_layers(self) -> int:
+        """How many layers get scalars of their own on the dashboard."""
+        ...
+
+    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
+        """What to do with the row's layer; `state` is what was returned for that layer at its last tick, {} at first."""
+        ...

@@ -1,0 +1,20 @@
+"""No analysis at all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lab.ledger import Row
+from lab.svd_policy import Decision, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Never:
+    """Measures nothing and changes nothing."""
+
+    every_n_steps: int | None
+    target_modules: str | Sequence[str]
+    log_layers: int
+
+    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
+        """Keep the layer as it is."""
+        return Decision(row.mode, "none", row.rank, (), "never"), state
