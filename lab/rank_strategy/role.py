@@ -1,0 +1,43 @@
+"""A fixed shape over roles: more rank for attention or for feed-forward layers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from lab.errors import UsageError
+from lab.init import Evidence, Need
+from lab.layer import Target
+from lab.rank_strategy import RankPlan
+from lab.rank_strategy.budget import Budgeted
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByRole(Budgeted):
+    """A rank for each role, told by the block a layer sits in: GPT-2's `mlp.c_proj` is feed-forward, not attention."""
+
+    attention: float  # times `rank`
+    mlp: float  # times `rank`
+    other: float  # times `rank`
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    def allocate(
+        self,
+        targets: Sequence[Target],
+        rank: int,
+        weights: Mapping[str, Tensor],
+        evidence: Mapping[str, Evidence],
+        generator: Generator,
+    ) -> RankPlan:
+        """Weights by role; raises UsageError where every target has the same one, for the arm would be `uniform`."""
+        share: dict[str, float] = {"attention": self.attention, "mlp": self.mlp, "other": self.other}
+        roles = {target.role for target in targets}
+        if len(roles) == 1:
+            raise UsageError(
+                f"every target is {roles.pop()!r}, so a rank by role would be uniform under another name; "
+                f"widen adapter.target_modules or use rank_strategy=uniform."
+            )
+        return self.spend(targets, rank, {target.name: rank * share[target.role] for target in targets})

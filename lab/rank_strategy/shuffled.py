@@ -1,0 +1,51 @@
+"""The control for every strategy: its ranks, in places that chance picked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from lab.errors import UsageError
+from lab.init import Evidence, Need
+from lab.layer import Target
+from lab.rank_strategy import RankPlan, RankStrategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled:
+    """Another strategy's ranks permuted at random over layers of equal cost, so that only *where* they are changes.
+
+    Layers trade ranks where cost (out + in) and smaller side agree: the budget stays spent and every rank legal.
+    """
+
+    of: RankStrategy
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return self.of.needs
+
+    def allocate(
+        self,
+        targets: Sequence[Target],
+        rank: int,
+        weights: Mapping[str, Tensor],
+        evidence: Mapping[str, Evidence],
+        generator: Generator,
+    ) -> RankPlan:
+        """The permuted plan; raises UsageError where the plan is uneven and yet no two layers could trade ranks."""
+        plan = self.of.allocate(targets, rank, weights, evidence, generator)
+        groups: dict[tuple[int, int], list[str]] = {}
+        for target in targets:
+            groups.setdefault((target.cost, target.max_rank), []).append(target.name)
+        uneven = len(set(plan.values())) > 1
+        if uneven and all(len({plan[name] for name in names}) == 1 for names in groups.values()):
+            raise UsageError(
+                f"rank_strategy=shuffled cannot permute {type(self.of).__name__}: layers of equal cost already have "
+                f"equal ranks here, so the control would be the thing it controls; choose another rank_strategy.of."
+            )
+        shuffled = dict(plan)
+        for names in groups.values():
+            order = torch.randperm(len(names), generator=generator).tolist()
+            shuffled.update({name: plan[names[i]] for name, i in zip(names, order, strict=True)})
+        return shuffled
