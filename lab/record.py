@@ -1,10 +1,10 @@
-"""What a run did, on disk: result.json, its lock, and the readers. Standard library only."""
+"""What a run did and what a study declared, on disk: result.json, its lock, study.json. Standard library only."""
 
 import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +15,7 @@ from lab.errors import UsageError
 
 SCHEMA = 1
 STATUSES = ("running", "completed", "diverged", "failed", "interrupted", "stopped")
-RESULT, LOCK = "result.json", ".lock"
+RESULT, LOCK, STUDY = "result.json", ".lock", "study.json"
 
 
 @dataclass
@@ -52,7 +52,7 @@ class RunRecord:
 
 
 def strict(value: Any) -> Any:
-    """The same value in strict JSON types: non-finite floats become None, since JSON has no NaN and 0 would be a lie."""
+    """The same value in strict JSON types: non-finite floats become None: JSON has no NaN, and 0 would be a lie."""
     if isinstance(value, dict):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -130,3 +130,76 @@ def status_of(run_dir: Path) -> str:
     """The status a reader should believe: `running` without a lock means `interrupted`."""
     status = read(run_dir).status
     return "interrupted" if status == "running" and not is_live(run_dir) else status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a study declared before its first job: the arms, the judgement, and the seeds it will be judged on."""
+
+    schema: int = SCHEMA
+    name: str
+    question: str
+    size: str = "default"  # quick | default | full
+    arms: dict[str, list[str]]  # arm -> its Hydra overrides; the order is the order of every table
+    common: list[str] = field(default_factory=list)  # overrides of every job
+    baseline: str
+    contrasts: list[str]  # arms judged against the baseline, at most four; the others are described
+    metric: str = "test_loss"  # a key of RunRecord.metrics
+    higher_is_better: bool = False
+    selection_metric: str = "val_loss"  # chooses learning rates and survivors; lower is better
+    margin: float | str  # equivalence margin in units of the metric, or "1%" of the baseline's mean
+    seeds: list[int]  # verdict seeds
+    twin_seeds: list[int]  # the baseline again, data_seed = seeds[i], seed = twin_seeds[i]: the noise floor
+    tune_seeds: list[int]  # never among the verdict seeds
+    learning_rates: dict[str, list[float]]  # arm -> the grid it starts from; one value means nothing to tune
+    rungs: list[int] = field(default_factory=list)  # optimizer steps at which the worse half stops; empty: never
+    max_jobs: int = 100
+    seconds_per_job: float | None = None  # measured when the study was written; None where nobody measured
+    bytes_per_job: int | None = None
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # job id -> where it was submitted
+
+
+def write_study(study_dir: Path, study: Study) -> None:
+    """Replace study.json atomically; raises UsageError naming the path where the disk refuses."""
+    text = json.dumps(strict(asdict(study)), indent=2, allow_nan=False) + "\n"
+    path = study_dir / STUDY
+    try:
+        write_atomically(path, lambda temporary: temporary.write_text(text))
+    except OSError as error:
+        raise UsageError(
+            f"could not write {path}: {error.strerror}; free space or choose hydra.sweep.dir elsewhere."
+        ) from error
+
+
+def read_study(study_dir: Path) -> Study | None:
+    """What the study declared, None where there is no study.json; raises UsageError where it cannot be read."""
+    path = Path(study_dir) / STUDY
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid JSON ({error}).") from None
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise UsageError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}.")
+    try:
+        return Study(**raw)
+    except TypeError as error:
+        raise UsageError(f"{path} does not declare a study ({error}); was it edited by hand?") from None
+
+
+def best_learning_rate(outcomes: Mapping[float, Sequence[float | None]]) -> float | None:
+    """The rate with the lowest mean outcome among those where fewest seeds diverged; None where every seed did.
+
+    `outcomes` maps a rate to the selection metric of its seeds, None for one that diverged: a mean over the
+    survivors alone would reward instability. Ties go to the smaller rate.
+    """
+
+    def loss(rate: float) -> tuple[int, float, float]:
+        values = [value for value in outcomes[rate] if value is not None and math.isfinite(value)]
+        mean = math.fsum(values) / len(values) if values else math.inf
+        return len(outcomes[rate]) - len(values), mean, rate
+
+    alive = [rate for rate, values in outcomes.items() if any(v is not None and math.isfinite(v) for v in values)]
+    return min(alive, key=loss) if alive else None
