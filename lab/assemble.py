@@ -1,0 +1,185 @@
+"""Live objects of a run, from its config: text to samples, base to adapted model, each step read back."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lab import build
+from lab.adapter.initialise import initialise
+from lab.adapter.install import install, scaling_factor
+from lab.adapter.state import load_adapter_state
+from lab.adapter.verify import Applied, verify
+from lab.config import RunConfig
+from lab.data import Splits
+from lab.data.encode import Encoded, Sample, encode
+from lab.data.retention import retention_records
+from lab.errors import UsageError
+from lab.layer import Target, find_targets
+from lab.model import weights_sha256
+from lab.training import evidence
+from lab.training.hardware import Resolved
+from lab.training.progress import console
+
+
+@dataclass
+class Corpus:
+    """The samples of every side, and what became of the text on the way."""
+
+    splits: Splits
+    train: Encoded
+    val: Encoded
+    test: Encoded
+    retention: list[Sample]
+    retention_name: str | None
+    pad_id: int
+    eos_id: int
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The `data` field of a RunRecord."""
+        return {
+            "name": name,
+            "sha256": self.splits.sha256,
+            "train_examples": len(self.train.samples),
+            "val_examples": len(self.val.samples),
+            "test_examples": len(self.test.samples),
+            "truncated": self.train.truncated + self.val.truncated + self.test.truncated,
+            "masked_fraction": self.train.masked_fraction,
+            "retention": self.retention_name,
+        }
+
+
+def load_corpus(data: Any, tokenizer: Any) -> Corpus:
+    """Read, render and encode the data set; raises UsageError where a side a run needs is empty."""
+    splits = data.load()
+    sides = {}
+    for side in ("train", "val", "test"):
+        records = getattr(splits, side)
+        if not records and side != "test":
+            raise UsageError(f"data {data.name} has an empty {side} side; give it text, or a val_fraction above 0.")
+        sides[side] = encode(records, tokenizer, template=data.template, max_length=data.max_length, side_name=side)
+    retention: list[Sample] = []
+    if data.retention:
+        records = retention_records(data.retention)
+        retention = encode(records, tokenizer, template=None, max_length=256, side_name="retention").samples
+    return Corpus(
+        splits=splits,
+        retention=retention,
+        retention_name=data.retention,
+        pad_id=tokenizer.pad_token_id,
+        eos_id=tokenizer.eos_token_id,
+        **sides,
+    )
+
+
+@dataclass
+class Adapted:
+    """A model ready to train, and what was read back from it."""
+
+    net: nn.Module
+    targets: list[Target]
+    structure: dict[str, Any]
+    applied: Applied | None = None
+    init_record: dict[str, Any] = field(default_factory=dict)
+    evidence_seconds: float = 0.0
+
+
+def load_base(model: Any, config: RunConfig, hardware: Resolved) -> tuple[nn.Module, list[Target]]:
+    """The base on its device, and the layers to adapt; shapes are checked before any weight is read."""
+    targets: list[Target] = []
+    if config.method == "lora":
+        targets = find_targets(model.skeleton(), config.adapter.target_modules, config.adapter.exclude_modules)
+        for target in targets:
+            if config.rank > target.max_rank:
+                raise UsageError(
+                    f"rank={config.rank} is larger than the smaller side of {target.name} ({target.shape[0]} x "
+                    f"{target.shape[1]}); use rank <= {min(t.max_rank for t in targets)}, or adapter.exclude_modules."
+                )
+    full_mixed = config.method == "full" and hardware.precision == "bf16-mixed"
+    net = model.load(torch.float32 if full_mixed else hardware.compute_dtype, config.seed)
+    if config.hardware.gradient_checkpointing:
+        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        net.enable_input_require_grads()
+    return net.to(hardware.device), targets
+
+
+def adapt(
+    net: nn.Module, targets: list[Target], config: RunConfig, hardware: Resolved, train: Sequence[Sample], pad_id: int
+) -> Adapted:
+    """Plan, install, fill and verify the adapters of a fresh run; raises Mismatch where the model is not as planned."""
+    began = time.perf_counter()
+    base_sha256 = weights_sha256(net)
+    if config.method == "full":
+        net.requires_grad_(True)
+        return Adapted(net, [], {"method": "full", "base_sha256": base_sha256})
+    strategy, scheme = build.make(config.rank_strategy), build.make(config.init)
+    needs = strategy.needs | scheme.needs
+    if needs:
+        console.print(f"looking at {config.evidence.num_examples} training examples for {', '.join(sorted(needs))}")
+    chosen = evidence.choose(train, config.evidence.num_examples, config.seed) if needs else []
+    gathered = evidence.average_over_ranks(evidence.gather(net, targets, chosen, needs, pad_id, hardware.device))
+    evidence_seconds = time.perf_counter() - began
+    modules = dict(net.named_modules())
+    weights = {target.name: modules[target.name].weight for target in targets}
+    generator = torch.Generator().manual_seed(config.seed)
+    plan = strategy.allocate(targets, config.rank, weights, gathered, generator)
+    scaling = scaling_factor(config.alpha, config.rank, config.scaling)
+    adapted = _installed(net, targets, plan, config)
+    filled = initialise(adapted, scheme, targets, gathered, seed=config.seed)
+    applied = verify(adapted, targets, plan, scaling, filled, use_dora=config.adapter.use_dora)
+    structure = {
+        "method": "lora",
+        "base_sha256": base_sha256,
+        "plan": plan,
+        "offset": applied.offset,
+        "init": config.init["_target_"],
+    }
+    record = {
+        "scheme": name_of(config.init),
+        "offset": applied.offset,
+        "modules_targeted": applied.modules_targeted,
+        "modules_initialised": applied.modules_initialised,
+        "delta_norm": applied.delta_norm,
+        "seconds": time.perf_counter() - began,
+    }
+    return Adapted(adapted, targets, structure, applied, record, evidence_seconds)
+
+
+def readapt(net: nn.Module, targets: list[Target], config: RunConfig, checkpoint: dict[str, Any]) -> Adapted:
+    """The model a checkpoint was written from: its structure rebuilt, its weights loaded; no data, no SVD."""
+    structure = checkpoint["structure"]
+    found = weights_sha256(net)
+    if found != structure["base_sha256"]:
+        raise UsageError(
+            f"the base has changed since the run began (sha256 {found[:12]}, was {structure['base_sha256'][:12]}); "
+            f"resume needs the same model."
+        )
+    if structure["method"] == "full":
+        net.requires_grad_(True)
+        return Adapted(net, [], structure)
+    adapted = _installed(net, targets, structure["plan"], config)
+    load_adapter_state(adapted, checkpoint["state_dict"])
+    return Adapted(adapted, targets, structure)
+
+
+def _installed(net: nn.Module, targets: list[Target], plan: dict[str, int], config: RunConfig) -> nn.Module:
+    return install(
+        net,
+        targets,
+        plan,
+        rank=config.rank,
+        alpha=config.alpha,
+        scaling=config.scaling,
+        dropout=config.adapter.dropout,
+        use_dora=config.adapter.use_dora,
+    )
+
+
+def name_of(init: dict[str, Any]) -> str:
+    """How reports call a scheme: the class in snake case, with its source in brackets: svd[gradient]."""
+    leaf = str(init["_target_"]).rsplit(".", 1)[-1]
+    name = "".join(f"_{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(leaf))
+    return f"{name}[{init['source']}]" if "source" in init else name

@@ -1,0 +1,255 @@
+"""The typed root of the configuration, its checks, and `compose` for tests and notebooks. No torch here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import CompactHydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from lab.errors import UsageError, nearest
+
+_HERE = Path(__file__).resolve().parent
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # wheel, else checkout
+
+GROUPS = ("model", "data", "init", "rank_strategy", "svd_policy", "hardware", "optim", "logger")
+
+
+class ConfigError(CompactHydraException):
+    """A mistake in the configuration; Hydra prints it as one sentence and exits with 1."""
+
+
+@dataclass
+class Hardware:
+    """What a job runs on. Nothing here may change the experiment: the global batch is `schedule.batch_size`."""
+
+    accelerator: str = "auto"  # auto | cpu | gpu
+    devices: int = 1
+    precision: str = "auto"  # auto | 32-true | bf16-mixed | bf16-true
+    micro_batch_size: int | None = None  # examples per forward and device; null: at most 16 that divide the batch
+    threads: int | None = None  # of each process on the CPU; null: the cores this process may use
+    num_workers: int = 0
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+
+@dataclass
+class Optim:
+    """AdamW and clipping."""
+
+    lr: float = MISSING
+    weight_decay: float = MISSING
+    betas: list[float] = MISSING
+    eps: float = MISSING
+    max_grad_norm: float = MISSING
+    lora_plus_ratio: float = MISSING
+
+
+@dataclass
+class Schedule:
+    """When things happen, in optimizer steps."""
+
+    max_epochs: int | None = None
+    max_steps: int | None = None
+    batch_size: int = MISSING
+    warmup_steps: int = MISSING
+    lr_scheduler: str = MISSING
+    eval_every_n_steps: int = MISSING
+    log_every_n_steps: int = MISSING
+    save_every_n_steps: int = MISSING
+
+
+@dataclass
+class Adapter:
+    """Where the low-rank pairs go."""
+
+    target_modules: Any = "all-linear"
+    exclude_modules: Any = None
+    dropout: float = 0.0
+    use_dora: bool = False
+
+
+@dataclass
+class EvidenceConfig:
+    """How much training data is looked at before the first step."""
+
+    num_examples: int = MISSING
+
+
+@dataclass
+class Evaluate:
+    """What an evaluation does besides the loss."""
+
+    num_samples: int = MISSING
+    max_new_tokens: int = MISSING
+    accuracy: bool = MISSING
+
+
+@dataclass
+class RunConfig:
+    """The root. Groups that select code stay plain mappings with a `_target_` until `lab.build` makes them."""
+
+    model: Any = MISSING
+    data: Any = MISSING
+    init: Any = MISSING
+    rank_strategy: Any = MISSING
+    svd_policy: Any = MISSING
+    logger: Any = MISSING
+    hardware: Hardware = field(default_factory=Hardware)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    adapter: Adapter = field(default_factory=Adapter)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    method: str = MISSING
+    rank: int = MISSING
+    alpha: float = MISSING
+    scaling: str = MISSING
+    seed: int = MISSING
+    data_seed: int = MISSING
+    select: str = MISSING
+    study: str | None = None
+    stage: str | None = None
+    arm: str | None = None
+    resume: str | None = None
+    resume_study: str | None = None
+    study_size: str = MISSING
+    dry_run: bool = MISSING
+    keep_checkpoints: bool = MISSING
+
+
+CHOICES = {
+    "method": ("lora", "full"),
+    "scaling": ("alpha_over_r", "rslora", "constant"),
+    "select": ("last", "best"),
+    "study_size": ("quick", "default", "full"),
+    "schedule.lr_scheduler": ("linear", "cosine", "constant"),
+    "hardware.accelerator": ("auto", "cpu", "gpu"),
+    "hardware.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
+}
+AT_LEAST = {
+    "rank": 1,
+    "schedule.batch_size": 1,
+    "schedule.warmup_steps": 0,
+    "schedule.eval_every_n_steps": 1,
+    "schedule.log_every_n_steps": 1,
+    "schedule.save_every_n_steps": 1,
+    "hardware.devices": 1,
+    "evidence.num_examples": 1,
+    "evaluate.num_samples": 0,
+    "evaluate.max_new_tokens": 1,
+    "seed": 0,
+    "data_seed": 0,
+}
+ABOVE_ZERO = ("alpha", "optim.lr", "optim.eps", "optim.lora_plus_ratio")
+
+# Pairs that make no sense, in one place: (what is chosen, what it excludes, why).
+INCOMPATIBLE: tuple[tuple[dict[str, Any], str], ...] = (
+    (
+        {"method": "full", "adapter.use_dora": True},
+        "adapter.use_dora decomposes an adapter, and method=full has none",
+    ),
+)
+
+ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def check(cfg: DictConfig) -> RunConfig:
+    """The typed root of a composed config; raises ConfigError for what types alone cannot see."""
+    known = [item.name for item in fields(RunConfig)]
+    for key in cfg:
+        if key not in known:
+            raise ConfigError(f"Unknown key {key!r}{nearest(str(key), known)}. Known keys: {', '.join(known)}.")
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    problems = list(_problems(plain))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return typed(plain)
+
+
+def typed(plain: dict[str, Any]) -> RunConfig:
+    """The typed root of a plain mapping, such as a saved config.yaml."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), plain))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def _get(plain: dict[str, Any], key: str) -> Any:
+    value: Any = plain
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _problems(plain: dict[str, Any]) -> "Sequence[str]":
+    found = []
+    for key, allowed in CHOICES.items():
+        value = _get(plain, key)
+        if value not in allowed:
+            found.append(f"{key}={value} is not one of {', '.join(allowed)}{nearest(str(value), list(allowed))}.")
+    for key, least in AT_LEAST.items():
+        value = _get(plain, key)
+        if value < least:
+            found.append(f"{key} must be at least {least}; got {value}.")
+    for key in ABOVE_ZERO:
+        value = _get(plain, key)
+        if not value > 0:
+            found.append(f"{key} must be above 0; got {value}.")
+    for key in ("hardware.micro_batch_size", "hardware.threads", "schedule.max_epochs", "schedule.max_steps"):
+        value = _get(plain, key)
+        if value is not None and value < 1:
+            found.append(f"{key} must be at least 1 (or null); got {value}.")
+    if not 0 <= plain["adapter"]["dropout"] < 1:
+        found.append(f"adapter.dropout is a probability below 1; got {plain['adapter']['dropout']}.")
+    if plain["schedule"]["max_epochs"] is None and plain["schedule"]["max_steps"] is None:
+        found.append("schedule.max_epochs and schedule.max_steps are both null; give the run an end.")
+    found += _batch_problems(plain)
+    for pair, reason in INCOMPATIBLE:
+        if all(_get(plain, key) == value for key, value in pair.items()):
+            found.append(f"{' with '.join(f'{k}={v}' for k, v in pair.items())} is refused: {reason}.")
+    return found
+
+
+def _batch_problems(plain: dict[str, Any]) -> list[str]:
+    batch, devices = plain["schedule"]["batch_size"], plain["hardware"]["devices"]
+    micro = plain["hardware"]["micro_batch_size"]
+    if batch < 1 or devices < 1:
+        return []
+    unit = devices * (micro or 1)
+    if batch % unit == 0:
+        return []
+    below, above = batch // unit * unit, (batch // unit + 1) * unit
+    near = " or ".join(str(value) for value in (below, above) if value > 0)
+    what = f"devices={devices}" + (f" x micro_batch_size={micro}" if micro else "")
+    return [
+        f"schedule.batch_size={batch} does not divide into hardware.{what}: accumulation must be whole. "
+        f"The nearest batch sizes are {near}; or change hardware.micro_batch_size."
+    ]
+
+
+def compose(*overrides: str) -> RunConfig:
+    """The checked config that `python -m lab.train OVERRIDES` would run, for tests and notebooks."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return check(hydra_compose("config", overrides=list(overrides)))
+
+
+def load(run_dir: Path) -> RunConfig:
+    """The config a run directory was started from; raises UsageError where there is none."""
+    path = Path(run_dir) / "config.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run_dir} is no run directory: it holds no config.yaml.")
+    plain = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(plain, dict)
+    return typed(plain)
+
+
+def save(config: RunConfig, run_dir: Path) -> None:
+    """Write config.yaml: the resolved config in plain types."""
+    OmegaConf.save(OmegaConf.structured(config), Path(run_dir) / "config.yaml")

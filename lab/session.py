@@ -1,0 +1,294 @@
+"""A run from start to end in one process: assemble, evaluate the base, fit, evaluate, export."""
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from rich.text import Text
+
+from lab import __version__, build
+from lab.adapter.export import export, verify_export
+from lab.assemble import Adapted, adapt, load_base, load_corpus, readapt
+from lab.config import RunConfig
+from lab.data.encode import preview
+from lab.record import RunRecord
+from lab.training import checkpoint, hardware
+from lab.training.answers import Answers
+from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
+from lab.training.evaluate import Evaluation, evaluate
+from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
+from lab.training.loss import Scorer
+from lab.training.metrics_file import MetricsFile
+from lab.training.module import CausalLM
+from lab.training.progress import ProgressBar, console
+from lab.training.stop import stop_on_signal
+
+PROBE_SAMPLES = 16  # validation samples on which step 0 is compared with the base
+
+
+class Session:
+    """One process of one run; fills the record as facts become known."""
+
+    def __init__(self, run_dir: Path, config: RunConfig, result: RunRecord, main: bool) -> None:
+        self.run_dir, self.config, self.result, self.main = run_dir, config, result, main
+        self.started = time.perf_counter()
+        self.seconds_before = dict(result.seconds)
+        self.spent = {"init": 0.0, "eval": 0.0}
+
+    def run(self) -> None:
+        """The whole run; raises Diverged or Interrupted where it ends early."""
+        config = self.config
+        self.hardware = hardware.resolve(config.hardware, config.schedule.batch_size)
+        if self.main:
+            console.print(self.hardware.describe())
+        _start_processes(self.hardware)
+        seed_everything(config.seed, workers=True, verbose=False)
+        found = checkpoint.newest(self.run_dir)
+        model, data = build.make(config.model), build.make(config.data)
+        self.tokenizer = model.tokenizer()
+        self.corpus = load_corpus(data, self.tokenizer)
+        net, targets = load_base(model, config, self.hardware)
+        self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
+        adapted = self._fresh(net, targets, model) if found is None else readapt(net, targets, config, found[1])
+        self._fit(adapted, found[0] if found else None)
+        self._finish(adapted)
+
+    def _fresh(self, net: Any, targets: Any, model: Any) -> Adapted:
+        """Describe the data, evaluate the base, install and verify the adapters."""
+        corpus, config = self.corpus, self.config
+        self.result.data = corpus.record(self._data_name())
+        if self.main:
+            first = corpus.train.samples[0]
+            console.print(Text(f"{self._data_name()}: first training example, masked tokens dimmed", style="bold"))
+            console.print(preview(first, self.tokenizer))
+        base = Scorer(net, self.hardware.device, autocast=False)
+        metrics = self.result.metrics
+        metrics["base_val_loss"] = self._evaluate(base, "val").loss
+        if corpus.test.samples:
+            metrics["base_test_loss"] = self._evaluate(base, "test").loss
+        if corpus.retention:
+            metrics["base_retention_loss"] = self._evaluate(base, "retention").loss
+        probe = corpus.val.samples[:PROBE_SAMPLES]
+        base_loss = evaluate(base, probe, corpus.pad_id).loss
+        base.gate.handle.remove()
+        adapted = adapt(net, targets, config, self.hardware, corpus.train.samples, corpus.pad_id)
+        self.spent["init"] += adapted.init_record.get("seconds", 0.0)
+        scorer = Scorer(adapted.net, self.hardware.device, autocast=False)
+        step0 = evaluate(scorer, probe, corpus.pad_id).loss
+        scorer.gate.handle.remove()
+        self._record_model(adapted, model)
+        self.result.init = {**adapted.init_record, "base_loss": base_loss, "step0_loss": step0}
+        if self.main:
+            self._say_start(adapted)
+            MetricsFile(self.run_dir).append({"step": 0, "tokens": 0, "val_loss": metrics["base_val_loss"]})
+        return adapted
+
+    def _fit(self, adapted: Adapted, resume_from: Path | None) -> None:
+        config, corpus = self.config, self.corpus
+        lengths = [len(sample.input_ids) for sample in corpus.train.samples]
+        plan = BatchPlan(lengths, config.schedule.batch_size, config.data_seed)
+        total = total_steps(config, plan.steps_per_epoch)
+        self.module = CausalLM(adapted.net, config, self.hardware, total, adapted.structure)
+        split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, _rank())
+        batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
+        done = checkpoint.load(resume_from)["progress"]["step"] if resume_from else 0
+        if self.main and resume_from:
+            console.print(f"resuming from {resume_from.name} at step {done} of {total}")
+        with ProgressBar(total, done, enabled=self.main) as bar, stop_on_signal() as request:
+            self.monitor = Monitor(self.run_dir, self._val, self._show_samples, bar, self.started)
+            checkpoints = Checkpoints(self.run_dir)
+            trainer = Trainer(
+                accelerator=self.hardware.accelerator,
+                devices=self.hardware.devices,
+                strategy="ddp" if self.hardware.devices > 1 else "auto",
+                max_epochs=1,
+                max_steps=total,
+                accumulate_grad_batches=self.hardware.accumulate,
+                logger=build.make_logger(config.logger, self.run_dir) or False,
+                callbacks=[self.monitor, checkpoints, StopOnRequest(request, checkpoints)],
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                num_sanity_val_steps=0,
+                log_every_n_steps=1,
+                default_root_dir=self.run_dir,
+            )
+            if done < total:
+                loader = TrainLoader(batches, config.hardware.num_workers)
+                trainer.fit(self.module, loader, ckpt_path=str(resume_from) if resume_from else None)
+            else:  # everything but the ending was done
+                self.module.progress = type(self.module.progress)(**checkpoint.load(resume_from)["progress"])  # type: ignore[arg-type]
+        self.module.to(self.hardware.device)
+        self.spent["eval"] += self.monitor.eval_seconds
+        progress = self.module.progress
+        self.result.steps, self.result.tokens = progress.step, progress.tokens
+        self.result.metrics |= {
+            "train_loss": self.monitor.last.get("train_loss"),
+            "best_val_loss": progress.best_val_loss,
+            "best_step": progress.best_step,
+        }
+
+    def _finish(self, adapted: Adapted) -> None:
+        """Evaluate the selected weights on every side, export them, and close the record."""
+        if self.config.select == "best" and self.module.progress.best_step != self.module.progress.step:
+            best = checkpoint.load(checkpoint.folder(self.run_dir) / checkpoint.BEST)
+            self.module.load_state_dict(best["state_dict"])
+        scorer, metrics = self.module.scorer, self.result.metrics
+        val = self._evaluate(scorer, "val")
+        metrics |= {"val_loss": val.loss, "val_perplexity": val.perplexity, "val_bpb": val.bpb}
+        if self.corpus.test.samples:
+            metrics["test_loss"] = self._evaluate(scorer, "test").loss
+        if self.corpus.retention:
+            after = self._evaluate(scorer, "retention").loss
+            metrics["retention_loss"] = after
+            metrics["forgetting"] = after - (metrics["base_retention_loss"] or 0.0)
+        began = time.perf_counter()
+        if self.config.evaluate.accuracy and self.main:
+            metrics["test_accuracy"] = self.answers.accuracy(adapted.net)
+        for name, node in self.config.metrics.items():
+            metrics[name] = float(build.make({**node, "_partial_": True})(adapted.net, self.tokenizer))
+        self.spent["eval"] += time.perf_counter() - began
+        if self.main:
+            self._export(adapted)
+        total = time.perf_counter() - self.started
+        self.result.seconds = {
+            "total": self.seconds_before.get("total", 0.0) + total,
+            "init": self.seconds_before.get("init", 0.0) + self.spent["init"],
+            "train": self.module.progress.train_seconds,
+            "eval": self.seconds_before.get("eval", 0.0) + self.spent["eval"],
+            "analysis": 0.0,
+        }
+        self.result.switches = 0
+        if self.main:
+            self._say_end()
+
+    def _export(self, adapted: Adapted) -> None:
+        if self.config.method == "lora":
+            exported = export(adapted.net, self.run_dir / "adapter")
+            verify_export(self.run_dir / "adapter", adapted.structure["plan"], adapted.structure["offset"])
+            del exported
+        else:
+            adapted.net.save_pretrained(self.run_dir / "model")
+            self.tokenizer.save_pretrained(self.run_dir / "model")
+
+    def _evaluate(self, scorer: Scorer, side: str) -> Evaluation:
+        began = time.perf_counter()
+        samples = self.corpus.retention if side == "retention" else getattr(self.corpus, side).samples
+        result = evaluate(scorer, samples, self.corpus.pad_id)
+        self.spent["eval"] += time.perf_counter() - began
+        return result
+
+    def _val(self) -> Evaluation:
+        return evaluate(self.module.scorer, self.corpus.val.samples, self.corpus.pad_id)
+
+    def _show_samples(self, step: int) -> None:
+        for prompt, text in self.answers.samples(self.module.net):
+            for logger in self.module.trainer.loggers:
+                add_text = getattr(logger.experiment, "add_text", None)
+                if add_text is not None:
+                    add_text("samples", f"**{prompt}**\n\n{text}", step)
+
+    def _data_name(self) -> str:
+        return str(self.config.data["name"])
+
+    def _record_model(self, adapted: Adapted, model: Any) -> None:
+        result, net = self.result, adapted.net
+        result.seed, result.data_seed = self.config.seed, self.config.data_seed
+        result.config = _plain(self.config)
+        result.model = {
+            "name_or_path": model.name_or_path,
+            "revision": model.revision,
+            "weights_sha256": adapted.structure["base_sha256"],
+            "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
+            "quantization": getattr(model, "quantization", None),
+        }
+        result.trainable_params = sum(p.numel() for p in net.parameters() if p.requires_grad)
+        result.total_params = sum(p.numel() for p in net.parameters())
+        if adapted.applied is not None:
+            result.ranks, result.scalings = dict(adapted.applied.ranks), dict(adapted.applied.scalings)
+            asked = self.config.rank * sum(target.cost for target in adapted.targets)
+            result.budget = {"asked": asked, "used": adapted.applied.budget_used}
+        result.environment = environment(self.hardware)
+
+    def _say_start(self, adapted: Adapted) -> None:
+        result = self.result
+        if adapted.applied is not None:
+            init = result.init
+            console.print(
+                f"{init['scheme']}: {init['modules_initialised']} of {init['modules_targeted']} modules initialised, "
+                f"rank {_span(result.ranks)}, scaling {_span(result.scalings)}, "
+                f"{result.trainable_params:,} of {result.total_params:,} parameters train; "
+                f"loss at step 0 {init['step0_loss']:.4f}, of the base {init['base_loss']:.4f}"
+            )
+        console.print(f"base: validation loss {result.metrics['base_val_loss']:.4f} nats per token")
+
+    def _say_end(self) -> None:
+        metrics = self.result.metrics
+        shown = ("val_loss", "base_val_loss", "test_loss", "test_accuracy", "forgetting")
+        facts = [f"{name} {value:.4f}" for name in shown if (value := metrics.get(name)) is not None]
+        console.print(f"{' · '.join(facts)} · {self.result.seconds['total']:.0f} s · {self.run_dir}")
+
+
+def total_steps(config: RunConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of the run: whichever of max_steps and max_epochs ends first."""
+    schedule = config.schedule
+    ends = [schedule.max_steps] if schedule.max_steps is not None else []
+    if schedule.max_epochs is not None:
+        ends.append(schedule.max_epochs * steps_per_epoch)
+    return min(ends)
+
+
+def _span(values: dict[str, Any]) -> str:
+    low, high = min(values.values()), max(values.values())
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _start_processes(resolved: hardware.Resolved) -> None:
+    """Join the process group early: the base is evaluated, and evidence gathered, before Lightning would."""
+    if resolved.devices == 1 or torch.distributed.is_initialized():
+        return
+    if resolved.accelerator == "gpu":
+        torch.cuda.set_device(resolved.device)
+    torch.distributed.init_process_group("nccl" if resolved.accelerator == "gpu" else "gloo")
+
+
+def environment(resolved: hardware.Resolved) -> dict[str, Any]:
+    """Versions, device and commit: what a number needs beside it."""
+    versions = {}
+    for name in ("torch", "lightning", "transformers", "peft", "hydra-core", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "absent"
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "lab": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "device": resolved.device_name,
+        "devices": resolved.devices,
+        "precision": resolved.precision,
+        "threads": resolved.threads,
+        "commit": commit or None,
+    }

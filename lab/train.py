@@ -1,0 +1,82 @@
+"""Train one model, or many.      python -m lab.train init=svd rank=16"""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lab import config as configuration
+from lab import launch
+from lab.config import CONF, ConfigError, RunConfig
+from lab.errors import UsageError
+
+RESUME_MAY_CHANGE = ("hardware", "schedule.max_steps", "resume")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(cfg: DictConfig) -> float:
+    """One job: check the config, launch it, and return the selected weights' validation loss to the sweeper."""
+    hydra_cfg = HydraConfig.get()
+    overrides = list(hydra_cfg.overrides.task)
+    try:
+        config = _resumed(cfg, overrides) if cfg.resume else configuration.check(cfg)
+        return launch.launch(
+            config,
+            Path(hydra_cfg.runtime.output_dir),
+            choices={key: str(value) for key, value in hydra_cfg.runtime.choices.items() if "/" not in key},
+            overrides=overrides,
+            alone=hydra_cfg.mode == RunMode.RUN,
+        )
+    except UsageError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _resumed(cfg: DictConfig, overrides: list[str]) -> RunConfig:
+    """The saved config of the run to resume, with the few overrides that resume allows."""
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUME_MAY_CHANGE):
+            raise UsageError(
+                f"resume={cfg.resume} takes its config from that run; {override!r} is not allowed beside it, only "
+                f"hardware, the launcher and a larger schedule.max_steps."
+            )
+    saved = configuration.load(Path(cfg.resume))
+    plain = OmegaConf.structured(saved)
+    if any(override.startswith("hardware=") for override in overrides):
+        plain.hardware = cfg.hardware
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.startswith("hardware."):
+            OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
+        elif key == "schedule.max_steps":
+            _extend(plain, int(value))
+    return configuration.check(plain)
+
+
+def _extend(plain: DictConfig, max_steps: int) -> None:
+    if plain.schedule.lr_scheduler != "constant":
+        raise UsageError(
+            f"schedule.max_steps={max_steps} cannot be raised on resume: the run's lr_scheduler is "
+            f"{plain.schedule.lr_scheduler}, whose past depends on its end; only a constant one can be extended."
+        )
+    if plain.schedule.max_steps is not None and max_steps < plain.schedule.max_steps:
+        raise UsageError(f"schedule.max_steps={max_steps} is below the run's own {plain.schedule.max_steps}.")
+    plain.schedule.max_steps, plain.schedule.max_epochs = max_steps, None
+
+
+def main() -> None:
+    """The console script: Hydra with `resume=RUN` writing in place."""
+    folder = next((arg.split("=", 1)[1] for arg in sys.argv[1:] if arg.startswith("resume=")), None)
+    if folder and folder != "null":
+        try:
+            sys.argv += launch.resume_in_place(Path(folder))
+        except UsageError as error:
+            sys.exit(str(error))
+    job()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""What a model says: sample generations during a run, and exact match of extracted answers at its end."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lab.config import Evaluate
+from lab.data import Pair
+from lab.data.encode import extract_answer, render_prompt
+from lab.training.generate import complete
+
+if TYPE_CHECKING:
+    from lab.assemble import Corpus
+
+
+class Answers:
+    """Prompts of a corpus and how their completions are judged."""
+
+    def __init__(self, data: Any, corpus: "Corpus", tokenizer: Any, settings: Evaluate, device: torch.device) -> None:
+        self.data, self.corpus, self.tokenizer = data, corpus, tokenizer
+        self.settings, self.device = settings, device
+
+    def samples(self, net: nn.Module) -> list[tuple[str, str]]:
+        """The first validation prompts with what the model makes of them, greedily."""
+        records = self.corpus.splits.val[: self.settings.num_samples]
+        prompts = [self._prompt_text(record) for record in records]
+        return list(zip(prompts, self._complete(net, prompts), strict=True)) if prompts else []
+
+    def accuracy(self, net: nn.Module) -> float | None:
+        """Share of test pairs whose extracted answer equals the reference's; None where the data has no pattern."""
+        pattern = self.data.answer_pattern
+        pairs = [record for record in self.corpus.splits.test if isinstance(record, Pair)]
+        if pattern is None or not pairs:
+            return None
+        completions = self._complete(net, [self._prompt_text(pair) for pair in pairs])
+        right = 0
+        for pair, completion in zip(pairs, completions, strict=True):
+            answer = extract_answer(completion, pattern)
+            right += answer is not None and answer == extract_answer(pair.response, pattern)
+        return right / len(pairs)
+
+    def _prompt_text(self, record: Any) -> str:
+        return render_prompt(record, self.tokenizer, self.data.template)
+
+    def _complete(self, net: nn.Module, prompts: Sequence[str]) -> list[str]:
+        ids: list[Tensor] = [
+            torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.long)
+            for prompt in prompts
+        ]
+        out = complete(net, ids, self.corpus.eos_id, self.corpus.pad_id, self.settings.max_new_tokens, self.device)
+        return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in out]

@@ -1,0 +1,161 @@
+"""What happens around optimizer steps: measure, evaluate, checkpoint, stop. In this order, in one place."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, Trainer
+
+from lab.training import checkpoint
+from lab.training.evaluate import Evaluation
+from lab.training.metrics_file import MetricsFile
+from lab.training.module import CausalLM
+from lab.training.progress import ProgressBar
+from lab.training.stop import Interrupted, StopRequest
+
+Row = dict[str, float | int | None]
+
+
+class AfterStep(Callback):
+    """Base of what acts once per optimizer step, after the optimizer and the scheduler have stepped."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % pl_module.hardware.accumulate == 0:
+            self.after_step(trainer, pl_module, batch)
+
+    def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
+        """Called with the last micro-batch of the step."""
+        raise NotImplementedError
+
+
+class Monitor(AfterStep):
+    """Counts, evaluates and logs: a row of metrics.csv, the logger's scalars and the console per logged step."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        evaluate: Callable[[], Evaluation],
+        show_samples: Callable[[int], None],
+        bar: ProgressBar,
+        started: float,
+    ) -> None:
+        self.run_dir, self.evaluate, self.show_samples, self.bar = run_dir, evaluate, show_samples, bar
+        self.file: MetricsFile | None = None
+        self.started = started
+        self.eval_seconds = 0.0
+        self.last: Row = {}
+        self.tick = 0.0  # when the current micro-batch began
+        self.since = (0, 0.0)  # tokens and training seconds at the last logged row
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            self.file = MetricsFile(self.run_dir)
+            self.file.cut_back(pl_module.progress.step)
+        self.since = (pl_module.progress.tokens, pl_module.progress.train_seconds)
+        self.tick = time.perf_counter()
+
+    def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
+        progress, schedule = module.progress, module.config.schedule
+        now = time.perf_counter()
+        progress.train_seconds += now - self.tick
+        progress.step, progress.tokens = trainer.global_step, progress.tokens + batch["tokens"]
+        last = progress.step == module.total_steps
+        due_eval = progress.step % schedule.eval_every_n_steps == 0 or last
+        due_log = progress.step % schedule.log_every_n_steps == 0 or due_eval
+        nats = torch.tensor([module.step_nats], dtype=torch.float64, device=module.hardware.device)
+        if due_log and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(nats)
+        row: Row = {"step": progress.step, "tokens": progress.tokens}
+        if due_log:
+            spent = progress.train_seconds - self.since[1]
+            row |= {
+                "train_loss": float(nats) / max(1, batch["denominator"]),
+                "lr": _lr_of_this_step(trainer),
+                "grad_norm": module.grad_norm,
+                "tokens_per_second": (progress.tokens - self.since[0]) / max(spent, 1e-9),
+            }
+            self.since = (progress.tokens, progress.train_seconds)
+        if due_eval:
+            row |= self._evaluate(trainer, module)
+        if due_log:
+            row["seconds"] = time.perf_counter() - self.started
+            self._log(trainer, module, row)
+        self.tick = time.perf_counter()
+
+    def _evaluate(self, trainer: Trainer, module: CausalLM) -> Row:
+        began = time.perf_counter()
+        result = self.evaluate()
+        progress = module.progress
+        if progress.best_val_loss is None or result.loss < progress.best_val_loss:
+            progress.best_val_loss, progress.best_step = result.loss, progress.step
+            checkpoint.save(self.run_dir, checkpoint.BEST, trainer.save_checkpoint, trainer.is_global_zero)
+        if trainer.is_global_zero:
+            self.show_samples(progress.step)
+        self.eval_seconds += time.perf_counter() - began
+        return {"val_loss": result.loss, "val_bpb": result.bpb}
+
+    def _log(self, trainer: Trainer, module: CausalLM, row: Row) -> None:
+        self.last = row
+        if not trainer.is_global_zero:
+            return
+        assert self.file is not None
+        self.file.append(row)
+        step = int(row["step"] or 0)
+        tags = {
+            "train/loss": row.get("train_loss"),
+            "val/loss": row.get("val_loss"),
+            "val/bpb": row.get("val_bpb"),
+            "optim/lr": row.get("lr"),
+            "optim/grad_norm": row.get("grad_norm"),
+            "perf/tokens_per_second": row.get("tokens_per_second"),
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics({tag: float(value) for tag, value in tags.items() if value is not None}, step=step)
+        done = step / module.total_steps
+        elapsed = module.progress.train_seconds
+        self.bar.update(step, row, elapsed / done - elapsed if done else None)
+
+
+def _lr_of_this_step(trainer: Trainer) -> float:
+    """The rate the step just taken used; the scheduler has already moved on."""
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    factor, step = scheduler.lr_lambdas[0], trainer.global_step - 1
+    return float(scheduler.base_lrs[0] * factor(step))
+
+
+class Checkpoints(AfterStep):
+    """Writes `last.ckpt` at intervals and at the end; the one before stays as `previous.ckpt`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
+        step = module.progress.step
+        if step % module.config.schedule.save_every_n_steps == 0 or step == module.total_steps:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the checkpoint now."""
+        checkpoint.save(self.run_dir, checkpoint.LAST, trainer.save_checkpoint, trainer.is_global_zero)
+
+
+class StopOnRequest(AfterStep):
+    """Ends the run at the optimizer step after a signal, with a checkpoint; every process agrees."""
+
+    def __init__(self, request: StopRequest, checkpoints: Checkpoints) -> None:
+        self.request, self.checkpoints = request, checkpoints
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.request.listen()
+
+    def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
+        asked = torch.tensor([self.request.signal is not None], dtype=torch.int32, device=module.hardware.device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        if int(asked) and module.progress.step < module.total_steps:
+            self.checkpoints.save(trainer)
+            by = self.request.signal or "a signal to another process"
+            raise Interrupted(f"stopped by {by} at step {module.progress.step}; resume={self.checkpoints.run_dir}")

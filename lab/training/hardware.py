@@ -1,0 +1,100 @@
+"""What a job runs on, resolved from the config to devices, precision, and how a batch is split."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lab.config import Hardware
+from lab.errors import UsageError
+
+MICRO_BATCH = 16  # examples, where the config leaves the micro-batch open
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Hardware as it really is."""
+
+    accelerator: str  # cpu | gpu
+    devices: int
+    precision: str  # 32-true | bf16-mixed | bf16-true
+    micro: int
+    accumulate: int
+    threads: int
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        return (
+            torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            if self.accelerator == "gpu"
+            else torch.device("cpu")
+        )
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of matrix products."""
+        return torch.float32 if self.precision == "32-true" else torch.bfloat16
+
+    @property
+    def device_name(self) -> str:
+        """What a table of measurements should call it."""
+        return torch.cuda.get_device_name(self.device) if self.accelerator == "gpu" else cpu_name()
+
+    def describe(self) -> str:
+        """The first line of a run."""
+        count = f"{self.devices} x " if self.devices > 1 else ""
+        return (
+            f"torch {torch.__version__} · {count}{self.device_name} · {self.precision} · {self.threads} threads · "
+            f"micro-batch {self.micro} x {self.accumulate} accumulated x {self.devices} devices"
+        )
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_has_bf16() -> bool:
+    """True where the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere bf16 is slower."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text() if info.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def resolve(hardware: Hardware, batch_size: int) -> Resolved:
+    """Devices, precision and accumulation for a global batch; raises UsageError for what this machine lacks."""
+    gpus = torch.cuda.device_count()
+    accelerator = hardware.accelerator
+    if accelerator == "auto":
+        accelerator = "gpu" if gpus else "cpu"
+    if accelerator == "gpu" and gpus < hardware.devices:
+        raise UsageError(
+            f"hardware asks for {hardware.devices} CUDA device(s) and torch {torch.__version__} sees {gpus}; "
+            f"use hardware=cpu, or install a CUDA build of torch."
+        )
+    precision = hardware.precision
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if accelerator == "gpu" else cpu_has_bf16()
+        precision = "bf16-mixed" if fast else "32-true"
+    per_device = batch_size // hardware.devices
+    micro = hardware.micro_batch_size
+    if micro is None:
+        micro = next(size for size in range(min(MICRO_BATCH, per_device), 0, -1) if per_device % size == 0)
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+    return Resolved(
+        accelerator=accelerator,
+        devices=hardware.devices,
+        precision=precision,
+        micro=micro,
+        accumulate=per_device // micro,
+        threads=torch.get_num_threads(),
+    )

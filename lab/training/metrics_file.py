@@ -1,0 +1,33 @@
+"""metrics.csv: a row per logged step, written as it happens and cut back on resume."""
+
+import csv
+from pathlib import Path
+
+COLUMNS = ("step", "tokens", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm", "tokens_per_second", "seconds")
+
+
+class MetricsFile:
+    """The file and its columns; a value nobody measured is an empty field."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / "metrics.csv"
+        if not self.path.exists():
+            self.path.write_text(",".join(COLUMNS) + "\n")
+
+    def append(self, row: dict[str, float | int | None]) -> None:
+        """Add one row; floats keep all their digits, so that runs can be compared bitwise."""
+        assert set(row) <= set(COLUMNS), set(row) - set(COLUMNS)
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow([_text(row.get(column)) for column in COLUMNS])
+
+    def cut_back(self, step: int) -> None:
+        """Drop the rows behind a step (and a last line that was cut short)."""
+        with self.path.open(newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
+        kept = [row for row in rows if row[0] == "step" or int(row[0]) <= step]
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerows(kept)
+
+
+def _text(value: float | int | None) -> str:
+    return "" if value is None else repr(value)

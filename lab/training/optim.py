@@ -1,0 +1,48 @@
+"""The optimizer and the learning-rate schedule."""
+
+import math
+
+import torch
+from torch import nn
+
+from lab.config import Optim, Schedule
+
+
+def make_optimizer(net: nn.Module, optim: Optim, device: torch.device) -> torch.optim.AdamW:
+    """Fused AdamW over the trainable parameters, in module order; B trains at lora_plus_ratio times the rate of A."""
+    plain: list[tuple[str, nn.Parameter]] = []
+    faster: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            (faster if "lora_B" in name and optim.lora_plus_ratio != 1 else plain).append((name, parameter))
+    groups = [{"params": plain, "lr": optim.lr}]
+    if faster:
+        groups.append({"params": faster, "lr": optim.lr * optim.lora_plus_ratio})
+    return torch.optim.AdamW(
+        groups,
+        lr=optim.lr,
+        betas=(optim.betas[0], optim.betas[1]),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def make_lr_lambda(schedule: Schedule, total_steps: int) -> "LrFactor":
+    """The factor on the learning rate at a step."""
+    return LrFactor(schedule.lr_scheduler, schedule.warmup_steps, total_steps)
+
+
+class LrFactor:
+    """Linear warm-up from 1/(warmup+1), then constant, or linear or cosine decay to 0 one step past the end."""
+
+    def __init__(self, kind: str, warmup: int, total: int) -> None:
+        self.kind, self.warmup, self.total = kind, warmup, total
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        if self.kind == "constant":
+            return 1.0
+        progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        return 1 - progress if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
