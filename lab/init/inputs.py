@@ -1,0 +1,84 @@
+"""What a scheme may be given: each check is made once, and each refusal names the layer and the way out."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from lab.errors import UsageError
+from lab.init import Evidence, Need
+from lab.layer import Target
+
+OFFSETS = ("separate", "fold", "none")
+
+WHAT = {
+    "gradient": "the gradient of the training loss",
+    "activations": "the second moment of the layer's inputs",
+    "delta": "a weight change, of a warm-up run or of a teacher",
+}
+
+
+def check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is none of the known ones."""
+    if value not in known:
+        raise UsageError(f"{key}={value!r} is unknown; it takes {' | '.join(known)}.")
+
+
+def check_rank(target: Target, rank: int, limit: int | None = None, why: str = "the smaller side of the layer") -> None:
+    """Refuse a rank below 1 or above `limit`, by default the smaller side of the layer."""
+    limit = target.max_rank if limit is None else limit
+    if rank < 1:
+        raise UsageError(f"rank={rank} for {target.name} is below 1; choose 1 to {limit}.")
+    if rank > limit:
+        out, inner = target.shape
+        raise UsageError(
+            f"rank={rank} for {target.name} ({out} x {inner}) exceeds {limit}, {why}; choose 1 to {limit}."
+        )
+
+
+def check_finite(target: Target, what: str, matrix: Tensor) -> None:
+    """Refuse NaN and infinity, which a decomposition would spread over every factor."""
+    bad = int((~torch.isfinite(matrix)).sum())
+    if bad:
+        raise UsageError(
+            f"{what} of {target.name} has {bad} non-finite of {matrix.numel()} entries, so it cannot be decomposed; "
+            "check the checkpoint and the precision it was loaded in, or choose init=random."
+        )
+
+
+def check_nonzero(target: Target, what: str, matrix: Tensor) -> None:
+    """Refuse a zero matrix: both factors would be 0, each the other's gradient, and the pair would never train."""
+    if not bool((matrix != 0).any()):
+        raise UsageError(
+            f"{what} of {target.name} is zero, so both factors would be zero and never train; "
+            "leave the layer out with adapter.exclude_modules, or choose init=random."
+        )
+
+
+def gathered(target: Target, evidence: Evidence, need: Need) -> Tensor:
+    """The evidence a scheme asked for, float32, finite and not zero; raises UsageError where it was not gathered."""
+    matrix: Tensor | None = getattr(evidence, need)
+    if matrix is None:
+        raise UsageError(
+            f"{WHAT[need]} was not gathered for {target.name}, and this init needs it; "
+            "give the run training data, or choose an init without data such as init=pissa."
+        )
+    side = target.shape[1]
+    expected = (side, side) if need == "activations" else target.shape
+    if tuple(matrix.shape) != expected:
+        raise UsageError(f"{WHAT[need]} of {target.name} has shape {tuple(matrix.shape)}; the layer needs {expected}.")
+    matrix = matrix.detach().to(torch.float32)
+    check_finite(target, WHAT[need], matrix)
+    check_nonzero(target, WHAT[need], matrix)
+    return matrix
+
+
+def normal(shape: tuple[int, int], generator: Generator, like: Tensor) -> Tensor:
+    """Standard normal float32 numbers, drawn where the generator lives and moved to where `like` lives."""
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(like.device)
+
+
+def uniform(shape: tuple[int, int], bound: float, generator: Generator, like: Tensor) -> Tensor:
+    """Float32 numbers uniform in ±bound, drawn where the generator lives and moved to where `like` lives."""
+    unit = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return ((2 * unit - 1) * bound).to(like.device)

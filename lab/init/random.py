@@ -1,0 +1,48 @@
+"""One side random, the other zero: the product is exactly zero, so step 0 is the base."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from lab.init import Evidence, Factors, Need
+from lab.init.inputs import check_choice, check_rank, normal, uniform
+from lab.layer import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random:
+    """Plain LoRA (arXiv:2106.09685): noise in one factor, zero in the other.
+
+    `kaiming` is U(±1/√fan_in), fan_in being `in` for A and the rank for B; `gaussian` is N(0, 1/rank²), as in peft.
+    `filled=B` is Init[B] of Hayou et al. (arXiv:2406.08447).
+    """
+
+    distribution: Literal["kaiming", "gaussian"]
+    filled: Literal["A", "B"]
+
+    def __post_init__(self) -> None:
+        check_choice("init.distribution", self.distribution, ("kaiming", "gaussian"))
+        check_choice("init.filled", self.filled, ("A", "B"))
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """No training data."""
+        return frozenset()
+
+    def factors(
+        self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
+    ) -> Factors:
+        """A (rank, in) and B (out, rank), one of them zero; raises UsageError on a rank the layer cannot hold."""
+        check_rank(target, rank)
+        out, inner = target.shape
+        shape, fan_in = ((rank, inner), inner) if self.filled == "A" else ((out, rank), rank)
+        if self.distribution == "kaiming":
+            noise = uniform(shape, 1 / math.sqrt(fan_in), generator, weight)
+        else:
+            noise = normal(shape, generator, weight) / rank
+        zero = torch.zeros((out, rank) if self.filled == "A" else (rank, inner), device=weight.device)
+        A, B = (noise, zero) if self.filled == "A" else (zero, noise)
+        return Factors(A, B, offset="none", info={"product_norm": 0.0, "dead_components": 0.0})

@@ -1,0 +1,84 @@
+"""Factors of the direction in which the weight is about to move (seed 000's idea, with sign, size and offset right)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from lab.errors import UsageError
+from lab.init import Evidence, Need, Offset
+from lab.init.controls import Controlled, Info, balanced, scaled_to
+from lab.init.decomposition import ALGORITHMS, Algorithm, decompose
+from lab.init.inputs import OFFSETS, check_choice, check_nonzero, gathered
+from lab.layer import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Svd(Controlled):
+    """D ≈ U diag(S) Vh, A = c S^½ Vh, B = c U S^½, where D is the direction of the weight's update.
+
+    `gradient`: D = −G, c such that ‖s B A‖_F = size · ‖W‖_F, offset separate: only the direction is used.
+    `warmup`, `teacher`: D = ΔW of a short full-rank run, or of a teacher; c = s^-½, so that s B A = D's best rank-r
+    approximation, offset none: the pair starts where that run ended. A teacher is an oracle: it knows the answer.
+    """
+
+    source: Literal["gradient", "warmup", "teacher"]
+    size: float  # ‖s B A‖_F as a share of ‖W‖_F; source=gradient only
+    warmup_steps: int  # optimizer steps of the full-rank run whose ΔW is taken; source=warmup only
+    teacher: str | None  # folder or hub name of the fine-tuned model; source=teacher only
+    svd: Algorithm
+    offset: Offset | Literal["auto"]  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("init.source", self.source, ("gradient", "warmup", "teacher"))
+        check_choice("init.svd", self.svd, ALGORITHMS)
+        if self.source == "teacher" and self.teacher is None:
+            raise UsageError(
+                "init.source=teacher needs a fine-tuned model of the base's shapes; name it: init.teacher=DIR."
+            )
+        if self.source == "warmup" and self.warmup_steps < 1:
+            raise UsageError(
+                f"init.warmup_steps={self.warmup_steps} leaves no weight change to decompose; use 1 or more."
+            )
+        if not (self.size > 0 and math.isfinite(self.size)):
+            raise UsageError(f"init.size={self.size} is not a positive number; it is a share of ‖W‖ such as 0.01.")
+
+    @property
+    def label(self) -> str:
+        """What reports call it: `svd[gradient]`; a bare `svd` could be taken for the SVD of W."""
+        return f"svd[{self.source}]"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The gradient, or a weight change."""
+        return frozenset({"gradient"}) if self.source == "gradient" else frozenset({"delta"})
+
+    @property
+    def offsets(self) -> tuple[str, ...]:
+        """The values `offset` may take: `auto` follows the source."""
+        return ("auto", *OFFSETS)
+
+    @property
+    def applied_offset(self) -> Offset:
+        """With `auto`: separate for a gradient, whose length is arbitrary; none for a weight change, which is meant."""
+        if self.offset != "auto":
+            return self.offset
+        return "separate" if self.source == "gradient" else "none"
+
+    def pair(
+        self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
+    ) -> tuple[Tensor, Tensor, Info]:
+        """The direction's best rank-r approximation; raises UsageError without evidence or where it is zero."""
+        if self.source == "gradient":
+            check_nonzero(target, "the weight", weight)  # `size` is a share of its norm
+            D = -gathered(target, evidence, "gradient")
+        else:
+            D = gathered(target, evidence, "delta")
+        found = decompose(D, rank, self.svd, generator)
+        A, B = balanced(found.U, found.S, found.Vh, scaling)
+        if self.source == "gradient":
+            A, B = scaled_to(A, B, scaling, self.size * float(torch.linalg.vector_norm(weight)))
+        return A, B, found.info

@@ -1,0 +1,78 @@
+"""The lab's own checks, for other people's schemes: `check_init(MyScheme(...))` in a test of yours."""
+
+import torch
+from torch import Generator, Tensor
+
+from lab.init import Evidence, Factors, InitScheme, Need
+from lab.layer import Target
+
+NEEDS: frozenset[Need] = frozenset({"gradient", "activations", "delta"})
+SHAPES = {"square": (40, 40), "tall": (56, 32), "wide": (32, 56)}  # (out, in)
+
+
+def check_init(scheme: InitScheme, rank: int = 4, scaling: float = 2.0) -> None:
+    """Hold an init scheme against the protocol, on a square, a tall and a wide layer; raises AssertionError.
+
+    Checked: `needs` are known and enough; A (rank, in) and B (out, rank) are finite, float32 and not both zero; one
+    seed gives the same bits twice; weight and evidence come back unchanged; the offset is legal; where the function is
+    kept by neither a zero product nor an offset, that is allowed and `info` stays plain numbers.
+    """
+    unknown = set(scheme.needs) - NEEDS
+    _demand(not unknown, f"needs {sorted(unknown)} are none of {sorted(NEEDS)}")
+    for side, shape in SHAPES.items():
+        target = Target(f"check.{side}", "other", 0, shape, False)
+        weight, evidence = example_weight(shape), example_evidence(shape, scheme.needs)
+        given = [weight, *(t for t in (evidence.gradient, evidence.activations, evidence.delta) if t is not None)]
+        before = [tensor.clone() for tensor in given]
+        first = scheme.factors(target, weight, rank, scaling, evidence, Generator().manual_seed(1))
+        again = scheme.factors(target, weight, rank, scaling, evidence, Generator().manual_seed(1))
+        _check_factors(first, shape, rank, side)
+        same = torch.equal(first.A, again.A) and torch.equal(first.B, again.B)
+        _demand(same, f"one seed gave two different pairs on a {side} layer; draw only from `generator`")
+        kept = all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+        _demand(kept, f"the weight or the evidence of a {side} layer was changed in place")
+
+
+def _check_factors(factors: Factors, shape: tuple[int, int], rank: int, side: str) -> None:
+    out, inner = shape
+    for name, tensor, expected in (("A", factors.A, (rank, inner)), ("B", factors.B, (out, rank))):
+        found = tuple(tensor.shape)
+        _demand(found == expected, f"{name} of a {side} layer has shape {found}, not {expected}")
+        _demand(tensor.dtype == torch.float32, f"{name} of a {side} layer is {tensor.dtype}, not float32")
+        _demand(bool(torch.isfinite(tensor).all()), f"{name} of a {side} layer is not finite")
+        _demand(not tensor.requires_grad, f"{name} of a {side} layer still carries a graph")
+    _demand(bool(factors.A.any() or factors.B.any()), f"A and B of a {side} layer are both zero and never train")
+    _demand(factors.offset in ("separate", "fold", "none"), f"offset {factors.offset!r} is not separate, fold or none")
+    plain = all(isinstance(key, str) and isinstance(value, float | int) for key, value in factors.info.items())
+    _demand(plain, "info holds something other than numbers by name")
+
+
+def _demand(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise AssertionError(f"{sentence}.")
+
+
+def example_weight(shape: tuple[int, int]) -> Tensor:
+    """A float32 matrix whose singular values fall as i^-½, as trained weights' roughly do."""
+    generator = Generator().manual_seed(0)
+    k = min(shape)
+    U = torch.linalg.qr(torch.randn(shape[0], k, generator=generator)).Q
+    V = torch.linalg.qr(torch.randn(shape[1], k, generator=generator)).Q
+    return (U * torch.arange(1, k + 1) ** -0.5) @ V.T
+
+
+def example_evidence(shape: tuple[int, int], needs: frozenset[Need] = NEEDS) -> Evidence:
+    """What is asked for of a gradient, an inputs' second moment and a weight change; unrelated to the weight."""
+    generator = Generator().manual_seed(2)
+    out, inner = shape
+    tokens = 4 * inner
+    x = torch.randn(tokens, inner, generator=generator) * torch.arange(1, inner + 1) ** -0.5
+    x = x @ torch.linalg.qr(torch.randn(inner, inner, generator=generator)).Q
+    errors = torch.randn(tokens, out, generator=generator) / 100
+    delta = torch.randn(out, inner, generator=generator) / 1000
+    return Evidence(
+        gradient=errors.T @ x / tokens if "gradient" in needs else None,
+        activations=x.T @ x / tokens if "activations" in needs else None,
+        delta=delta if "delta" in needs else None,
+        num_tokens=tokens if needs else 0,
+    )
