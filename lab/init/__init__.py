@@ -30,6 +30,7 @@ class Factors:
     B: Tensor  # (out, rank), float32
     offset: Offset = "none"  # separate: W untouched, the initial pair rides along frozen with −scaling;
     #                          fold: W gives up scaling · B A (peft parity); none: the function moves at step 0
+    base: Tensor | None = None  # (out, in), the weight the layer must take in place of its own: a quantised base
     info: dict[str, float] = field(default_factory=dict)  # scalars for the record, such as captured_energy
 
 

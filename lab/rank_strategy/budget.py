@@ -42,7 +42,7 @@ class Budgeted:
         r = clamp(λ w) with λ by bisection so that the cost is the budget, then rounded by largest remainder (issue 4).
         Raises UsageError for weights that are negative, not finite or all zero, and for a budget no allocation meets.
         """
-        _check(weights, targets)
+        _check(weights)
         low, high = self._bounds(targets)
         if self.budget == "none":
             return {name: max(low[name], min(high[name], math.floor(weights[name] + ROUNDING))) for name in low}
@@ -57,7 +57,7 @@ class Budgeted:
         """
         if self.budget == "none":
             raise UsageError("rank_strategy.budget=none has no meaning where components compete; use params or ranks.")
-        _check({name: float(sum(kept)) for name, kept in values.items()}, targets)
+        _check({name: float(sum(kept)) for name, kept in values.items()})
         low, high = self._bounds(targets)
         high = {name: min(high[name], max(low[name], len(values[name]))) for name in high}
         cost, total = self._asked(targets, rank, low, high)
@@ -108,13 +108,12 @@ class Budgeted:
 
 def relative(weights: Mapping[str, float], rank: int) -> dict[str, float]:
     """The weights in units of rank: scaled to a mean of `rank`, which is how `budget: none` reads evidence."""
+    _check(weights)
     total = sum(weights.values())
-    return {name: weight * rank * len(weights) / total for name, weight in weights.items()} if total else dict(weights)
+    return {name: weight * rank * len(weights) / total for name, weight in weights.items()}
 
 
-def _check(weights: Mapping[str, float], targets: Sequence[Target]) -> None:
-    missing = [target.name for target in targets if target.name not in weights]
-    assert not missing, f"no weight for {missing}"
+def _check(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if not math.isfinite(weight) or weight < 0:
             raise UsageError(

@@ -1,0 +1,67 @@
+"""Rank by sensitivity: where the loss would feel a change of the weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from lab.init import Evidence, Need
+from lab.layer import Target
+from lab.rank_strategy import RankPlan
+from lab.rank_strategy.budget import Budgeted, relative
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gora(Budgeted):
+    """r ∝ mean|W ∘ G| / (out + in)^cost_power, the importance rule of GoRA (He et al. 2025, arXiv:2502.12171)."""
+
+    cost_power: float
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"gradient"})
+
+    def allocate(
+        self,
+        targets: Sequence[Target],
+        rank: int,
+        weights: Mapping[str, Tensor],
+        evidence: Mapping[str, Evidence],
+        generator: Generator,
+    ) -> RankPlan:
+        """Ranks proportional to the importance, smoothed by the layer's cost."""
+        found = {}
+        for target in targets:
+            gradient = evidence[target.name].gradient
+            assert gradient is not None
+            importance = float((weights[target.name].float() * gradient).abs().double().mean())
+            found[target.name] = importance / target.cost**self.cost_power
+        return self.spend(targets, rank, relative(found, rank))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fisher(Budgeted):
+    """r ∝ mean of E[g²], the diagonal of the empirical Fisher information per weight (huggingface/peft PR 3204).
+
+    g is the gradient of a batch, not of a token, so the diagonal is that of the batch's mean loss.
+    """
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"gradient_square"})
+
+    def allocate(
+        self,
+        targets: Sequence[Target],
+        rank: int,
+        weights: Mapping[str, Tensor],
+        evidence: Mapping[str, Evidence],
+        generator: Generator,
+    ) -> RankPlan:
+        """Ranks proportional to the mean squared gradient."""
+        found = {}
+        for target in targets:
+            square = evidence[target.name].gradient_square
+            assert square is not None
+            found[target.name] = float(square.double().mean())
+        return self.spend(targets, rank, relative(found, rank))

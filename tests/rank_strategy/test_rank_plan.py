@@ -1,0 +1,112 @@
+"""What holds for every strategy in conf/rank_strategy/*.yaml, so that a new YAML is covered at once."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+from lab.init import Evidence
+from lab.layer import Target
+
+CONF = Path(__file__).parents[2] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "rank_strategy").glob("*.yaml"))
+BUDGETED = [name for name in NAMES if name not in ("uniform", "adalora")]  # uniform has nothing to bound
+NEEDED = {"custom": ["rank_strategy.default=6"]}  # a map has no default that names a layer
+RANK = 6
+
+
+def config(name, *overrides):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose(overrides=[f"+rank_strategy={name}", "+rank=6", *NEEDED.get(name, []), *overrides]).rank_strategy
+
+
+def strategy(name, *overrides):
+    return instantiate(config(name, *overrides), _convert_="all")
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Two blocks of a grouped-query transformer: k_proj is cheaper than q_proj, the feed-forward dearer."""
+    shapes = {
+        "self_attn.q_proj": (48, 48),
+        "self_attn.k_proj": (16, 48),
+        "mlp.up_proj": (96, 48),
+        "mlp.down_proj": (48, 96),
+    }
+    targets = [
+        Target(f"model.layers.{i}.{part}", "mlp" if "mlp" in part else "attention", i, shape, False)
+        for i in range(2)
+        for part, shape in shapes.items()
+    ]
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    weights = {target.name: draw(*target.shape) * (i + 1) for i, target in enumerate(targets)}
+    evidence = {}
+    for i, target in enumerate(targets):
+        x = draw(200, target.shape[1]) * torch.linspace(1, 0.1 * (i + 1), target.shape[1])
+        gradient = draw(*target.shape) * (i + 1)
+        evidence[target.name] = Evidence(
+            gradient=gradient,
+            gradient_square=gradient**2,
+            activations=x.T @ x / 200,
+            delta=draw(target.shape[0], 12) @ draw(12, target.shape[1]) * (i + 1),
+            num_tokens=200,
+        )
+    return targets, weights, evidence
+
+
+def allocate(chosen, model, rank=RANK, seed=0):
+    targets, weights, evidence = model
+    return chosen.allocate(targets, rank, weights, evidence, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", [name for name in BUDGETED if name != "custom"])
+def test_every_strategy_spends_what_uniform_spends(name, model):
+    targets = model[0]
+    plan = allocate(strategy(name), model)
+    asked = RANK * sum(target.cost for target in targets)
+    assert 0 <= asked - sum(plan[target.name] * target.cost for target in targets) < max(t.cost for t in targets)
+    assert all(1 <= plan[target.name] <= target.max_rank for target in targets)
+    assert set(plan) == {target.name for target in targets}
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_min_equal_to_max_is_uniform(name, model):
+    where = "rank_strategy.of" if name == "shuffled" else "rank_strategy"
+    chosen = strategy(name, f"{where}.min_rank={RANK}", f"{where}.max_rank={RANK}")
+    assert allocate(chosen, model) == {target.name: RANK for target in model[0]}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "adalora"])
+def test_one_seed_gives_one_plan_and_touches_nothing(name, model):
+    weights = model[1]
+    before = {key: weight.clone() for key, weight in weights.items()}
+    assert allocate(strategy(name), model, seed=3) == allocate(strategy(name), model, seed=3)
+    assert all(torch.equal(before[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize("name", [name for name in BUDGETED if name not in ("custom", "shuffled")])
+def test_no_strategy_is_uniform_under_another_name(name, model):
+    assert len(set(allocate(strategy(name), model).values())) > 1
+
+
+# ranks by role are all but constant over layers of equal cost, so there is nothing to permute
+@pytest.mark.parametrize(
+    "of", [name for name in BUDGETED if name not in ("custom", "shuffled") and "heavy" not in name]
+)
+def test_every_strategy_can_be_shuffled(of, model):
+    plan = allocate(strategy("shuffled", f"rank_strategy@rank_strategy.of={of}"), model)
+    assert set(plan) == {target.name for target in model[0]}
+    assert sorted(plan.values()) == sorted(allocate(strategy(of), model).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_yaml_holds_every_parameter_and_the_class_no_default(name):
+    node = OmegaConf.to_container(config(name), resolve=False)
+    parameters = inspect.signature(get_class(node.pop("_target_"))).parameters
+    assert set(node) == set(parameters)
+    assert all(parameter.default is inspect.Parameter.empty for parameter in parameters.values())
