@@ -1,0 +1,182 @@
+"""Fill the low-rank pairs by a scheme, and remember what was written well enough to check it."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from peft import PeftModel
+from torch import Generator, Tensor
+
+from lab.adapter.layer import LowRankLinear, adapted_layers
+from lab.adapter.mismatch import Mismatch
+from lab.errors import UsageError
+from lab.init import Evidence, Factors, InitScheme, Offset
+from lab.layer import Target
+
+
+@dataclass(frozen=True)
+class LayerInit:
+    """What a scheme returned for one layer."""
+
+    offset: Offset
+    delta_norm: float  # ‖s B A‖_F
+    seconds: float
+    info: dict[str, float]  # the scheme's own scalars
+    factors_sha256: str  # of A and B as returned, before they were written
+    folded_sha256: str | None  # of the base weight less s B A, in its dtype; with offset fold only
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """What a scheme returned for every layer, in module order."""
+
+    layers: dict[str, LayerInit]
+
+    @property
+    def offset(self) -> str:
+        """The one kind of offset, or the kinds that occur joined by +."""
+        return "+".join(sorted({layer.offset for layer in self.layers.values()}))
+
+    @property
+    def delta_norm(self) -> float:
+        """‖s B A‖_F over all layers together."""
+        return math.sqrt(sum(layer.delta_norm**2 for layer in self.layers.values()))
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the scheme over all layers."""
+        return sum(layer.seconds for layer in self.layers.values())
+
+
+def initialise(
+    model: PeftModel,
+    scheme: InitScheme,
+    targets: Sequence[Target],
+    evidence: Mapping[str, Evidence],
+    *,
+    seed: int,
+    progress: Callable[[Target], None] | None = None,
+) -> Initialised:
+    """Ask the scheme for each target's pair and write it, with its offset; `progress` is told of each finished layer.
+
+    Each layer draws from a private CPU generator seeded by (seed, name), so a layer's numbers do not depend on which
+    others are adapted. Weight and evidence are handed over on the weight's device. Raises UsageError for factors of
+    the wrong shape, dtype or value, and for an offset that DoRA or a quantised or shared weight cannot have.
+    """
+    layers = adapted_layers(model)
+    shared = _shared_weights(model)
+    filled: dict[str, LayerInit] = {}
+    for target in targets:
+        if target.name not in layers:
+            raise Mismatch(f"{target.name} is a target but has no adapter to initialise.")
+        layer = layers[target.name]
+        began = time.perf_counter()
+        weight = layer.base_weight()
+        rank = layer.A.shape[0]
+        found = scheme.factors(
+            target,
+            weight,
+            rank,
+            layer.s,
+            _on(evidence.get(target.name, Evidence()), weight.device),
+            generator_for(seed, target.name),
+        )
+        _check(scheme, target, rank, found)
+        if found.offset != "none":
+            _check_offset(target, layer, found.offset, shared)
+        filled[target.name] = _write(layer, found, began)
+        if progress is not None:
+            progress(target)
+    return Initialised(filled)
+
+
+def generator_for(seed: int, name: str) -> Generator:
+    """A CPU generator that is a pure function of the seed and the layer's name, in every process and version."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def sha256_of(*tensors: Tensor) -> str:
+    """The digest of the tensors' bytes, in order and row-major."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _write(layer: LowRankLinear, found: Factors, began: float) -> LayerInit:
+    folded = sha256_of(layer.folded(found.A, found.B)) if found.offset == "fold" else None
+    layer.A.copy_(found.A)
+    layer.B.copy_(found.B)
+    if found.offset != "none":
+        layer.set_offset(found.offset, found.A, found.B)
+    if layer.magnitude is not None:
+        layer.magnitude.copy_(layer.row_norms())
+    return LayerInit(
+        offset=found.offset,
+        delta_norm=delta_norm(found.A, found.B, layer.s),
+        seconds=time.perf_counter() - began,
+        info=dict(found.info),
+        factors_sha256=sha256_of(found.A, found.B),
+        folded_sha256=folded,
+    )
+
+
+def delta_norm(A: Tensor, B: Tensor, scaling: float) -> float:
+    """‖s B A‖_F without forming the product: with B = QR it is s ‖R A‖_F."""
+    return abs(scaling) * float(torch.linalg.vector_norm(torch.linalg.qr(B.detach()).R @ A.detach()))
+
+
+def _on(evidence: Evidence, device: torch.device) -> Evidence:
+    return replace(
+        evidence,
+        gradient=None if evidence.gradient is None else evidence.gradient.to(device),
+        activations=None if evidence.activations is None else evidence.activations.to(device),
+        delta=None if evidence.delta is None else evidence.delta.to(device),
+    )
+
+
+def _check(scheme: InitScheme, target: Target, rank: int, found: Factors) -> None:
+    name = type(scheme).__name__
+    out, inner = target.shape
+    for letter, matrix, shape in (("A", found.A, (rank, inner)), ("B", found.B, (out, rank))):
+        if tuple(matrix.shape) != shape:
+            raise UsageError(
+                f"init {name} returned {letter} of shape {tuple(matrix.shape)} for {target.name}, not {shape}."
+            )
+        if matrix.dtype != torch.float32:
+            raise UsageError(f"init {name} returned {letter} in {matrix.dtype} for {target.name}; factors are float32.")
+        if not bool(torch.isfinite(matrix).all()):
+            bad = int((~torch.isfinite(matrix)).sum())
+            raise UsageError(
+                f"init {name} returned {letter} with {bad} of {matrix.numel()} entries not finite for {target.name}; "
+                "check the weights and the data it was given, or choose init=random."
+            )
+    if found.offset not in ("separate", "fold", "none"):
+        raise UsageError(f"init {name} asked for offset {found.offset!r}; it is one of separate, fold, none.")
+
+
+def _check_offset(target: Target, layer: LowRankLinear, kind: Offset, shared: set[int]) -> None:
+    if layer.magnitude is not None:
+        raise UsageError(
+            f"offset {kind} and adapter.use_dora exclude each other: DoRA rescales the whole weight, so the initial "
+            "pair cannot be taken off again; set init.offset=none, adapter.use_dora=false, or init=random."
+        )
+    if kind == "fold" and layer.quantised:
+        raise UsageError(f"offset fold writes to the weight of {target.name}, which is quantised; use offset separate.")
+    if kind == "fold" and id(layer.get_base_layer().weight) in shared:
+        raise UsageError(
+            f"offset fold writes to the weight of {target.name}, which another module shares; use offset separate."
+        )
+
+
+def _shared_weights(model: PeftModel) -> set[int]:
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared

@@ -1,0 +1,138 @@
+"""The adapted layer: base(x) + s B A x − s B₀ A₀ x, with the low-rank part in float32 and cast once."""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from peft.tuners.lora import Linear, LoraConfig
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lab.errors import UsageError
+from lab.init import Offset
+from lab.layer import weight_of
+
+ADAPTER = "default"  # the one peft adapter; the offset is part of the layer, not a second adapter
+
+
+class LowRankLinear(Linear):
+    """peft's LoRA layer for `nn.Linear` and `Conv1D`, with an optional frozen offset pair and float32 arithmetic.
+
+    A: (rank, in), B: (out, rank), both float32 whatever the base is. The offset pair is plain frozen parameters:
+    peft's `set_adapter` would unfreeze a second adapter, and DDP would broadcast buffers at every step.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
+        super().__init__(
+            base_layer, adapter_name, config, is_target_conv_1d_layer=isinstance(base_layer, Conv1D), **kwargs
+        )
+        self.offset: Offset = "none"
+        self.offset_scaling = 0.0  # −s with a separate offset
+        self.register_parameter("offset_A", None)
+        self.register_parameter("offset_B", None)
+
+    def update_layer(self, *args: Any, **kwargs: Any) -> None:
+        """peft's, told first which way this layer stores its weight: one config may cover both kinds."""
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
+        super().update_layer(*args, **kwargs)
+
+    @property
+    def A(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.lora_A[ADAPTER].weight)
+
+    @property
+    def B(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.lora_B[ADAPTER].weight)
+
+    @property
+    def s(self) -> float:
+        """The scaling of the trainable pair."""
+        return self.scaling[ADAPTER]
+
+    @property
+    def magnitude(self) -> nn.Parameter | None:
+        """DoRA's length of each row of the weight, (out,); None without DoRA."""
+        return cast(nn.Parameter, self.lora_magnitude_vector[ADAPTER].weight) if self.lora_variant else None
+
+    @property
+    def quantised(self) -> bool:
+        """True where the base weight is packed (bitsandbytes) and cannot be written to."""
+        return type(self.get_base_layer().weight).__name__ in ("Params4bit", "Int8Params")
+
+    def base_weight(self) -> Tensor:
+        """A float32 copy of the base weight as (out, in), dequantised where it is packed (unverified without CUDA)."""
+        base = self.get_base_layer()
+        weight = dequantize_module_weight(base) if self.quantised else weight_of(base)
+        return weight.detach().to(torch.float32, copy=True).contiguous()
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base's output in its own dtype, plus the low-rank part; bitwise the base where the two pairs are equal.
+
+        One dropout mask serves both pairs, so they cancel under dropout too. DoRA is peft's own forward.
+        """
+        if self.lora_variant:
+            return super().forward(x, *args, **kwargs)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        base = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged or ADAPTER not in self.active_adapters:
+            return base
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.lora_dropout[ADAPTER](x.to(self.A.dtype))
+            delta = _product(h, self.A, self.B, self.s)
+            if self.offset == "separate":
+                delta = delta + _product(h, self.offset_A, self.offset_B, self.offset_scaling)
+            return (base + delta).to(base.dtype)
+
+    @torch.no_grad()
+    def set_offset(self, kind: Offset, A: Tensor, B: Tensor) -> None:
+        """Keep (A, B) as the frozen offset pair, and with `fold` subtract s B A from the base weight, in its dtype."""
+        assert kind != "none", "no pair to keep"
+        assert self.offset == "none", "an offset is set once"
+        # Laid out as A and B are: strides choose the matrix kernel, and only the same kernel cancels to the last bit.
+        self.offset_A = nn.Parameter(torch.empty_like(self.A).copy_(A), requires_grad=False)
+        self.offset_B = nn.Parameter(torch.empty_like(self.B).copy_(B), requires_grad=False)
+        if kind == "separate":
+            self.offset_scaling = -self.s
+        else:
+            weight_of(self.get_base_layer()).copy_(self.folded(A, B))
+        self.offset = kind
+
+    def folded(self, A: Tensor, B: Tensor) -> Tensor:
+        """W − s B A in the base's dtype, (out, in); W itself is left alone."""
+        weight = self.base_weight()
+        weight -= self.s * (B.to(weight) @ A.to(weight))
+        return weight.to(weight_of(self.get_base_layer()).dtype)
+
+    def row_norms(self) -> Tensor:
+        """‖W + s B A‖ row by row, (out,): DoRA's magnitude at step 0 (arXiv 2402.09353, eq. 5)."""
+        return torch.linalg.vector_norm(self.base_weight() + self.s * (self.B.detach() @ self.A.detach()), dim=1)
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """What the pairs add to the base weight as it now stands, stored as the base stores it; peft's merging asks."""
+        delta = self.s * (self.B @ self.A)
+        if self.offset == "separate":
+            delta = delta + self.offset_scaling * (self.offset_B @ self.offset_A)
+        return delta.T if self.fan_in_fan_out else delta
+
+    def merge(self, *args: Any, **kwargs: Any) -> None:
+        """peft's; raises UsageError on a quantised base, whose packed weight cannot take the sum."""
+        if self.quantised:
+            raise UsageError(
+                "a quantised base cannot take the adapter in; export the adapter and merge it on the unquantised base."
+            )
+        super().merge(*args, **kwargs)
+
+
+def _product(x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """scaling · B A x, scaled where it is cheapest, between the two."""
+    return F.linear(F.linear(x, A) * scaling, B)
+
+
+def adapted_layers(model: PeftModel) -> dict[str, LowRankLinear]:
+    """The adapted layers of a model, named as in the pristine base, in module order."""
+    return {
+        name: module for name, module in model.get_base_model().named_modules() if isinstance(module, LowRankLinear)
+    }

@@ -1,0 +1,79 @@
+"""The state of the adapters alone, in names that know nothing of peft; rebuilding from it needs no data and no SVD."""
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from lab.adapter.layer import LowRankLinear, adapted_layers
+from lab.adapter.mismatch import Mismatch
+from lab.init import Offset
+
+OFFSETS: tuple[Offset, ...] = ("separate", "fold")
+
+
+def adapter_state(model: PeftModel) -> dict[str, Tensor]:
+    """`<module>.A`, `.B`; `.separate_A`, `.separate_B` or `.fold_A`, `.fold_B` of the offset; `.magnitude` of DoRA.
+
+    Live tensors, detached, not copies.
+    """
+    return {
+        f"{name}.{leaf}": tensor.detach()
+        for name, layer in adapted_layers(model).items()
+        for leaf, tensor in _tensors(layer).items()
+    }
+
+
+@torch.no_grad()
+def load_adapter_state(model: PeftModel, state: dict[str, Tensor]) -> None:
+    """Give a model the state that `adapter_state` took, in place; on a freshly installed one offsets are rebuilt.
+
+    Raises Mismatch for a missing, unexpected or misshapen tensor, before anything is written, and for a folded offset
+    other than the one this base has already given up.
+    """
+    layers = adapted_layers(model)
+    by_layer: dict[str, dict[str, Tensor]] = {name: {} for name in layers}
+    for key, tensor in state.items():
+        name, _, leaf = key.rpartition(".")
+        if name not in layers:
+            raise Mismatch(f"the state holds {key}, but {name} has no adapter.")
+        by_layer[name][leaf] = tensor
+    for name, layer in layers.items():
+        _check(name, layer, by_layer[name])
+    for name, layer in layers.items():
+        given = by_layer[name]
+        kind = _kind(given)
+        if kind != "none" and layer.offset == "none":
+            layer.set_offset(kind, given[f"{kind}_A"], given[f"{kind}_B"])
+        for leaf, tensor in _tensors(layer).items():
+            tensor.copy_(given[leaf])
+
+
+def _tensors(layer: LowRankLinear) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {"A": layer.A, "B": layer.B}
+    if layer.offset != "none":
+        tensors |= {f"{layer.offset}_A": layer.offset_A, f"{layer.offset}_B": layer.offset_B}
+    if layer.magnitude is not None:
+        tensors["magnitude"] = layer.magnitude
+    return tensors
+
+
+def _kind(given: dict[str, Tensor]) -> Offset:
+    return next((kind for kind in OFFSETS if f"{kind}_A" in given), "none")
+
+
+def _check(name: str, layer: LowRankLinear, given: dict[str, Tensor]) -> None:
+    kind = _kind(given)
+    shapes = {leaf: tensor.shape for leaf, tensor in _tensors(layer).items()}
+    if kind != "none" and layer.offset == "none":
+        shapes |= {f"{kind}_A": layer.A.shape, f"{kind}_B": layer.B.shape}
+    missing, unexpected = sorted(shapes.keys() - given.keys()), sorted(given.keys() - shapes.keys())
+    if missing or unexpected:
+        raise Mismatch(f"the state of {name} lacks {missing or 'nothing'} and adds {unexpected or 'nothing'}.")
+    for leaf, shape in shapes.items():
+        if given[leaf].shape != shape:
+            raise Mismatch(f"{name}.{leaf} is {tuple(given[leaf].shape)} in the state and {tuple(shape)} in the model.")
+    if layer.offset == "fold" and not (
+        torch.equal(layer.offset_A.cpu(), given["fold_A"].cpu())
+        and torch.equal(layer.offset_B.cpu(), given["fold_B"].cpu())
+    ):
+        raise Mismatch(f"the base weight of {name} has already given up another folded pair; load on a pristine base.")

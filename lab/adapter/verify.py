@@ -1,0 +1,147 @@
+"""Read everything back from the live model: what was planned is what is there, or the run stops."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from lab.adapter.initialise import Initialised, LayerInit, delta_norm, sha256_of
+from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
+from lab.adapter.mismatch import Mismatch
+from lab.layer import Target, weight_of
+from lab.rank_strategy import RankPlan
+
+__all__ = ["Applied", "Mismatch", "verify"]
+
+Found = tuple[str, object, object]  # what, asked, found
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What the live model holds, every value read back from it."""
+
+    ranks: dict[str, int]
+    scalings: dict[str, float]
+    modules_targeted: int
+    modules_initialised: int  # whose factors are bit for bit what the scheme returned
+    trainable_params: int
+    total_params: int  # base, factors and offset
+    offset: str  # separate | fold | none, or the kinds that occur joined by +
+    delta_norm: float  # ‖s B A‖_F over all layers
+    budget_used: int  # Σ rank · (out + in)
+
+
+def verify(
+    model: PeftModel,
+    targets: Sequence[Target],
+    plan: RankPlan,
+    scaling: float,
+    initialised: Initialised,
+    use_dora: bool,
+) -> Applied:
+    """Compare the live model with the plan and with what the scheme returned; raises Mismatch naming the modules."""
+    layers = adapted_layers(model)
+    _check_modules(model, targets, layers)
+    _collect(targets, lambda target: _structure(layers[target.name], target, plan[target.name], scaling, use_dora))
+    dropout = cast(LoraConfig, model.peft_config[ADAPTER]).lora_dropout
+    _collect(targets, lambda target: _dropout(layers[target.name], dropout))
+    absent = [target.name for target in targets if target.name not in initialised.layers]
+    if absent:
+        raise Mismatch(f"{_names(absent)} never initialised.")
+    _collect(targets, lambda target: _filled(layers[target.name], initialised.layers[target.name]))
+    _check_trainable(model, layers)
+    trainable, total = model.get_nb_trainable_parameters()
+    return Applied(
+        ranks={name: layer.A.shape[0] for name, layer in layers.items()},
+        scalings={name: layer.s for name, layer in layers.items()},
+        modules_targeted=len(targets),
+        modules_initialised=sum(
+            sha256_of(layer.A, layer.B) == initialised.layers[name].factors_sha256 for name, layer in layers.items()
+        ),
+        trainable_params=trainable,
+        total_params=total,
+        offset="+".join(sorted({layer.offset for layer in layers.values()})),
+        delta_norm=math.sqrt(sum(delta_norm(layer.A, layer.B, layer.s) ** 2 for layer in layers.values())),
+        budget_used=sum(layer.A.numel() + layer.B.numel() for layer in layers.values()),
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{shown}{more} {'was' if len(names) == 1 else 'were'}"
+
+
+def _collect(targets: Sequence[Target], check: Callable[[Target], Iterator[Found]]) -> None:
+    """Raise for the first fact that differs, with every module on which that same fact does."""
+    differing: dict[str, list[tuple[str, object, object]]] = {}
+    for target in targets:
+        for what, asked, found in check(target):
+            if asked != found:
+                differing.setdefault(what, []).append((target.name, asked, found))
+    for what, rows in differing.items():
+        name, asked, found = rows[0]
+        more = f" (and on {len(rows) - 1} more of {len(targets)} modules)" if len(rows) > 1 else ""
+        raise Mismatch(f"{name}: {what} is {found}, asked {asked}{more}.")
+
+
+def _check_modules(model: PeftModel, targets: Sequence[Target], layers: dict[str, LowRankLinear]) -> None:
+    wanted = {target.name for target in targets}
+    tuned = {n for n, m in model.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)}
+    missing = [target.name for target in targets if target.name not in layers]
+    if missing:
+        raise Mismatch(f"{_names(missing)} targeted, but has no adapter ({len(missing)} of {len(targets)} targets).")
+    extra = sorted(tuned - wanted)
+    if extra:
+        raise Mismatch(f"{_names(extra)} not targeted, but has an adapter.")
+
+
+def _structure(layer: LowRankLinear, target: Target, rank: int, scaling: float, use_dora: bool) -> Iterator[Found]:
+    out, inner = target.shape
+    yield "the rank", rank, layer.r[ADAPTER]
+    yield "the shape of A", (rank, inner), tuple(layer.A.shape)
+    yield "the shape of B", (out, rank), tuple(layer.B.shape)
+    if not math.isclose(layer.s, scaling, rel_tol=1e-9):  # alpha / r may differ from it in the last bit of a double
+        yield "the scaling", scaling, layer.s
+    yield "DoRA", use_dora, layer.magnitude is not None
+    for letter, factor in (("A", layer.A), ("B", layer.B)):
+        yield f"the dtype of {letter}", torch.float32, factor.dtype
+        yield f"{letter}.requires_grad", True, factor.requires_grad
+    yield "the active adapters", [ADAPTER], list(layer.active_adapters)
+    yield "the switch that turns adapters off", False, layer.disable_adapters
+    yield "the list of merged adapters", [], list(layer.merged_adapters)
+
+
+def _dropout(layer: LowRankLinear, asked: float) -> Iterator[Found]:
+    module = layer.lora_dropout[ADAPTER]
+    yield "the dropout", asked, module.p if isinstance(module, nn.Dropout) else 0.0
+
+
+def _filled(layer: LowRankLinear, init: LayerInit) -> Iterator[Found]:
+    """The pair, its offset and the folded weight against the digests of what the scheme returned."""
+    yield "the digest of A and B", init.factors_sha256, sha256_of(layer.A, layer.B)
+    yield "the offset", init.offset, layer.offset
+    yield "an offset pair present", init.offset != "none", layer.offset_A is not None and layer.offset_B is not None
+    if init.offset == "none":
+        return
+    yield "offset_A.requires_grad", False, layer.offset_A.requires_grad
+    yield "offset_B.requires_grad", False, layer.offset_B.requires_grad
+    yield "the digest of the offset pair", init.factors_sha256, sha256_of(layer.offset_A, layer.offset_B)
+    if init.offset == "separate":
+        yield "the offset's scaling", -layer.s, layer.offset_scaling
+    else:
+        yield "the digest of the folded weight", init.folded_sha256, sha256_of(weight_of(layer.get_base_layer()))
+
+
+def _check_trainable(model: PeftModel, layers: dict[str, LowRankLinear]) -> None:
+    wanted = {id(p) for layer in layers.values() for p in (layer.A, layer.B, layer.magnitude) if p is not None}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in wanted:
+            raise Mismatch(f"{name} is trainable; only the factors of adapted layers may be.")
+        if not parameter.requires_grad and id(parameter) in wanted:
+            raise Mismatch(f"{name} is frozen; the factors of adapted layers must train.")

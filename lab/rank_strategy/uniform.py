@@ -1,0 +1,38 @@
+"""The same rank everywhere: the baseline that every other strategy spends the budget of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from lab.errors import UsageError
+from lab.init import Evidence, Need
+from lab.layer import Target
+from lab.rank_strategy import RankPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """`rank` for every target."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    def allocate(
+        self,
+        targets: Sequence[Target],
+        rank: int,
+        weights: Mapping[str, Tensor],
+        evidence: Mapping[str, Evidence],
+        generator: Generator,
+    ) -> RankPlan:
+        """`rank` for each; raises UsageError naming the first layer that cannot have it."""
+        for target in targets:
+            if not 1 <= rank <= target.max_rank:
+                out, inner = target.shape
+                raise UsageError(
+                    f"rank={rank} is outside 1 to {target.max_rank}, the smaller side of {target.name} "
+                    f"({out} x {inner}); choose such a rank or leave the layer out with adapter.exclude_modules."
+                )
+        return {target.name: rank for target in targets}
