@@ -13,9 +13,9 @@ SHAPES = {"square": (40, 40), "tall": (56, 32), "wide": (32, 56)}  # (out, in)
 def check_init(scheme: InitScheme, rank: int = 4, scaling: float = 2.0) -> None:
     """Hold an init scheme against the protocol, on a square, a tall and a wide layer; raises AssertionError.
 
-    Checked: `needs` are known and enough; A (rank, in) and B (out, rank) are finite, float32 and not both zero; one
-    seed gives the same bits twice; weight and evidence come back unchanged; the offset is legal; where the function is
-    kept by neither a zero product nor an offset, that is allowed and `info` stays plain numbers.
+    Checked: `needs` are known, and enough; A (rank, in) and B (out, rank) are finite, float32 and not both zero; a
+    replaced base has the weight's shape; the offset is legal; `info` holds plain numbers; one seed gives the same bits
+    twice, whatever the global random state; weight and evidence come back unchanged.
     """
     unknown = set(scheme.needs) - NEEDS
     _demand(not unknown, f"needs {sorted(unknown)} are none of {sorted(NEEDS)}")
@@ -24,8 +24,11 @@ def check_init(scheme: InitScheme, rank: int = 4, scaling: float = 2.0) -> None:
         weight, evidence = example_weight(shape), example_evidence(shape, scheme.needs)
         given = [weight, *(t for t in (evidence.gradient, evidence.activations, evidence.delta) if t is not None)]
         before = [tensor.clone() for tensor in given]
-        first = scheme.factors(target, weight, rank, scaling, evidence, Generator().manual_seed(1))
-        again = scheme.factors(target, weight, rank, scaling, evidence, Generator().manual_seed(1))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            first = scheme.factors(target, weight, rank, scaling, evidence, Generator().manual_seed(1))
+            torch.manual_seed(4)
+            again = scheme.factors(target, weight, rank, scaling, evidence, Generator().manual_seed(1))
         _check_factors(first, shape, rank, side)
         same = torch.equal(first.A, again.A) and torch.equal(first.B, again.B)
         _demand(same, f"one seed gave two different pairs on a {side} layer; draw only from `generator`")
@@ -35,7 +38,10 @@ def check_init(scheme: InitScheme, rank: int = 4, scaling: float = 2.0) -> None:
 
 def _check_factors(factors: Factors, shape: tuple[int, int], rank: int, side: str) -> None:
     out, inner = shape
-    for name, tensor, expected in (("A", factors.A, (rank, inner)), ("B", factors.B, (out, rank))):
+    expected_shapes = [("A", factors.A, (rank, inner)), ("B", factors.B, (out, rank))]
+    if factors.base is not None:
+        expected_shapes.append(("the base", factors.base, shape))
+    for name, tensor, expected in expected_shapes:
         found = tuple(tensor.shape)
         _demand(found == expected, f"{name} of a {side} layer has shape {found}, not {expected}")
         _demand(tensor.dtype == torch.float32, f"{name} of a {side} layer is {tensor.dtype}, not float32")

@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from lab.errors import UsageError
 from lab.init import Evidence
-from lab.init.controls import Controlled, Info, balanced
+from lab.init.controls import Info, WithOffset, balanced
 from lab.init.decomposition import ALGORITHMS, Algorithm
 from lab.init.inputs import check_choice, check_nonzero
 from lab.init.svd_cache import leading_triples, triples_at
@@ -18,7 +18,7 @@ Which = Literal["principal", "minor", "middle", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Components(Controlled):
+class Components(WithOffset):
     """A = (S/s)^½ Vh, B = U (S/s)^½ over chosen triples of W = U diag(S) Vh, so that s B A is that part of W.
 
     `principal` is PiSSA (arXiv:2404.02948), `minor` MiLoRA (arXiv:2406.09044); `middle` and `random` are the controls

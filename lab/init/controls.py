@@ -22,29 +22,22 @@ Info = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Controlled:
-    """A scheme with an offset and both controls; a subclass gives the pair itself."""
+    """A scheme with both controls; a subclass gives the pair itself."""
 
     magnitude: Literal["native", "matched"]
     matched_norm: float  # ‖scaling · B A‖_F as a share of ‖W‖_F, used by magnitude=matched
     direction: Literal["scheme", "random"]
-    offset: Offset
 
     def __post_init__(self) -> None:
         check_choice("init.magnitude", self.magnitude, ("native", "matched"))
         check_choice("init.direction", self.direction, ("scheme", "random"))
-        check_choice("init.offset", self.offset, self.offsets)
         if not self.matched_norm > 0:
             raise UsageError(f"init.matched_norm={self.matched_norm} is not positive; a share of ‖W‖ such as 0.01 is.")
 
     @property
-    def offsets(self) -> tuple[str, ...]:
-        """The values `offset` may take."""
-        return OFFSETS
-
-    @property
     def applied_offset(self) -> Offset:
-        """The offset the pair gets."""
-        return self.offset
+        """None, unless a subclass says otherwise."""
+        return "none"
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -67,7 +60,11 @@ class Controlled:
         check_finite(target, "the weight", weight)
         A, B, info = self.pair(target, weight, rank, scaling, evidence, generator)
         A, B = self.control(target, weight, A, B, scaling, generator)
-        return Factors(A.contiguous(), B.contiguous(), self.applied_offset, info | measures(A, B, scaling))
+        return self.finished(A, B, scaling, info)
+
+    def finished(self, A: Tensor, B: Tensor, scaling: float, info: Info) -> Factors:
+        """The controlled pair with its offset and its measures."""
+        return Factors(A.contiguous(), B.contiguous(), self.applied_offset, info=info | measures(A, B, scaling))
 
     def control(
         self, target: Target, weight: Tensor, A: Tensor, B: Tensor, scaling: float, generator: Generator
@@ -79,6 +76,27 @@ class Controlled:
             check_nonzero(target, "the weight", weight)  # a share of ‖W‖ = 0 would be 0
             A, B = scaled_to(A, B, scaling, self.matched_norm * float(torch.linalg.vector_norm(weight)))
         return A, B
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithOffset(Controlled):
+    """A controlled scheme whose product is not zero, so that the user may choose what becomes of it at step 0."""
+
+    offset: Offset
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("init.offset", self.offset, self.offsets)
+
+    @property
+    def offsets(self) -> tuple[str, ...]:
+        """The values `offset` may take."""
+        return OFFSETS
+
+    @property
+    def applied_offset(self) -> Offset:
+        """The offset the pair gets."""
+        return self.offset
 
 
 def turned(rows: Tensor, generator: Generator) -> Tensor:

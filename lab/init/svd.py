@@ -9,14 +9,14 @@ from torch import Generator, Tensor
 
 from lab.errors import UsageError
 from lab.init import Evidence, Need, Offset
-from lab.init.controls import Controlled, Info, balanced, scaled_to
+from lab.init.controls import Info, WithOffset, balanced, scaled_to
 from lab.init.decomposition import ALGORITHMS, Algorithm, decompose
 from lab.init.inputs import OFFSETS, check_choice, check_nonzero, gathered
 from lab.layer import Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class Svd(Controlled):
+class Svd(WithOffset):
     """D ≈ U diag(S) Vh, A = c S^½ Vh, B = c U S^½, where D is the direction of the weight's update.
 
     `gradient`: D = −G, c such that ‖s B A‖_F = size · ‖W‖_F, offset separate: only the direction is used.

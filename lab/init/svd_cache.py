@@ -70,8 +70,13 @@ def triples_at(weight: Tensor, indices: Tensor) -> Decomposition:
     return triples(weight, basis, indices)
 
 
-def _file(name: str) -> Path:
-    return cache_dir("svd") / f"{name}.safetensors"
+def _file(name: str) -> Path | None:
+    """Where a decomposition is kept; None where the folder cannot be made, which is logged."""
+    try:
+        return cache_dir("svd") / f"{name}.safetensors"
+    except OSError as error:
+        log.warning("decompositions are not kept (%s); set LAB_CACHE to a folder that can be written.", error)
+        return None
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
@@ -81,9 +86,9 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+def _load(path: Path | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """The tensors and notes of a file; None where there is none, and where it is damaged, which is logged."""
-    if not path.exists():
+    if path is None or not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
@@ -101,8 +106,10 @@ def _load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str
     return {key: tensor.to(device) for key, tensor in tensors.items()}, meta
 
 
-def _save(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+def _save(path: Path | None, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
     """Write a file and make room; a full or read-only disk costs the cache, not the run, and is logged."""
+    if path is None:
+        return
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     notes = {**notes, "checksum": _checksum(plain)}
     try:

@@ -1,0 +1,60 @@
+"""Components of the weight chosen by what the inputs make of them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from lab.errors import UsageError
+from lab.init import Evidence, Need
+from lab.init.controls import Info, WithOffset
+from lab.init.decomposition import ALGORITHMS, Algorithm, decompose, exact_basis, triples
+from lab.init.inputs import check_choice, check_nonzero, gathered
+from lab.layer import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corda(WithOffset):
+    """W C = U diag(S) Vh, A = (S/s)^½ Vh C⁻¹, B = U (S/s)^½ over r triples (CorDA, arXiv:2406.05223).
+
+    C = E[x xᵀ] brought to a mean diagonal of 1, plus damping · I: its scale would shift size from A to B, and the
+    damping keeps it invertible. `ipm` adapts the r greatest triples, `kpm` the r smallest, which the data use least.
+    Since S Vh C⁻¹ = Uᵀ W, no inverse is taken: s B A = U Uᵀ W. Any batch size works, C being a mean over tokens.
+    """
+
+    variant: Literal["ipm", "kpm"]
+    damping: float
+    svd: Algorithm
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("init.variant", self.variant, ("ipm", "kpm"))
+        check_choice("init.svd", self.svd, ALGORITHMS)
+        if self.variant == "kpm" and self.svd != "exact":
+            raise UsageError(f"init.svd={self.svd} cannot find the smallest triples that kpm adapts; use exact.")
+        if not self.damping > 0:
+            raise UsageError(f"init.damping={self.damping} is not positive, so C may have no inverse; use 0.01.")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """The second moment of the inputs."""
+        return frozenset({"activations"})
+
+    def pair(
+        self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
+    ) -> tuple[Tensor, Tensor, Info]:
+        """The chosen part U Uᵀ W of the weight; raises UsageError where that part is zero."""
+        check_nonzero(target, "the weight", weight)
+        C = gathered(target, evidence, "activations")
+        C = C / C.diagonal().mean()
+        C.diagonal().add_(self.damping)
+        seen = weight @ C
+        if self.variant == "ipm":
+            found = decompose(seen, rank, self.svd, generator)
+        else:
+            found = triples(seen, exact_basis(seen), torch.arange(target.max_rank - rank, target.max_rank))
+        inverse_root = torch.where(found.S > 0, found.S.rsqrt(), 0.0)
+        A = inverse_root[:, None] * (found.U.T @ weight) / scaling**0.5
+        check_nonzero(target, f"the part of the weight that {self.variant} adapts", A)
+        return A, found.U * (found.S / scaling).sqrt(), found.info
