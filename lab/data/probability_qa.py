@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import count, islice
 
 from lab.data import Pair, Splits
@@ -21,7 +22,8 @@ class ProbabilityQA:
     """Question and worked answer, in equal parts from every kind of problem in `lab.data.probability`.
 
     No near-duplicates across the split, by construction: a choice of parameters belongs to one side, and so does
-    a wording, so that two problems of a kind on different sides differ in their story and in their numbers.
+    a wording, so that two problems of a kind on different sides differ in their story and in their numbers. What they
+    share is the method, in the sentences of the worked answer: that is what there is to learn.
     Order and sides come from SHA-256 alone, hence are the same in every Python version; a larger size only appends.
     """
 
@@ -60,10 +62,16 @@ def records(side: str, size: int, at_least: int) -> tuple[Pair, ...]:
 
 def pool(kind: type[Problem], side: str) -> list[tuple[Problem, Wording]]:
     """A kind's problems on one side, each with its wording, in the order in which they are used."""
-    ordered = sorted(kind.space(), key=lambda problem: _digest(kind.__name__, *vars(problem).values()))
+    ordered = in_order(kind)
     low, high = (len(ordered) * share // 100 for share in SHARES[side])
     wordings = kind.wordings[SIDES.index(side) :: len(SIDES)]
     return [(problem, wordings[i % len(wordings)]) for i, problem in enumerate(ordered[low:high])]
+
+
+@cache
+def in_order(kind: type[Problem]) -> list[Problem]:
+    """All problems of a kind, in an order that says nothing about their numbers."""
+    return sorted(kind.space(), key=lambda problem: _digest(kind.__name__, *vars(problem).values()))
 
 
 def in_rounds(pools: dict[str, list[tuple[Problem, Wording]]], side: str) -> Iterator[tuple[Problem, Wording]]:
