@@ -14,6 +14,7 @@ Role = Literal["attention", "mlp", "other"]
 
 ATTENTION_PARTS = ("attn", "attention", "self_attn", "self_attention")
 MLP_PARTS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
+MLP_LEAVES = ("fc1", "fc2")  # OPT holds them in the block itself
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,49 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight.T if isinstance(module, Conv1D) else weight
 
 
+def shape_of(module: nn.Module) -> tuple[int, int]:
+    """(out_features, in_features) of a linear layer, from its own numbers: a quantised weight is packed."""
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    assert isinstance(module, nn.Linear)
+    return module.out_features, module.in_features
+
+
 def _role(name: str) -> Role:
-    parts = name.split(".")[:-1]
-    if any(part in ATTENTION_PARTS for part in parts):
+    *parents, leaf = name.split(".")
+    if any(part in ATTENTION_PARTS for part in parents):
         return "attention"
-    return "mlp" if any(part in MLP_PARTS for part in parts) else "other"
+    return "mlp" if leaf in MLP_LEAVES or any(part in MLP_PARTS for part in parents) else "other"
 
 
 def _depth(name: str) -> int:
-    match = re.search(r"\.(\d+)\.", name)
+    match = re.search(r"(?:^|\.)(\d+)\.", name)
     return int(match.group(1)) if match else -1
 
 
 def _matches(name: str, patterns: str | Sequence[str]) -> bool:
     if isinstance(patterns, str):
-        return re.fullmatch(patterns, name) is not None
+        try:
+            return re.fullmatch(patterns, name) is not None
+        except re.error as error:
+            raise UsageError(f"{patterns!r} is no regular expression ({error}); mend it or give a list.") from None
     return any(name == pattern or name.endswith(f".{pattern}") for pattern in patterns)
+
+
+def _check_matches(key: str, patterns: str | Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a pattern that matches none of the names, with what there is."""
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if any(_matches(name, patterns if isinstance(patterns, str) else [pattern]) for name in names):
+            continue
+        if isinstance(patterns, str) and any(_matches(name, [pattern]) for name in names):
+            raise UsageError(
+                f"{key} {pattern!r} is a regular expression for the whole name of a layer and matches none; "
+                f"write [{pattern}] for the layers whose names end so."
+            )
+        leaves = sorted({name.rsplit(".", 1)[-1] for name in names})
+        raise UsageError(
+            f"{key} {pattern!r} matches no linear layer{nearest(pattern, leaves)} (this model has {', '.join(leaves)})."
+        )
 
 
 def find_targets(
@@ -82,31 +110,21 @@ def find_targets(
     `all-linear` is every linear layer but the output head; another string is a regular expression for the whole
     name; a list holds names or their endings. Raises UsageError where a pattern matches nothing, listing what there is.
     """
-    head = net.get_output_embeddings() if hasattr(net, "get_output_embeddings") else None
+    head_of = getattr(net, "get_output_embeddings", None)
+    head = head_of() if callable(head_of) else None
     linear = {name: module for name, module in net.named_modules() if is_linear(module) and module is not head}
-    leaves = sorted({name.rsplit(".", 1)[-1] for name in linear})
     if target_modules == "all-linear":
         chosen = set(linear)
     else:
+        _check_matches("target_modules", target_modules, list(linear))
         chosen = {name for name in linear if _matches(name, target_modules)}
-        single = [target_modules] if isinstance(target_modules, str) else list(target_modules)
-        for pattern in single:
-            if not any(_matches(name, pattern if isinstance(target_modules, str) else [pattern]) for name in linear):
-                raise UsageError(
-                    f"target_modules {pattern!r} matches no linear layer{nearest(pattern, leaves)} "
-                    f"(this model has {', '.join(leaves)})."
-                )
     if exclude_modules:
-        excluded = {name for name in linear if _matches(name, exclude_modules)}
-        if not excluded:
-            raise UsageError(
-                f"exclude_modules {exclude_modules!r} matches no linear layer; there are {', '.join(leaves)}."
-            )
-        chosen -= excluded
+        _check_matches("exclude_modules", exclude_modules, list(linear))
+        chosen -= {name for name in linear if _matches(name, exclude_modules)}
     if not chosen:
         raise UsageError("target_modules less exclude_modules leaves no layer to adapt.")
     return [
-        Target(name, _role(name), _depth(name), tuple(weight_of(module).shape), isinstance(module, Conv1D))
+        Target(name, _role(name), _depth(name), shape_of(module), isinstance(module, Conv1D))
         for name, module in linear.items()
         if name in chosen
     ]

@@ -72,6 +72,8 @@ def install(
     state is left as it was: what a run draws later must not depend on how many adapters it has.
     """
     _check(targets, plan)
+    if not alpha > 0:
+        raise UsageError(f"alpha={alpha} leaves the adapters without effect; choose a number above 0.")
     modules = dict(net.named_modules())
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,

@@ -1,0 +1,98 @@
+"""What the adapters add to the pristine base: the weight change, as factors, truncated, or summed in."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lab.adapter.layer import LowRankLinear, adapted_layers
+from lab.errors import UsageError
+from lab.layer import weight_of
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The best approximation of a product L R at a lower rank, and what it leaves out."""
+
+    L: Tensor  # (out, k)
+    R: Tensor  # (k, in)
+    energy: float  # ‖L R‖²_F before
+    dropped: float  # of that, in squared units too
+
+
+def pair(layer: LowRankLinear) -> tuple[Tensor, Tensor]:
+    """A (k, in) and B (out, k) with s B A the change against the pristine base; k is twice the rank with an offset."""
+    if layer.offset == "none":
+        return layer.A.detach(), layer.B.detach()
+    assert layer.offset_A is not None, "an offset without its pair"
+    assert layer.offset_B is not None, "an offset without its pair"
+    return torch.cat([layer.A.detach(), layer.offset_A]), torch.cat([layer.B.detach(), -layer.offset_B], dim=1)
+
+
+@torch.no_grad()
+def delta_factors(model: PeftModel) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Module, L (out, k) and R (k, in), float32: L R is the change of its weight against the pristine base.
+
+    k is the rank, twice it with an offset. DoRA changes the length of whole rows, so there the change has full rank
+    and one of the two factors is the identity.
+    """
+    for name, layer in adapted_layers(model).items():
+        if layer.magnitude is not None:
+            change = _summed(layer) - layer.base_weight()
+            out, inner = change.shape
+            eye = torch.eye(min(out, inner), device=change.device)
+            yield (name, change, eye) if inner <= out else (name, eye, change)
+        else:
+            A, B = pair(layer)
+            yield name, layer.s * B, A
+
+
+def truncate(L: Tensor, R: Tensor, rank: int) -> Truncated:
+    """The best rank-`rank` approximation of L R (Eckart and Young), in float64 and without forming the product.
+
+    With L = Q₁R₁ and Rᵀ = Q₂R₂ the singular values of L R are those of the k x k core R₁R₂ᵀ.
+    """
+    Q1, R1 = torch.linalg.qr(L.double())
+    Q2, R2 = torch.linalg.qr(R.double().T)
+    U, S, Vh = torch.linalg.svd(R1 @ R2.T, full_matrices=False)
+    half = S[:rank].sqrt()
+    return Truncated(
+        L=(Q1 @ (U[:, :rank] * half)).float(),
+        R=((half[:, None] * Vh[:rank]) @ Q2.T).float(),
+        energy=float(S.square().sum()),
+        dropped=float(S[rank:].square().sum()),
+    )
+
+
+@torch.no_grad()
+def merged(model: PeftModel) -> PreTrainedModel:
+    """A copy of the base with every change summed into its weights, each rounded once to the base's dtype.
+
+    The live model is left as it was. Raises UsageError on a quantised base.
+    """
+    packed = next((name for name, layer in adapted_layers(model).items() if layer.quantised), None)
+    if packed is not None:
+        raise UsageError(
+            f"the base is quantised ({packed}), so the adapter cannot be merged into it; use --format adapter and "
+            "merge that into the unquantised base."
+        )
+    twin = copy.deepcopy(model)
+    for layer in adapted_layers(twin).values():
+        weight_of(layer.get_base_layer()).copy_(_summed(layer))
+    net: PreTrainedModel = twin.unload()
+    return net
+
+
+def _summed(layer: LowRankLinear) -> Tensor:
+    """The weight the layer acts with, (out, in), float32."""
+    total = layer.base_weight() + layer.s * (layer.B @ layer.A)
+    if layer.offset == "separate":
+        total += layer.offset_scaling * (layer.offset_B @ layer.offset_A)
+    if layer.magnitude is None:
+        return total
+    # DoRA (arXiv 2402.09353, eq. 5): each row keeps its direction and takes the trained length.
+    return total * (layer.magnitude / torch.linalg.vector_norm(total, dim=1))[:, None]
