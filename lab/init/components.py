@@ -15,6 +15,7 @@ from lab.init.svd_cache import leading_triples, triples_at
 from lab.layer import Target
 
 Which = Literal["principal", "minor", "middle", "random"]
+NAMES = {"principal": "pissa", "minor": "milora", "middle": "middle", "random": "random_components"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,17 @@ class Components(WithOffset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("init.which", self.which, ("principal", "minor", "middle", "random"))
+        check_choice("init.which", self.which, tuple(NAMES))
         check_choice("init.svd", self.svd, ALGORITHMS)
         if self.which != "principal" and self.svd != "exact":
             raise UsageError(
                 f"init.svd={self.svd} cannot find the {self.which} components, only the principal ones; use exact."
             )
+
+    @property
+    def name(self) -> str:
+        """pissa, milora, middle or random_components."""
+        return NAMES[self.which]
 
     def pair(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator

@@ -35,6 +35,16 @@ class Controlled:
             raise UsageError(f"init.matched_norm={self.matched_norm} is not positive; a share of ‖W‖ such as 0.01 is.")
 
     @property
+    def name(self) -> str:
+        """The scheme's own name, without the controls."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """What reports call it: its name, and in brackets whatever makes it something else: `pissa[random]`."""
+        return labelled(self.name, self.direction, self.magnitude)
+
+    @property
     def applied_offset(self) -> Offset:
         """None, unless a subclass says otherwise."""
         return "none"
@@ -97,6 +107,13 @@ class WithOffset(Controlled):
     def applied_offset(self) -> Offset:
         """The offset the pair gets."""
         return self.offset
+
+
+def labelled(name: str, direction: str, magnitude: str) -> str:
+    """`svd[gradient]` with a random direction and a matched size is `svd[gradient,random,matched]`."""
+    notes = [name[name.index("[") + 1 : -1]] if "[" in name else []
+    notes += ["random"] * (direction == "random") + ["matched"] * (magnitude == "matched")
+    return f"{name.split('[')[0]}[{','.join(notes)}]" if notes else name
 
 
 def turned(rows: Tensor, generator: Generator) -> Tensor:

@@ -37,6 +37,11 @@ class Corda(WithOffset):
             raise UsageError(f"init.damping={self.damping} is not positive, so C may have no inverse; use 0.01.")
 
     @property
+    def name(self) -> str:
+        """corda[ipm] or corda[kpm]."""
+        return f"corda[{self.variant}]"
+
+    @property
     def needs(self) -> frozenset[Need]:
         """The second moment of the inputs."""
         return frozenset({"activations"})

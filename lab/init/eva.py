@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from lab.init import Evidence, Factors, Need
-from lab.init.controls import measures, turned
+from lab.init.controls import labelled, measures, turned
 from lab.init.inputs import check_choice, check_rank, gathered
 from lab.layer import Target
 
@@ -29,6 +29,11 @@ class Eva:
     def __post_init__(self) -> None:
         check_choice("init.magnitude", self.magnitude, ("native", "matched"))
         check_choice("init.direction", self.direction, ("scheme", "random"))
+
+    @property
+    def label(self) -> str:
+        """What reports call it."""
+        return labelled("eva", self.direction, self.magnitude)
 
     @property
     def needs(self) -> frozenset[Need]:

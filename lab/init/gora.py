@@ -30,6 +30,11 @@ class Gora(WithOffset):
             raise UsageError(f"init.gamma={self.gamma} is not positive; it is the length of a step such as 0.05.")
 
     @property
+    def name(self) -> str:
+        """gora."""
+        return "gora"
+
+    @property
     def needs(self) -> frozenset[Need]:
         """The gradient."""
         return frozenset({"gradient"})

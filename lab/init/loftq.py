@@ -42,6 +42,11 @@ class Loftq(Controlled):
                 f"init.iterations={self.iterations} and init.block_size={self.block_size} must both be 1 or more."
             )
 
+    @property
+    def name(self) -> str:
+        """loftq."""
+        return "loftq"
+
     @torch.no_grad()
     def factors(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator

@@ -31,6 +31,11 @@ class LoraGa(WithOffset):
             raise UsageError(f"init.stable_gamma={self.stable_gamma} is not positive; the paper takes 16.")
 
     @property
+    def name(self) -> str:
+        """lora_ga."""
+        return "lora_ga"
+
+    @property
     def needs(self) -> frozenset[Need]:
         """The gradient."""
         return frozenset({"gradient"})

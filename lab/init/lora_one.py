@@ -30,6 +30,11 @@ class LoraOne(WithOffset):
             raise UsageError(f"init.gamma={self.gamma} is not positive; the paper's code takes 128.")
 
     @property
+    def name(self) -> str:
+        """lora_one."""
+        return "lora_one"
+
+    @property
     def needs(self) -> frozenset[Need]:
         """The gradient."""
         return frozenset({"gradient"})

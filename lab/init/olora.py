@@ -19,6 +19,11 @@ class Olora(WithOffset):
     steps see only those columns, so a QR of them gives the same Q, and R[:r] = Qᵀ W, at r/in of the cost.
     """
 
+    @property
+    def name(self) -> str:
+        """olora."""
+        return "olora"
+
     def pair(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
     ) -> tuple[Tensor, Tensor, Info]:

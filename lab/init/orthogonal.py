@@ -22,6 +22,11 @@ class Orthogonal:
     """
 
     @property
+    def label(self) -> str:
+        """What reports call it."""
+        return "orthogonal"
+
+    @property
     def needs(self) -> frozenset[Need]:
         """No training data."""
         return frozenset()

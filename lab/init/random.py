@@ -28,6 +28,12 @@ class Random:
         check_choice("init.filled", self.filled, ("A", "B"))
 
     @property
+    def label(self) -> str:
+        """What reports call it: random, gaussian, or either with [B] where B is filled."""
+        name = "random" if self.distribution == "kaiming" else self.distribution
+        return name if self.filled == "A" else f"{name}[B]"
+
+    @property
     def needs(self) -> frozenset[Need]:
         """No training data."""
         return frozenset()

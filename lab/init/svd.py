@@ -47,8 +47,8 @@ class Svd(WithOffset):
             raise UsageError(f"init.size={self.size} is not a positive number; it is a share of ‖W‖ such as 0.01.")
 
     @property
-    def label(self) -> str:
-        """What reports call it: `svd[gradient]`; a bare `svd` could be taken for the SVD of W."""
+    def name(self) -> str:
+        """`svd[gradient]`, with its source: a bare `svd` could be taken for the SVD of W."""
         return f"svd[{self.source}]"
 
     @property

@@ -49,6 +49,14 @@ def test_the_yaml_holds_every_default_and_the_class_none(path):
     assert path.read_text().startswith("# ")
 
 
+def test_no_two_schemes_have_one_label_and_controls_show_in_it():
+    labels = [scheme(name).label for name in NAMES]
+    assert len(set(labels)) == len(labels)
+    assert scheme("svd").label == "svd[gradient]"
+    assert scheme("pissa", direction="random").label == "pissa[random]"
+    assert scheme("svd", direction="random", magnitude="matched").label == "svd[gradient,random,matched]"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_scheme_follows_the_protocol(name):
     check_init(scheme(name))
