@@ -149,7 +149,7 @@ class PoissonSplit(Problem):
 
     @classmethod
     def space(cls) -> Iterator[Self]:
-        for rate, other, n in product(range(1, 5), range(1, 5), range(3, 7)):
+        for rate, other, n in product(range(2, 7), range(2, 7), range(3, 7)):
             if rate != other and (rate + other) ** n < 20_000:
                 yield from (cls(rate, other, n, k) for k in range(2, n))
 
@@ -207,7 +207,7 @@ class PowerDensity(Problem):
     @classmethod
     def space(cls) -> Iterator[Self]:
         for exponent, end in product((1, 2, 3), range(3, 11)):
-            yield from (cls(exponent, end, cut) for cut in range(1, end))
+            yield from (cls(exponent, end, cut) for cut in range(2, end))
 
     def solve(self) -> Worked:
         k, top = self.exponent + 1, self.end ** (self.exponent + 1)

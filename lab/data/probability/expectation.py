@@ -97,7 +97,7 @@ class DistinctValues(Problem):
         missed = Fraction(self.size - 1, self.size) ** self.n
         answer = self.size * (1 - missed)
         steps = (
-            f"All {self.n} choices miss j with probability ({self.size - 1}/{self.size})^{self.n} = {missed}, so "
+            f"The {self.n} choices all miss j with probability ({self.size - 1}/{self.size})^{self.n} = {missed}, so "
             f"E[I_j] = 1 - {missed} = {1 - missed}. The number in question is the sum of the {self.size} indicators, "
             f"and by linearity its expectation is {self.size} * {1 - missed} = {answer}."
         )
@@ -146,7 +146,7 @@ class SecondOffer(Problem):
 
     @classmethod
     def space(cls) -> Iterator[Self]:
-        for size, unit, fee in product((4, 5, 6, 8, 9, 10), (2, 3, 4, 5, 6), (1, 2, 3, 4)):
+        for size, unit, fee in product((4, 5, 6, 8, 9, 10), (2, 3, 4, 5, 6), (2, 3, 4, 5)):
             if unit < unit * (size + 1) / 2 - fee:  # else the second chance is never taken
                 yield cls(size, unit, fee)
 

@@ -41,7 +41,7 @@ class ThreeValues(Problem):
     @classmethod
     def space(cls) -> Iterator[Self]:
         shares = ((2, 1, 1, 4), (1, 2, 1, 4), (3, 2, 1, 6), (1, 3, 2, 6), (1, 2, 2, 5), (3, 1, 1, 5), (2, 3, 5, 10))
-        for (a, b, c, whole), values in product(shares, combinations(range(1, 9), 3)):
+        for (a, b, c, whole), values in product(shares, combinations(range(2, 10), 3)):
             yield cls(values, (Fraction(a, whole), Fraction(b, whole), Fraction(c, whole)))
 
     def solve(self) -> Worked:
