@@ -1,0 +1,144 @@
+"""Runs sorted into arms whose labels carry everything that differs, each at its own learning rate."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lab.record import best_learning_rate
+from lab.report.study import LoadedStudy, Run
+
+# What may differ between two runs of one arm: the seeds that pair them, the learning rate that is chosen among,
+# and where and how fast they ran.
+_FREE = ("seed", "data_seed", "optim.lr", "study", "stage", "arm", "rung", "resume", "resume_study", "study_size")
+_FREE_GROUPS = ("hardware", "logger", "hydra", "dry_run", "keep_checkpoints", "experiment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """The runs of one configuration that are judged: verdict runs at one learning rate."""
+
+    name: str
+    differs: Mapping[str, str] = field(default_factory=dict)  # settings that tell it from the other arms, as text
+    runs: tuple[Run, ...]  # completed, one per seed
+    twins: tuple[Run, ...] = ()  # completed; the A/A partners, which no summary counts
+    unfinished: tuple[Run, ...] = ()  # at the same learning rate: diverged, failed, stopped, interrupted, running
+    learning_rate: float | None = None
+    outcomes: Mapping[float, Sequence[float | None]] | None = None  # learning rate -> selection metric, None: diverged
+    chosen_on: str = ""  # tune: on seeds no verdict uses; verdict: on the validation side of the same seeds
+
+    @property
+    def at_edge(self) -> bool:
+        """True where the chosen learning rate is the smallest or largest of several that were tried."""
+        rates = sorted(self.outcomes or {})
+        return len(rates) > 1 and self.learning_rate in (rates[0], rates[-1])
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of every completed run that has it."""
+        return [value for run in self.runs if (value := run.value(metric)) is not None]
+
+
+def arms(study: LoadedStudy, selection_metric: str = "val_loss") -> list[Arm]:
+    """The arms of a study in their declared order; a plain multirun's in the order of its jobs."""
+    verdicts = [run for run in study.runs if run.record.stage in ("verdict", None)]
+    tuning = [run for run in study.runs if run.record.stage in ("tune", "halve")]
+    if study.declared is None:
+        return [
+            _arm(_label(differs, "all runs"), runs, [], selection_metric, set(), differs)
+            for differs, runs in _by_difference(study.runs)
+        ]
+    declared, found = study.declared, []
+    names = [*declared.arms, *sorted({run.record.arm or "–" for run in study.runs} - set(declared.arms))]
+    for name in names:
+        own = [run for run in verdicts if (run.record.arm or "–") == name]
+        tuned = [run for run in tuning if (run.record.arm or "–") == name]
+        parts = _by_difference(own)
+        twins = set(declared.twin_seeds) if name == declared.baseline else set()
+        for differs, runs in parts or [({}, [])]:
+            full = name if len(parts) < 2 else f"{name} [{_label(differs, 'as declared')}]"
+            found.append(_arm(full, runs, tuned, declared.selection_metric, twins, differs))
+    return found
+
+
+def _arm(
+    name: str, runs: Sequence[Run], tuned: Sequence[Run], metric: str, twins: set[int], differs: Mapping[str, str]
+) -> Arm:
+    outcomes = _outcomes(tuned or runs, metric)
+    rates = {run.learning_rate for run in runs}
+    if len(rates) == 1:
+        rate = rates.pop()
+    elif runs:
+        rate = best_learning_rate(_outcomes(runs, metric))
+    else:
+        rate = best_learning_rate(outcomes)
+    chosen = [run for run in runs if run.learning_rate == rate]
+    done = _one_per_seed(run for run in chosen if run.status == "completed")
+    return Arm(
+        name=name,
+        differs=differs,
+        runs=tuple(run for run in done if run.record.seed not in twins),
+        twins=tuple(run for run in done if run.record.seed in twins),
+        unfinished=tuple(run for run in chosen if run.status != "completed"),
+        learning_rate=rate,
+        outcomes=outcomes,
+        chosen_on="tune" if tuned else "verdict" if len(outcomes) > 1 else "",
+    )
+
+
+def _outcomes(runs: Iterable[Run], metric: str) -> dict[float, list[float | None]]:
+    """Selection metric by learning rate; a diverged run counts, as None; a stopped one ended too early to compare."""
+    outcomes: dict[float, list[float | None]] = {}
+    for run in runs:
+        if run.learning_rate is not None and run.status in ("completed", "diverged"):
+            outcomes.setdefault(run.learning_rate, []).append(None if run.status == "diverged" else run.value(metric))
+    return dict(sorted(outcomes.items()))
+
+
+def _one_per_seed(runs: Iterable[Run]) -> list[Run]:
+    """The last completed run of each seed: a job done twice must not count twice."""
+    return list({run.pair: run for run in runs}.values())
+
+
+def _label(differs: Mapping[str, str], nothing: str) -> str:
+    return " ".join(f"{key}={value}" for key, value in differs.items()) or nothing
+
+
+def _by_difference(runs: Sequence[Run]) -> list[tuple[dict[str, str], list[Run]]]:
+    """Runs grouped by every choice and setting in which any two of them differ."""
+    parts = [labels(run) for run in runs]
+    keys = list(dict.fromkeys(key for part in parts for key in part))
+    varying = [key for key in keys if len({part.get(key) for part in parts}) > 1]
+    # Settings inside a group whose choice differs say nothing new, unless runs with the same choice differ in them.
+    inner = {key: key.split(".")[0] for key in varying if "." in key and key.split(".")[0] in varying}
+    for key, group in inner.items():
+        by_choice: dict[str | None, set[str | None]] = {}
+        for part in parts:
+            by_choice.setdefault(part.get(group), set()).add(part.get(key))
+        if all(len(values) == 1 for values in by_choice.values()):
+            varying.remove(key)
+    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run, part in zip(runs, parts, strict=True):
+        found.setdefault(tuple((key, part[key]) for key in varying if key in part), []).append(run)
+    return [(dict(differs), group) for differs, group in found.items()]
+
+
+def labels(run: Run) -> dict[str, str]:
+    """Everything about a run that could tell its arm from another: choices, then resolved settings."""
+    found = {group: choice for group, choice in run.record.choices.items() if not _free(group)}
+    scheme = run.record.init.get("scheme")  # `svd` alone does not say which matrix was decomposed
+    if "init" in found and isinstance(scheme, str) and scheme.startswith(found["init"] + "["):
+        found["init"] = scheme
+    flat = dict(_flatten(run.record.config)) or dict(o.lstrip("+").partition("=")[::2] for o in run.record.overrides)
+    found.update({key: str(value) for key, value in flat.items() if not _free(key) and key not in found})
+    return found
+
+
+def _free(key: str) -> bool:
+    return key in _FREE or key.split(".")[0] in _FREE_GROUPS
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

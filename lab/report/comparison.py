@@ -1,0 +1,224 @@
+"""Contrasts between arms, paired by seed, and the noise floor they are read against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from lab.report import statistics
+from lab.report.arms import Arm
+from lab.report.judgement import Judgement
+from lab.report.statistics import LEVEL, Paired
+from lab.report.study import Run
+
+# What is described beside the primary metric; for all of them but the accuracy, lower is better.
+DESCRIBED = ("val_loss", "test_loss", "test_accuracy", "train_loss", "forgetting", "seconds.total", "peak_memory_bytes")
+EQUAL_TIME = "val_loss_at_equal_time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One contrast of arm a with arm b; differences are a − b over the pairs they share."""
+
+    metric: str
+    higher_is_better: bool
+    kind: str  # contrast | aa | described
+    arm_a: str
+    arm_b: str
+    statistics: Paired
+    p_adjusted: float | None = None
+    verdict: str = "not_judged"
+    reason: str = ""
+    dropped: tuple[str, ...] = ()  # completed runs without a partner
+    differences: tuple[float, ...] = ()  # a − b, a value per pair
+    seeds_to_decide: int | None = None
+
+    def row(self) -> dict[str, object]:
+        """The row of comparisons.json: exactly the fields of design §3."""
+        s = self.statistics
+        return {
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "kind": self.kind,
+            "arm_a": self.arm_a,
+            "arm_b": self.arm_b,
+            "pairs": s.pairs,
+            "mean_difference": s.mean,
+            "ci_level": 1 - LEVEL,
+            "ci_low": s.ci_low,
+            "ci_high": s.ci_high,
+            "p_value": s.p_value,
+            "p_adjusted": self.p_adjusted,
+            "p_equivalence": s.p_equivalence,
+            "equivalence_margin": s.margin,
+            "verdict": self.verdict,
+            "reason": self.reason,
+        }
+
+
+def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
+    """The A/A row, the judged contrasts, then what is only described; empty without a baseline."""
+    by_name = {arm.name: arm for arm in arms}
+    if judgement.baseline is None:
+        return []
+    baseline = by_name[judgement.baseline]
+    aa = against_itself(baseline, judgement)
+    judged = [_contrast(by_name[name], baseline, judgement.metric, judgement) for name in judgement.contrasts]
+    # A contrast that cannot be judged tests nothing, so it costs the others nothing under Holm.
+    ready = [c.statistics.p_value if c.statistics.pairs >= statistics.FEWEST_PAIRS else None for c in judged]
+    tested = sum(p is not None for p in ready)
+    rows = [] if aa is None else [aa]
+    for contrast, p_adjusted in zip(judged, statistics.holm(ready), strict=True):
+        verdict, reason = statistics.verdict(
+            contrast.statistics,
+            p_adjusted,
+            higher_is_better=judgement.higher_is_better,
+            aa_p_value=aa.statistics.p_value if aa else None,
+        )
+        refusal = differing(by_name[contrast.arm_a], baseline)
+        wanted = None
+        s = contrast.statistics
+        if verdict == "inconclusive" and s.mean is not None and s.sd:
+            wanted = statistics.seeds_to_decide(s.mean, s.sd, s.margin, LEVEL / max(1, tested))
+        rows.append(
+            replace(
+                contrast,
+                p_adjusted=p_adjusted,
+                verdict="withheld" if refusal else verdict,
+                reason=refusal or reason,
+                seeds_to_decide=wanted,
+            )
+        )
+    others = [arm for arm in arms if arm is not baseline]
+    rows += [
+        replace(_contrast(arm, baseline, judgement.metric, judgement), reason="not a declared contrast")
+        for arm in others
+        if arm.name not in judgement.contrasts
+    ]
+    for metric in DESCRIBED:
+        if metric != judgement.metric:
+            described = (_contrast(arm, baseline, metric, judgement) for arm in others)
+            rows += [replace(c, reason="not the primary metric") for c in described if c.statistics.pairs]
+    rows += [c for arm in others if (c := equal_time(arm, baseline)).statistics.pairs]
+    return [replace(c, reason=differing(by_name[c.arm_a], baseline) or c.reason) for c in rows]
+
+
+def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:
+    """Difference of two arms over the seeds both completed; nothing is computed across data or bases."""
+    primary = metric == judgement.metric
+    first, second, dropped = _pairs(a, b, metric)
+    if differing(a, b):
+        first, second = [], []
+    margin = judgement.margin if primary else None
+    return Comparison(
+        metric=metric,
+        higher_is_better=judgement.higher_is_better if primary else metric == "test_accuracy",
+        kind="contrast" if primary and a.name in judgement.contrasts else "described",
+        arm_a=a.name,
+        arm_b=b.name,
+        statistics=statistics.paired(first, second, margin),
+        dropped=tuple(dropped),
+        differences=tuple(x - y for x, y in zip(first, second, strict=True)),
+    )
+
+
+def _pairs(a: Arm, b: Arm, metric: str) -> tuple[list[float], list[float], list[str]]:
+    """Values of the runs that share seed and data order, and the names of those without a partner."""
+    first = {run.pair: run for run in a.runs if run.value(metric) is not None}
+    second = {run.pair: run for run in b.runs if run.value(metric) is not None}
+    shared = [pair for pair in first if pair in second]
+    dropped = [run.name for pair, run in [*first.items(), *second.items()] if pair not in shared]
+    values_a = [value for pair in shared if (value := first[pair].value(metric)) is not None]
+    values_b = [value for pair in shared if (value := second[pair].value(metric)) is not None]
+    return values_a, values_b, dropped
+
+
+def against_itself(baseline: Arm, judgement: Judgement) -> Comparison | None:
+    """The A/A row: runs of the baseline that share the data order and differ in the seed; None without any.
+
+    Where no twins were declared, runs with one data_seed are paired in the order of their seeds, each used once.
+    """
+    couples: list[tuple[Run, Run]] = []
+    if baseline.twins:
+        first = {run.record.data_seed: run for run in baseline.runs}
+        couples = [(first[t.record.data_seed], t) for t in baseline.twins if t.record.data_seed in first]
+    else:
+        groups: dict[int | None, list[Run]] = {}
+        for run in sorted(baseline.runs, key=lambda run: run.record.seed or 0):
+            groups.setdefault(run.record.data_seed, []).append(run)
+        couples = [two for group in groups.values() for two in list(pairwise(group))[::2]]
+    values = [(run.value(judgement.metric), twin.value(judgement.metric)) for run, twin in couples]
+    both = [(x, y) for x, y in values if x is not None and y is not None]
+    if not both:
+        return None
+    result = statistics.paired([x for x, _ in both], [y for _, y in both], judgement.margin)
+    verdict, reason = statistics.verdict(
+        result, None, higher_is_better=judgement.higher_is_better, aa_p_value=result.p_value
+    )
+    return Comparison(
+        metric=judgement.metric,
+        higher_is_better=judgement.higher_is_better,
+        kind="aa",
+        arm_a=baseline.name,
+        arm_b=baseline.name,
+        statistics=result,
+        verdict=verdict,
+        reason=reason,
+        differences=tuple(x - y for x, y in both),
+    )
+
+
+def differing(a: Arm, b: Arm) -> str:
+    """Why two arms must not be compared: other data or another base, named; empty where they may."""
+    for what, of in (("data", lambda run: str(run.record.data.get("sha256"))), ("base models", lambda run: run.base)):
+        found = {arm.name: sorted({of(run) for run in arm.runs}) for arm in (a, b)}
+        if len({value for values in found.values() for value in values}) > 1:
+            named = "; ".join(f"{name}: {', '.join(values)}" for name, values in found.items())
+            return f"refused: the {what} differ ({named})"
+    return ""
+
+
+def equal_time(a: Arm, b: Arm) -> Comparison:
+    """Validation loss of each pair at the moment the faster of the two ended, interpolated from metrics.csv.
+
+    Initialisation counts as time. Only pairs that ran on one kind of device; the rest have no value.
+    """
+    partners = {run.pair: run for run in b.runs}
+    both = []
+    for run in a.runs:
+        other = partners.get(run.pair)
+        device = run.record.environment.get("device")
+        if other is None or device is None or device != other.record.environment.get("device") or differing(a, b):
+            continue
+        curves = [_over_time(run), _over_time(other)]
+        if all(curves):
+            at = min(curve[-1][0] for curve in curves)
+            found = [_interpolate(curve, at) for curve in curves]
+            if None not in found:
+                both.append(found)
+    values = [[x for x in column if x is not None] for column in zip(*both, strict=True)] or [[], []]
+    return Comparison(
+        metric=EQUAL_TIME,
+        higher_is_better=False,
+        kind="described",
+        arm_a=a.name,
+        arm_b=b.name,
+        statistics=statistics.paired(values[0], values[1], None),
+        reason="not the primary metric; at the time the faster run of each pair ended",
+        differences=tuple(x - y for x, y in zip(*values, strict=True)),
+    )
+
+
+def _over_time(run: Run) -> list[tuple[float, float]]:
+    seconds, losses = run.curve("val_loss", over="seconds")
+    started = run.record.seconds.get("init") or 0.0
+    return [(started + s, loss) for s, loss in zip(seconds, losses, strict=True)]
+
+
+def _interpolate(curve: Sequence[tuple[float, float]], at: float) -> float | None:
+    """The piecewise-linear curve at a time inside it, else None: nothing is extrapolated."""
+    if at == curve[-1][0]:
+        return curve[-1][1]
+    for (t0, y0), (t1, y1) in pairwise(curve):
+        if t0 <= at <= t1 and t1 > t0:
+            return y0 + (y1 - y0) * (at - t0) / (t1 - t0)
+    return None

@@ -1,0 +1,48 @@
+"""Which arm of a plain multirun is the config's default: the shipped YAMLs, read as they lie. No hydra."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import lab
+from lab.report.arms import Arm
+
+
+def conf_dir() -> Path:
+    """Where the shipped configuration lies: beside the package in a checkout, inside it in a wheel."""
+    package = Path(lab.__file__).parent
+    return next(path for path in (package / "conf", package.parent / "conf") if (path / "config.yaml").exists())
+
+
+def default_arm(arms: Sequence[Arm]) -> str | None:
+    """The arm that differs from the others only by having the config's defaults; None where there is none."""
+    matches = [arm.name for arm in arms if all(map(_is_default, arm.differs.items()))]
+    return matches[0] if len(matches) == 1 else None
+
+
+def _is_default(item: tuple[str, str]) -> bool:
+    key, value = item
+    return default(key) in (value, value.split("[")[0])  # svd[gradient] is the option svd
+
+
+def default(key: str) -> str | None:
+    """The default option of a group, or the default of a setting (`rank`, `init.size`), as text; None for no such."""
+    root = _load(conf_dir() / "config.yaml")
+    groups = {k: v for entry in root["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
+    if key in groups:
+        return str(groups[key])
+    head, _, rest = key.partition(".")
+    found: Any = root
+    if rest and groups.get(head):
+        found, key = _load(conf_dir() / head / f"{groups[head]}.yaml"), rest
+    for step in key.split("."):
+        if not isinstance(found, dict) or step not in found:
+            return None
+        found = found[step]
+    return str(found)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text()) or {}

@@ -1,0 +1,210 @@
+"""Run and study directories as data: what is there, what could not be read, what is missing. Standard library only."""
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lab import record
+from lab.errors import UsageError
+from lab.record import RunRecord, Study
+
+METRICS = "metrics.csv"
+_TEXT, _DICTS = ("study", "stage", "arm"), ("choices", "config", "model", "ranks", "metrics", "seconds", "data")
+_COUNTS = ("seed", "data_seed", "rung", "trainable_params", "total_params", "steps", "tokens", "peak_memory_bytes")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory: its record, and the status a reader should believe."""
+
+    path: Path
+    record: RunRecord
+    status: str
+
+    @property
+    def name(self) -> str:
+        """The directory's own name, which every table uses."""
+        return self.path.name
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Peak learning rate it was run at."""
+        rate = (self.record.config.get("optim") or {}).get("lr")
+        return float(rate) if isinstance(rate, int | float) else None
+
+    @property
+    def rank(self) -> int | None:
+        """The one LoRA rank of every module, read back; None where modules differ or there is no adapter."""
+        ranks = set(self.record.ranks.values())
+        return ranks.pop() if len(ranks) == 1 else None
+
+    @property
+    def pair(self) -> tuple[int | None, int | None]:
+        """What two runs must share to be a pair: seed and data_seed."""
+        return self.record.seed, self.record.data_seed
+
+    @property
+    def error(self) -> str:
+        """Why it did not complete, in one line; empty where nothing was recorded."""
+        error = self.record.error or {}
+        text = ": ".join(str(error[key]) for key in ("type", "message") if error.get(key))
+        return " ".join(text.split())
+
+    @property
+    def base(self) -> str:
+        """What was trained: the hash of the base weights, or its name and revision where none was recorded."""
+        model = self.record.model
+        base = model.get("weights_sha256") or f"{model.get('name_or_path')}@{model.get('revision')}"
+        return f"{base} ({model['quantization']})" if model.get("quantization") else str(base)
+
+    def value(self, name: str) -> float | None:
+        """A metric, or a number of the record by its dotted path (`seconds.train`); None where not measured."""
+        found: Any = self.record.metrics.get(name)
+        if found is None and name in {item.name for item in fields(RunRecord)}:
+            found = getattr(self.record, name)
+        elif found is None and name.startswith("seconds."):
+            found = self.record.seconds.get(name.removeprefix("seconds."))
+        number = isinstance(found, int | float) and not isinstance(found, bool)
+        return float(found) if number and math.isfinite(found) else None
+
+    @cached_property
+    def curves(self) -> dict[str, list[float | None]]:
+        """The columns of metrics.csv, None where a cell is empty; raises UsageError where it cannot be read."""
+        path = self.path / METRICS
+        if not path.exists():
+            return {}
+        columns: dict[str, list[float | None]] = {}
+        try:
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    for key, cell in row.items():
+                        value = float(cell) if cell else None
+                        columns.setdefault(key, []).append(value if value is None or math.isfinite(value) else None)
+        except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
+            raise UsageError(f"{path} is not readable ({error}); its curves are left out.") from None
+        return columns
+
+    def curve(self, column: str, over: str = "step") -> tuple[list[float], list[float]]:
+        """The rows of metrics.csv where both columns have a value, as (x, y)."""
+        xs, ys = self.curves.get(over, []), self.curves.get(column, [])
+        both = [(x, y) for x, y in zip(xs, ys, strict=True) if x is not None and y is not None]
+        return [x for x, _ in both], [y for _, y in both]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that was left out, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class LoadedStudy:
+    """A study directory as it stands: what it declared, the runs it holds, and what was left out."""
+
+    path: Path
+    declared: Study | None  # None for a plain multirun
+    runs: tuple[Run, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def name(self) -> str:
+        """The declared name, or the directory's."""
+        return self.declared.name if self.declared else self.path.name
+
+    @property
+    def missing(self) -> list[str]:
+        """Declared verdict jobs that have no run directory yet, in words."""
+        if not self.declared:
+            return []
+        study = self.declared
+        asked = [(arm, seed, seed) for arm in study.arms for seed in study.seeds]
+        asked += [(study.baseline, twin, seed) for twin, seed in zip(study.twin_seeds, study.seeds, strict=False)]
+        present = {(run.record.arm, *run.pair) for run in self.runs if run.record.stage in ("verdict", None)}
+        return [
+            f"{arm}, seed {seed}" + (f" on the data order of {data_seed} (A/A)" if seed != data_seed else "")
+            for arm, seed, data_seed in asked
+            if (arm, seed, data_seed) not in present
+        ]
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """The run in a directory; raises UsageError where it holds no readable record."""
+    path = Path(run_dir).resolve()
+    read = record.read(path)
+    fault = _fault(read)
+    if fault:
+        raise UsageError(f"{path / record.RESULT} {fault}; was it edited by hand?")
+    return Run(path, read, record.status_of(path))
+
+
+def load_study(study_dir: str | Path) -> LoadedStudy:
+    """Every run below a directory; what cannot be read becomes a Problem. Raises UsageError for no directory."""
+    path = Path(study_dir).resolve()
+    if not path.is_dir():
+        raise UsageError(f"{study_dir} is no directory; name a study, such as multirun/rank_sweep/<time>.")
+    problems: list[Problem] = []
+    declared = None
+    try:
+        declared = record.read_study(path)
+    except UsageError as error:
+        problems.append(Problem(path / record.STUDY, str(error)))
+    runs = []
+    for run_dir in _run_dirs(path):
+        try:
+            run = load_run(run_dir)
+        except UsageError as error:
+            problems.append(Problem(run_dir, str(error)))
+            continue
+        try:
+            _ = run.curves
+        except UsageError as error:
+            problems.append(Problem(run_dir, str(error)))
+            run.__dict__["curves"] = {}  # the record is whole, so the run counts; only its curves are left out
+        runs.append(run)
+    return LoadedStudy(path, declared, tuple(runs), tuple(problems))
+
+
+def _run_dirs(root: Path) -> Iterator[Path]:
+    """Directories that are, or were meant to be, runs: with a result.json, or with Hydra's folder and none."""
+    for child in sorted(root.iterdir(), key=_by_number):
+        if child.is_symlink() or not child.is_dir() or child.name in ("report", ".hydra"):
+            continue
+        if (child / record.RESULT).exists() or (child / ".hydra").is_dir():
+            yield child
+        else:
+            yield from _run_dirs(child)
+
+
+def _by_number(path: Path) -> tuple[int, str]:
+    """Jobs are named `<n>_…`: 10 comes after 9."""
+    head = path.name.split("_")[0]
+    return (int(head) if head.isdigit() else -1), path.name
+
+
+def _fault(read: RunRecord) -> str | None:
+    """What contradicts the schema in a record that is valid JSON; None where nothing does."""
+    for name in _DICTS:
+        if not isinstance(getattr(read, name), dict):
+            return f"has {name} = {getattr(read, name)!r}, not a mapping"
+    for name in _COUNTS:
+        value = getattr(read, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            return f"has {name} = {value!r}, not a whole number"
+    for name in _TEXT:
+        if not isinstance(getattr(read, name), str | None):
+            return f"has {name} = {getattr(read, name)!r}, not text"
+    for group in (read.metrics, read.seconds, read.ranks):
+        for name, value in group.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                return f"has {name} = {value!r}, not a number"
+            if isinstance(value, float) and not math.isfinite(value):
+                return f"has {name} = {value!r}, which strict JSON does not know"
+    if read.error is not None and not isinstance(read.error, dict):
+        return f"has error = {read.error!r}, not a mapping"
+    return None

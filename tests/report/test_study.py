@@ -1,0 +1,244 @@
+import json
+
+import pytest
+from synthetic import declare, make_run, make_study, rank_sweep
+
+from lab.errors import UsageError
+from lab.report.arms import arms
+from lab.report.comparison import compare
+from lab.report.judgement import judgement_of
+from lab.report.study import load_run, load_study
+
+
+def judged(path, **options):
+    study = load_study(path)
+    found = arms(study)
+    return found, compare(found, judgement_of(study.declared, found, **options))
+
+
+def contrast(rows, arm):
+    return next(row for row in rows if row.arm_a == arm and row.kind == "contrast")
+
+
+def test_a_whole_study_is_read_judged_and_misses_nothing(tmp_path):
+    rank_sweep(tmp_path)
+    study = load_study(tmp_path)
+    assert len(study.runs) == 7 * 5 + 7 * 6 + 6
+    assert study.missing == []
+    assert not study.problems
+    found, rows = judged(tmp_path)
+    assert [arm.name for arm in found] == ["r64", "r2", "r4", "r8", "r16", "r32", "full"]
+    assert {len(arm.runs) for arm in found} == {6}
+    assert contrast(rows, "r4").verdict == "b_better"
+    assert contrast(rows, "r32").verdict == "equivalent"
+    assert {row.verdict for row in rows if row.kind == "described"} == {"not_judged"}
+    aa = next(row for row in rows if row.kind == "aa")
+    assert aa.statistics.pairs == 6
+    assert aa.verdict in ("equivalent", "inconclusive")
+
+
+def test_the_row_has_the_fields_of_the_contract(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1})
+    _, rows = judged(tmp_path)
+    assert list(rows[0].row()) == [
+        "metric",
+        "higher_is_better",
+        "kind",
+        "arm_a",
+        "arm_b",
+        "pairs",
+        "mean_difference",
+        "ci_level",
+        "ci_low",
+        "ci_high",
+        "p_value",
+        "p_adjusted",
+        "p_equivalence",
+        "equivalence_margin",
+        "verdict",
+        "reason",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", '{"schema": 99}', '{"schema": 1, "status": "great"}', '{"schema": 1, "status": "completed", "mood": 1}',
+     '{"schema": 1, "status": "completed", "metrics": {"test_loss": NaN}}',
+     '{"schema": 1, "status": "completed", "metrics": {"test_loss": "1.0"}}',
+     '{"schema": 1, "status": "completed", "metrics": [1]}', '{"schema": 1, "status": "completed", "seed": 1.5}',
+     "\x00\xff", "[]"],
+)  # fmt: skip
+def test_an_unreadable_or_edited_record_is_named_and_skipped(tmp_path, text):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
+    victim = tmp_path / "0_verdict_a_lr=0.001_seed=1" / "result.json"
+    victim.write_text(text, encoding="latin-1")
+    study = load_study(tmp_path)
+    assert len(study.runs) == 6 + 6 + 6 - 1
+    assert [problem.path for problem in study.problems] == [victim.parent]
+    _, rows = judged(tmp_path)
+    assert contrast(rows, "b").statistics.pairs == 5
+    assert contrast(rows, "b").dropped == ("6_verdict_b_lr=0.001_seed=1",)
+
+
+def test_a_broken_metrics_file_costs_its_curves_and_not_the_run(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
+    (tmp_path / "0_verdict_a_lr=0.001_seed=1" / "metrics.csv").write_text("step,val_loss\n1,two\n")
+    study = load_study(tmp_path)
+    assert len(study.runs) == 18
+    assert "metrics.csv" in study.problems[0].reason
+
+
+@pytest.mark.parametrize(("field", "word"), [("data", "data differ"), ("base", "base models differ")])
+def test_other_data_or_another_base_is_refused_by_name(tmp_path, field, word):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1, "c": 2.1}, tuned=False, per_arm={"b": {field: "e" * 64}})
+    _, rows = judged(tmp_path)
+    row = contrast(rows, "b")
+    assert row.verdict == "withheld"
+    assert word in row.reason
+    assert "e" * 64 in row.reason
+    assert row.statistics.mean is None
+    assert contrast(rows, "c").verdict != "withheld"
+
+
+def test_diverged_and_failed_runs_are_counted_and_never_averaged(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
+    make_run(tmp_path / "50_verdict_b_lr=0.001_seed=9", arm="b", seed=9, loss=99.0, status="diverged")
+    make_run(tmp_path / "51_verdict_b_lr=0.001_seed=8", arm="b", seed=8, loss=99.0, status="failed")
+    found, _ = judged(tmp_path)
+    assert len(found[1].runs) == 6
+    assert [run.status for run in found[1].unfinished] == ["diverged", "failed"]
+    assert max(found[1].values("test_loss")) < 3
+
+
+def test_running_without_a_lock_is_interrupted(tmp_path):
+    make_run(tmp_path / "0", arm="a", seed=1, loss=2.0, status="running")
+    assert load_run(tmp_path / "0").status == "interrupted"
+
+
+def test_a_half_finished_study_says_what_is_missing(tmp_path):
+    declare(tmp_path, {"a": [], "b": []}, "a")
+    make_run(tmp_path / "0_verdict_a_lr=0.001_seed=1", arm="a", seed=1, loss=2.0)
+    study = load_study(tmp_path)
+    assert len(study.missing) == 6 + 6 + 6 - 1
+    _, rows = judged(tmp_path)
+    assert contrast(rows, "b").verdict == "withheld"
+
+
+def test_one_seed_gives_numbers_and_no_verdict(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
+    row = contrast(judged(tmp_path)[1], "b")
+    assert row.verdict == "withheld"
+    assert row.statistics.mean == pytest.approx(0.1, abs=0.05)
+    assert row.statistics.ci_low is None
+
+
+def test_verdicts_are_withheld_when_the_baseline_differs_from_itself(tmp_path):
+    study = declare(tmp_path, {"a": [], "b": []}, "a")
+    for i, seed in enumerate(study.seeds):
+        make_run(tmp_path / f"{i}_a", arm="a", seed=seed, loss=2.0 + 0.01 * i)
+        make_run(tmp_path / f"{i}_twin", arm="a", seed=seed + 1000, data_seed=seed, loss=2.2 + 0.011 * i)
+        make_run(tmp_path / f"{i}_b", arm="b", seed=seed, loss=1.5 + 0.012 * i)
+    row = contrast(judged(tmp_path)[1], "b")
+    assert row.verdict == "withheld"
+    assert "itself" in row.reason
+
+
+def test_an_arm_that_mixes_settings_is_split_and_labelled(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
+    make_run(tmp_path / "80_verdict_a_lr=0.001_seed=7", arm="a", seed=7, loss=2.0, rank=8)
+    assert [arm.name for arm in judged(tmp_path)[0]] == ["a [rank=16]", "a [rank=8]", "b"]
+
+
+def plain(path, *, inits=("random", "svd"), ranks=(16,), lrs=(1e-3,), seeds=(0, 1, 2, 3, 4)):
+    n = 0
+    for init in inits:
+        for rank in ranks:
+            for lr in lrs:
+                for seed in seeds:
+                    loss = (
+                        {"random": 2.1, "svd": 2.0}.get(init, 2.05)
+                        + 0.013 * (seed + 0.3 * n % 3)
+                        + 100 * abs(lr - 1e-3)
+                    )
+                    make_run(
+                        path / str(n), arm=None, stage=None, study=None, seed=seed, loss=loss, rank=rank, lr=lr,
+                        choices={"init": init}, overrides=(f"init={init}", f"rank={rank}", f"seed={seed}"),
+                        config={"init": {"_target_": f"lab.init.{init}"}, "rank": rank, "optim": {"lr": lr}},
+                    )  # fmt: skip
+                    n += 1
+
+
+def test_a_plain_multirun_is_judged_against_the_arm_of_defaults(tmp_path):
+    plain(tmp_path, ranks=(16, 8))
+    found, rows = judged(tmp_path)
+    assert [arm.name for arm in found] == [
+        "init=random rank=16", "init=random rank=8", "init=svd rank=16", "init=svd rank=8",
+    ]  # fmt: skip
+    assert {row.arm_b for row in rows} == {"init=random rank=16"}
+    assert sum(row.kind == "contrast" for row in rows) == 3
+    values = found[0].values("test_loss")
+    assert contrast(rows, "init=svd rank=16").statistics.margin == pytest.approx(0.01 * sum(values) / 5)
+
+
+def test_a_plain_multirun_chooses_its_learning_rate_on_validation(tmp_path):
+    plain(tmp_path, lrs=(3e-4, 1e-3, 3e-3))
+    found, _ = judged(tmp_path)
+    assert {arm.learning_rate for arm in found} == {1e-3}
+    assert {len(arm.runs) for arm in found} == {5}
+    assert list(found[0].outcomes) == [3e-4, 1e-3, 3e-3]
+    assert not found[0].at_edge
+
+
+def test_the_command_line_names_baseline_and_margin(tmp_path):
+    plain(tmp_path)
+    _, rows = judged(tmp_path, baseline="init=svd", margin="0.5")
+    assert {row.arm_b for row in rows} == {"init=svd"}
+    assert contrast(rows, "init=random").statistics.margin == 0.5
+    with pytest.raises(UsageError, match="no arm"):
+        judged(tmp_path, baseline="init=sdv")
+    with pytest.raises(UsageError, match="margin"):
+        judged(tmp_path, margin="-1")
+
+
+def test_without_an_arm_of_defaults_nothing_is_judged_and_it_says_so(tmp_path):
+    plain(tmp_path, inits=("svd", "pissa"))
+    study = load_study(tmp_path)
+    judgement = judgement_of(None, arms(study))
+    assert judgement.baseline is None
+    assert "--baseline" in judgement.notes[0]
+
+
+def test_runs_that_share_the_data_order_are_a_plain_multiruns_noise_floor(tmp_path):
+    for seed in range(8):
+        make_run(tmp_path / str(seed), arm=None, stage=None, seed=seed, data_seed=0, loss=2.0 + 0.01 * (seed % 3))
+    _, rows = judged(tmp_path)
+    aa = next(row for row in rows if row.kind == "aa")
+    assert aa.statistics.pairs == 4
+
+
+def test_at_most_four_contrasts_are_judged(tmp_path):
+    plain(tmp_path, inits=("random", "svd", "pissa", "milora", "lora_one", "eva", "corda"))
+    _, rows = judged(tmp_path)
+    assert sum(row.kind == "contrast" for row in rows) == 4
+    assert sum(row.kind == "described" and row.metric == "test_loss" for row in rows) == 2
+
+
+def test_equal_time_compares_on_one_device_at_the_faster_runs_end(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.0}, tuned=False, noise=0.0, per_arm={"b": {"seconds": 80.0}})
+    _, rows = judged(tmp_path)
+    row = next(row for row in rows if row.metric == "val_loss_at_equal_time")
+    assert row.statistics.pairs == 6
+    # b is half as fast: at the time a ends b is at step 30 of 60, exp(−30/12) of the way from 3.0
+    assert row.statistics.mean == pytest.approx(0.082 - 0.007, abs=0.02)
+    for path in tmp_path.glob("*_b_*/result.json"):
+        raw = json.loads(path.read_text())
+        path.write_text(json.dumps(raw | {"environment": {"device": "NVIDIA"}}))
+    assert not [row for row in judged(tmp_path)[1] if row.metric == "val_loss_at_equal_time"]
+
+
+def test_no_directory_and_no_run_are_usage_errors(tmp_path):
+    with pytest.raises(UsageError, match="no directory"):
+        load_study(tmp_path / "none")
+    with pytest.raises(UsageError, match="no run directory"):
+        load_run(tmp_path)
+    assert load_study(tmp_path).runs == ()
