@@ -78,7 +78,8 @@ class TotalGivenFace(Problem):
         ),
         Wording(
             "Two spinners stop, independently and uniformly, on a whole number from 1 to {sides}. You are told only "
-            "that the number {face} has come up. Find the probability that the sum of the two numbers is at least {total}.",
+            "that the number {face} has come up. Find the probability that the sum of the two numbers is at "
+            "least {total}.",
             "The pairs (first spin, second spin) are equally likely.",
         ),
         Wording(
