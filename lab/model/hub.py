@@ -1,0 +1,181 @@
+"""Where a model's files are: shipped, in a folder, in the hub's cache, or on the hub. No torch here."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lab.errors import UsageError, nearest
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+SHIPPED = "lab:"  # name_or_path=lab:base is the folder lab/assets/base of the installed package
+REQUEST_SECONDS = 2.0  # a hub that does not answer one request in this time is treated as out of reach
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def shipped(name: str) -> Path:
+    """The folder of a model that comes with the package; raises UsageError where there is none of that name."""
+    folder = ASSETS / name
+    if not name or not (folder / "tokenizer.json").is_file():
+        known = sorted(path.parent.name for path in ASSETS.glob("*/tokenizer.json"))
+        raise UsageError(
+            f"{SHIPPED}{name} does not come with this package{nearest(name, known)} "
+            f"(it ships {', '.join(SHIPPED + item for item in known) or 'none'})."
+        )
+    return folder
+
+
+def resolve(name_or_path: str) -> str:
+    """A folder where the name is one (or is shipped), else the hub name as it is."""
+    if name_or_path.startswith(SHIPPED):
+        return str(shipped(name_or_path.removeprefix(SHIPPED)))
+    folder = Path(name_or_path).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name_or_path
+
+
+def is_folder(place: str) -> bool:
+    """True where a resolved place is a local folder."""
+    return Path(place).is_dir()
+
+
+def check(name_or_path: str, revision: str | None, needs_weights: bool = True) -> None:
+    """Raise UsageError within 3 s where a model cannot be had: local folder, then hub cache, then one short request.
+
+    `needs_weights=False` asks for the tokenizer alone.
+    """
+    place = resolve(name_or_path)
+    if is_folder(place):
+        _check_folder(Path(place), name_or_path, needs_weights)
+    elif _looks_like_a_path(name_or_path):
+        raise UsageError(f"model.name_or_path={name_or_path}: there is no such folder; give a folder or a hub name.")
+    elif not is_cached(name_or_path, revision, needs_weights):
+        _check_hub(name_or_path, revision)
+
+
+def is_cached(name_or_path: str, revision: str | None, needs_weights: bool = True) -> bool:
+    """True where the hub's local cache holds configuration and tokenizer, and every shard of the weights if needed."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    def cached(filename: str) -> Path | None:
+        found = try_to_load_from_cache(name_or_path, filename, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+    try:
+        if cached("config.json") is None and needs_weights:
+            return False
+    except HFValidationError as error:
+        raise UsageError(
+            f"model.name_or_path={name_or_path} is neither a folder nor a hub name like owner/model ({error})."
+        ) from None
+    if not any(cached(name) for name in TOKENIZERS):
+        return False
+    if not needs_weights or any(cached(name) for name in WEIGHTS):
+        return True
+    indices = [path for path in map(cached, WEIGHT_INDICES) if path is not None]
+    return any(all(cached(shard) for shard in _shards(path)) for path in indices)
+
+
+def _shards(index: Path) -> set[str]:
+    return set(json.loads(index.read_text())["weight_map"].values())
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+
+
+def _check_folder(folder: Path, name: str, needs_weights: bool) -> None:
+    if not needs_weights:
+        if not any((folder / file).is_file() for file in TOKENIZERS):
+            raise UsageError(f"{name} holds no tokenizer ({', '.join(TOKENIZERS)}).")
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise UsageError(
+            f"model.name_or_path={name} is an adapter, not a model; merge it first: "
+            f"python -m lab.export RUN --to DIR --format merged."
+        )
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"model.name_or_path={name} holds no config.json, so it is no Hugging Face model folder.")
+    if not any((folder / file).is_file() for file in WEIGHTS + WEIGHT_INDICES):
+        raise UsageError(f"model.name_or_path={name} holds no weights ({', '.join(WEIGHTS)}, or their index).")
+
+
+def _check_hub(name: str, revision: str | None) -> None:
+    """One request for config.json, given up after REQUEST_SECONDS: a blocked name look-up ignores client timeouts."""
+    outcome: list[BaseException | None] = []
+
+    def ask() -> None:
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        try:
+            get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=REQUEST_SECONDS)
+            outcome.append(None)
+        except Exception as error:  # carried to the caller's thread, where it becomes the sentence below
+            outcome.append(error)
+
+    request = threading.Thread(target=ask, daemon=True)
+    request.start()
+    request.join(REQUEST_SECONDS)
+    if not outcome:
+        raise UsageError(f"{_named(name, revision)}: the hub did not answer in {REQUEST_SECONDS:g} s; {OFFLINE_REMEDY}")
+    if outcome[0] is not None:
+        raise UsageError(reason(name, revision, outcome[0])) from outcome[0]
+
+
+OFFLINE_REMEDY = (
+    "download it where there is a network (hf download NAME) and share the cache, give a local folder as "
+    "model.name_or_path, or use model=tiny, which needs none."
+)
+
+
+def _named(name: str, revision: str | None) -> str:
+    return f"model {name}" + (f" at revision {revision}" if revision else "")
+
+
+def reason(name: str, revision: str | None, error: BaseException) -> str:
+    """Why a model cannot be had, and what to do, in one sentence."""
+    from huggingface_hub import errors as hub
+
+    what = _named(name, revision)
+    chain = list(_causes(error))
+    if any(isinstance(item, hub.GatedRepoError) for item in chain):
+        return f"{what} is gated: accept its licence on its hub page, then `hf auth login` or set HF_TOKEN."
+    if any(isinstance(item, hub.RevisionNotFoundError) for item in chain):
+        return f"{what} does not exist; check model.revision (null is the default branch)."
+    if any(isinstance(item, hub.RepositoryNotFoundError) for item in chain):
+        return f"{what} is not on the hub, or is private; check the spelling, or `hf auth login` / HF_TOKEN if private."
+    if any(isinstance(item, hub.RemoteEntryNotFoundError) for item in chain):
+        return f"{what} has no config.json on the hub, so transformers cannot load it; choose another model."
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return f"{what} is not in the local cache and HF_HUB_OFFLINE is set: unset it, {OFFLINE_REMEDY}"
+    first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    if any(isinstance(item, hub.LocalEntryNotFoundError) or _is_network(item) for item in chain):
+        return f"{what} is not in the local cache and the hub cannot be reached ({first}): {OFFLINE_REMEDY}"
+    return f"{what} cannot be loaded ({first}); check that it is a causal language model with a tokenizer of its own."
+
+
+def _is_network(error: BaseException) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}  # httpx's and requests' errors, without importing either
+    return bool(names & {"ConnectionError", "TransportError", "ConnectError", "TimeoutException", "Timeout"})
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def explained(name: str, revision: str | None) -> Iterator[None]:
+    """Turn what transformers raises while reading a model into a UsageError with the model's name and the remedy."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UsageError(reason(name, revision, error)) from error

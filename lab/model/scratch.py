@@ -1,0 +1,95 @@
+"""A model with random weights, from the numbers of an architecture."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lab.errors import UsageError, nearest
+from lab.model import hub
+from lab.model.pretrained import read_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """An untrained model: transformers' numbers of an architecture, with the vocabulary of a tokenizer."""
+
+    architecture: dict[str, Any]  # model_type and fields of its configuration
+    tokenizer_name_or_path: str  # as Pretrained.name_or_path; only its tokenizer is read
+    attn_implementation: str | None  # None: transformers takes sdpa where the architecture has it
+
+    def __post_init__(self) -> None:
+        if "model_type" not in self.architecture:
+            raise UsageError("model.architecture has no model_type; name one of transformers', such as llama.")
+
+    @property
+    def name_or_path(self) -> str:
+        """`scratch:<model type>`."""
+        return f"scratch:{self.architecture['model_type']}"
+
+    @property
+    def revision(self) -> None:
+        """None: there is no hub behind it."""
+        return None
+
+    def check(self) -> None:
+        """Raise UsageError within 3 s where the tokenizer cannot be had."""
+        hub.check(self.tokenizer_name_or_path, None, needs_weights=False)
+
+    def skeleton(self) -> "PreTrainedModel":
+        """The architecture on the meta device; raises UsageError for an unknown model type or number."""
+        import torch
+
+        with torch.device("meta"):
+            return self._build()
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer whose vocabulary the model has; raises UsageError where it cannot be read."""
+        return read_tokenizer(self.tokenizer_name_or_path, None)
+
+    def load(self, dtype: "torch.dtype", seed: int) -> "PreTrainedModel":
+        """The model, drawn by transformers' own initialisation in float32 from `seed`, then cast to `dtype`."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net: Any = self._build()
+            return net.to(dtype).eval()
+
+    def _build(self) -> "PreTrainedModel":
+        from transformers import AutoModelForCausalLM
+
+        config = self._config()
+        try:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except ValueError as error:
+            raise UsageError(
+                f"model.architecture {self.architecture} is no causal language model ({error})."
+            ) from error
+
+    def _config(self) -> "PretrainedConfig":
+        from transformers import AutoConfig
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        numbers = dict(self.architecture)
+        kind = numbers.pop("model_type")
+        if kind not in CONFIG_MAPPING_NAMES:
+            raise UsageError(
+                f"model.architecture.model_type={kind} is unknown to transformers"
+                f"{nearest(kind, list(CONFIG_MAPPING_NAMES))}."
+            )
+        known = sorted(AutoConfig.for_model(kind).to_dict())
+        for key in numbers:
+            if key not in known:  # a configuration would keep a misspelt number and build the default
+                raise UsageError(f"model.architecture.{key} is no number of {kind}{nearest(key, known)}.")
+        tokenizer = self.tokenizer()
+        options = {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "attn_implementation": self.attn_implementation,
+        }
+        return AutoConfig.for_model(kind, **(options | numbers))
