@@ -5,8 +5,9 @@ from torch import Generator, Tensor
 
 from lab.init import Evidence, Factors, InitScheme, Need
 from lab.layer import Target
+from lab.rank_strategy import RankPlan, RankStrategy
 
-NEEDS: frozenset[Need] = frozenset({"gradient", "activations", "delta"})
+NEEDS: frozenset[Need] = frozenset({"gradient", "gradient_square", "activations", "delta"})
 SHAPES = {"square": (40, 40), "tall": (56, 32), "wide": (32, 56)}  # (out, in)
 
 
@@ -22,7 +23,7 @@ def check_init(scheme: InitScheme, rank: int = 4, scaling: float = 2.0) -> None:
     for side, shape in SHAPES.items():
         target = Target(f"check.{side}", "other", 0, shape, False)
         weight, evidence = example_weight(shape), example_evidence(shape, scheme.needs)
-        given = [weight, *(t for t in (evidence.gradient, evidence.activations, evidence.delta) if t is not None)]
+        given = [weight, *tensors_of(evidence)]
         before = [tensor.clone() for tensor in given]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
@@ -53,9 +54,67 @@ def _check_factors(factors: Factors, shape: tuple[int, int], rank: int, side: st
     _demand(plain, "info holds something other than numbers by name")
 
 
+def check_rank_strategy(strategy: RankStrategy, rank: int = 4) -> None:
+    """Hold a rank strategy against the protocol, on two blocks of unequal layers; raises AssertionError.
+
+    Checked: `needs` are known and enough; every layer and no other gets a whole rank from 1 to its smaller side; one
+    seed gives one plan; weights and evidence come back unchanged; and where the strategy has `budget` "params", the
+    plan costs what `uniform` at `rank` costs, to within one layer, and never more.
+    """
+    unknown = set(strategy.needs) - NEEDS
+    _demand(not unknown, f"needs {sorted(unknown)} are none of {sorted(NEEDS)}")
+    targets = example_targets()
+    weights = {target.name: example_weight(target.shape) * (i + 1) for i, target in enumerate(targets)}
+    evidence = {target.name: example_evidence(target.shape, strategy.needs) for target in targets}
+    given = [*weights.values(), *(tensor for item in evidence.values() for tensor in tensors_of(item))]
+    before = [tensor.clone() for tensor in given]
+    plan = strategy.allocate(targets, rank, weights, evidence, Generator().manual_seed(1))
+    again = strategy.allocate(targets, rank, weights, evidence, Generator().manual_seed(1))
+    _check_plan(plan, targets)
+    _demand(plan == again, "one seed gave two different plans; draw only from `generator`")
+    kept = all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    _demand(kept, "a weight or the evidence was changed in place")
+    if getattr(strategy, "budget", None) == "params":
+        asked = rank * sum(target.cost for target in targets)
+        spent = sum(plan[target.name] * target.cost for target in targets)
+        within = 0 <= asked - spent < max(target.cost for target in targets)
+        _demand(within, f"the plan costs {spent} parameters and uniform at rank {rank} costs {asked}")
+
+
+def _check_plan(plan: RankPlan, targets: list[Target]) -> None:
+    names = {target.name for target in targets}
+    _demand(set(plan) == names, f"layers without a rank or unasked for: {sorted(set(plan) ^ names)}")
+    for target in targets:
+        found = plan[target.name]
+        whole = isinstance(found, int) and not isinstance(found, bool)
+        _demand(
+            whole and 1 <= found <= target.max_rank, f"{target.name} got rank {found!r}, not 1 to {target.max_rank}"
+        )
+
+
 def _demand(holds: bool, sentence: str) -> None:
     if not holds:
         raise AssertionError(f"{sentence}.")
+
+
+def tensors_of(evidence: Evidence) -> list[Tensor]:
+    """The tensors that were gathered."""
+    return [value for value in vars(evidence).values() if isinstance(value, Tensor)]
+
+
+def example_targets() -> list[Target]:
+    """Two blocks with grouped-query attention: k_proj is the cheapest layer, feed-forward layers the dearest."""
+    shapes = {
+        "self_attn.q_proj": (32, 32),
+        "self_attn.k_proj": (16, 32),
+        "mlp.up_proj": (56, 32),
+        "mlp.down_proj": (32, 56),
+    }
+    return [
+        Target(f"model.layers.{i}.{part}", "mlp" if "mlp" in part else "attention", i, shape, False)
+        for i in range(2)
+        for part, shape in shapes.items()
+    ]
 
 
 def example_weight(shape: tuple[int, int]) -> Tensor:
@@ -79,6 +138,7 @@ def example_evidence(shape: tuple[int, int], needs: frozenset[Need] = NEEDS) -> 
     return Evidence(
         gradient=errors.T @ x / tokens if "gradient" in needs else None,
         activations=x.T @ x / tokens if "activations" in needs else None,
+        gradient_square=(errors.T @ x / tokens) ** 2 if "gradient_square" in needs else None,
         delta=delta if "delta" in needs else None,
         num_tokens=tokens if needs else 0,
     )

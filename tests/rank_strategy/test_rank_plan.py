@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from lab.init import Evidence
 from lab.layer import Target
+from lab.testing import check_rank_strategy
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "rank_strategy").glob("*.yaml"))
@@ -102,6 +103,11 @@ def test_every_strategy_can_be_shuffled(of, model):
     plan = allocate(strategy("shuffled", f"rank_strategy@rank_strategy.of={of}"), model)
     assert set(plan) == {target.name for target in model[0]}
     assert sorted(plan.values()) == sorted(allocate(strategy(of), model).values())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "adalora"])
+def test_every_strategy_passes_the_check_that_others_strategies_get(name):
+    check_rank_strategy(strategy(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
