@@ -156,7 +156,7 @@ def reason(name: str, revision: str | None, error: BaseException) -> str:
     first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
     if any(isinstance(item, hub.LocalEntryNotFoundError) or _is_network(item) for item in chain):
         return f"{what} is not in the local cache and the hub cannot be reached ({first}): {OFFLINE_REMEDY}"
-    return f"{what} cannot be loaded ({first}); check that it is a causal language model with a tokenizer of its own."
+    return f"{what} cannot be loaded ({first}); check that its files are whole and are a causal language model's."
 
 
 def _is_network(error: BaseException) -> bool:
@@ -173,9 +173,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 @contextmanager
 def explained(name: str, revision: str | None) -> Iterator[None]:
     """Turn what transformers raises while reading a model into a UsageError with the model's name and the remedy."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UsageError(reason(name, revision, error)) from error

@@ -59,15 +59,20 @@ class Scratch:
             return net.to(dtype).eval()
 
     def _build(self) -> "PreTrainedModel":
-        from transformers import AutoModelForCausalLM
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-        config = self._config()
         try:
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except ValueError as error:
+            config = self._config()
+        except StrictDataclassError as error:  # wrong types, or sizes that do not divide
+            cause = str(error.__cause__ or error).strip().split("\n")[-1]
+            raise UsageError(f"model.architecture={self.architecture} cannot be built: {cause.strip()}") from error
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UsageError(
-                f"model.architecture {self.architecture} is no causal language model ({error})."
-            ) from error
+                f"model.architecture.model_type={config.model_type} is no causal language model; "
+                f"choose one, such as llama, qwen3 or gpt2."
+            )
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
     def _config(self) -> "PretrainedConfig":
         from transformers import AutoConfig
@@ -77,13 +82,14 @@ class Scratch:
         kind = numbers.pop("model_type")
         if kind not in CONFIG_MAPPING_NAMES:
             raise UsageError(
-                f"model.architecture.model_type={kind} is unknown to transformers"
-                f"{nearest(kind, list(CONFIG_MAPPING_NAMES))}."
+                f"model.architecture.model_type={kind} is not among transformers' types"
+                f"{nearest(kind, list(CONFIG_MAPPING_NAMES)) or '.'}"
             )
-        known = sorted(AutoConfig.for_model(kind).to_dict())
+        default = AutoConfig.for_model(kind)
+        known = sorted({*default.to_dict(), *default.attribute_map})
         for key in numbers:
             if key not in known:  # a configuration would keep a misspelt number and build the default
-                raise UsageError(f"model.architecture.{key} is no number of {kind}{nearest(key, known)}.")
+                raise UsageError(f"model.architecture.{key} is no number of {kind}{nearest(key, known) or '.'}")
         tokenizer = self.tokenizer()
         options = {
             "vocab_size": len(tokenizer),
@@ -92,4 +98,10 @@ class Scratch:
             "pad_token_id": tokenizer.pad_token_id,
             "attn_implementation": self.attn_implementation,
         }
-        return AutoConfig.for_model(kind, **(options | numbers))
+        config = AutoConfig.for_model(kind, **(options | numbers))
+        if config.vocab_size < len(tokenizer):
+            raise UsageError(
+                f"model.architecture.vocab_size={config.vocab_size} is smaller than the {len(tokenizer)} tokens of "
+                f"{self.tokenizer_name_or_path}; leave it out, and it follows the tokenizer."
+            )
+        return config
