@@ -171,9 +171,15 @@ class Session:
 
     def _export(self, adapted: Adapted) -> None:
         if self.config.method == "lora":
-            exported = export(adapted.net, self.run_dir / "adapter")
-            verify_export(self.run_dir / "adapter", adapted.structure["plan"], adapted.structure["offset"])
-            del exported
+            folder, structure = self.run_dir / "adapter", adapted.structure
+            exported = export(adapted.net, folder)
+            verify_export(
+                folder,
+                structure["plan"],
+                scaling=exported.scaling,
+                offset=structure["offset"],
+                use_dora=self.config.adapter.use_dora,
+            )
         else:
             adapted.net.save_pretrained(self.run_dir / "model")
             self.tokenizer.save_pretrained(self.run_dir / "model")

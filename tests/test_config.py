@@ -1,0 +1,69 @@
+"""What a user may type, and the sentence that answers what they may not."""
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from lab.config import CHOICES, CONF, ConfigError, RunConfig, compose, typed
+
+
+def test_the_default_config_is_typed_and_plain():
+    config = compose()
+    assert isinstance(config, RunConfig)
+    assert (config.rank, config.alpha, config.method, config.data_seed) == (16, 32.0, "lora", config.seed)
+    assert isinstance(config.init, dict)
+
+
+def test_data_seed_follows_seed_until_it_is_set():
+    assert compose("seed=3").data_seed == 3
+    assert compose("seed=3", "data_seed=1").data_seed == 1
+
+
+def test_a_saved_config_comes_back_equal():
+    config = compose("init=svd", "rank=8")
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    assert typed(plain) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("+foo=1", "Unknown key 'foo'"),
+        ("+rnak=3", "did you mean rank"),
+        ("rank=0", "rank must be at least 1; got 0"),
+        ("rank=-4", "rank must be at least 1; got -4"),
+        ("method=lorra", "did you mean lora"),
+        ("optim.lr=0", "optim.lr must be above 0"),
+        ("adapter.dropout=1", "probability below 1"),
+        ("hardware.devices=3", "nearest batch sizes are 15 or 18"),
+        ("hardware.micro_batch_size=5", "nearest batch sizes are 15 or 20"),
+    ],
+)
+def test_what_types_cannot_see_is_refused_with_a_remedy(override, part):
+    with pytest.raises(ConfigError, match=None) as error:
+        compose(override)
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["rank=sixteen", "init=svdd", "rnak=3", "init.nitr=3", "hardware.devices=two"])
+def test_what_hydra_sees_is_refused_at_composition(override):
+    with (
+        initialize_config_dir(version_base="1.3", config_dir=str(CONF)),
+        pytest.raises((ConfigCompositionException, Exception)) as error,
+    ):
+        hydra_compose("config", overrides=[override])
+    assert override.split("=")[0].split(".")[-1] in str(error.value) or "svdd" in str(error.value)
+
+
+def test_every_problem_is_reported_at_once():
+    with pytest.raises(ConfigError) as error:
+        compose("rank=0", "optim.lr=-1", "select=worst")
+    assert all(part in str(error.value) for part in ("rank", "optim.lr", "select"))
+
+
+def test_every_choice_is_documented_by_its_default():
+    for key, allowed in CHOICES.items():
+        value = OmegaConf.select(OmegaConf.structured(compose()), key)
+        assert value in allowed

@@ -1,0 +1,212 @@
+"""A run does what it was asked, says so in its record, and two of one seed are one."""
+
+import json
+import math
+
+import pytest
+import torch
+from jobs import losses, run, shell
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lab import build, config, record
+from lab.adapter.mismatch import Mismatch
+from lab.errors import UsageError
+from lab.export import export_run, load_model
+from lab.training.evaluate import evaluate
+from lab.training.loss import Scorer, token_loss
+
+
+@pytest.fixture(scope="module")
+def svd_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("svd")
+    return folder, run(folder, "init=svd", "adapter.dropout=0.1")
+
+
+def test_the_record_is_read_back_from_the_model(svd_run):
+    _, result = svd_run
+    assert result.status == "completed"
+    assert result.init["modules_initialised"] == result.init["modules_targeted"] == 14
+    assert set(result.ranks.values()) == {4}
+    assert set(result.scalings.values()) == {8.0}
+    assert result.trainable_params == result.budget["used"] == result.budget["asked"]
+    assert result.steps == 8
+    assert result.metrics["val_loss"] < result.metrics["base_val_loss"]
+    assert math.isclose(result.metrics["val_perplexity"], math.exp(result.metrics["val_loss"]))
+    assert result.data["train_examples"] == 28
+    assert result.environment["torch"] == torch.__version__
+
+
+def test_with_a_separate_offset_step_0_is_the_base(svd_run):
+    _, result = svd_run
+    assert result.init["offset"] == "separate"
+    assert result.init["step0_loss"] == result.init["base_loss"]
+    assert result.init["delta_norm"] > 0
+
+
+def test_result_json_is_strict(svd_run):
+    folder, _ = svd_run
+    text = (folder / "result.json").read_text()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    assert json.loads(text, parse_constant=refuse)["schema"] == record.SCHEMA
+
+
+def test_the_exported_adapter_gives_the_runs_logits_in_stock_peft(svd_run):
+    folder, _ = svd_run
+    settings = config.load(folder)
+    live, tokenizer = load_model(folder)
+    pristine = build.make(settings.model).load(torch.float32, settings.seed)
+    stock = PeftModel.from_pretrained(pristine, folder / "adapter").eval()
+    ids = torch.tensor([tokenizer("Question: two dice are thrown. What is the chance of a seven?")["input_ids"]])
+    with torch.no_grad():
+        difference = (stock(input_ids=ids).logits - live(input_ids=ids).logits).abs().max()
+    assert difference <= 1e-5  # float32, two orders of summation of one product
+
+
+def test_a_merged_export_loads_in_stock_transformers(svd_run, tmp_path):
+    folder, _ = svd_run
+    export_run(folder, tmp_path / "merged", "merged", None)
+    live, tokenizer = load_model(folder)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    ids = torch.tensor([tokenizer("Answer: 1/6")["input_ids"]])
+    with torch.no_grad():
+        assert torch.allclose(merged(input_ids=ids).logits, live(input_ids=ids).logits, atol=1e-5)
+
+
+def test_two_runs_of_one_seed_are_bitwise_equal_and_of_two_seeds_are_not(svd_run, tmp_path):
+    folder, _ = svd_run
+    run(tmp_path / "again", "init=svd", "adapter.dropout=0.1")
+    run(tmp_path / "other", "init=svd", "adapter.dropout=0.1", "seed=1", "data_seed=0")
+    assert losses(tmp_path / "again") == losses(folder)
+    assert losses(tmp_path / "other") != losses(folder)
+    first, again = (load_file(path / "adapter/adapter_model.safetensors") for path in (folder, tmp_path / "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_splitting_the_batch_changes_nothing(tmp_path):
+    whole = run(tmp_path / "whole", "hardware.micro_batch_size=8")
+    parts = run(tmp_path / "parts", "hardware.micro_batch_size=2")
+    assert whole.steps == parts.steps
+    for one, other in zip(losses(tmp_path / "whole"), losses(tmp_path / "parts"), strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a == b or math.isclose(float(a), float(b), rel_tol=1e-4)  # float32, other orders of summation
+
+
+def test_the_loss_is_transformers_own(tmp_path):
+    net = build.make(config.compose("model=micro").model).load(torch.float32, 0).eval()
+    ids = torch.randint(2, 4000, (3, 20), generator=torch.Generator().manual_seed(0))
+    labels = ids.clone()
+    labels[:, :7] = -100
+    labels[1, 12:] = -100
+    scorer = Scorer(net, torch.device("cpu"), autocast=False)
+    count = int((labels[:, 1:] != -100).sum())
+    ours = token_loss(net, scorer.gate, ids, labels) / count
+    theirs = net(input_ids=ids, labels=labels).loss
+    assert torch.allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("overrides", [("method=full", "optim.lr=1e-3"), ("init=pissa",), ("init=gaussian",)])
+def test_each_way_of_training_lowers_the_loss(overrides, tmp_path):
+    result = run(tmp_path, *overrides)
+    assert result.status == "completed"
+    assert result.metrics["val_loss"] < result.metrics["base_val_loss"]
+
+
+def test_full_training_exports_a_model_stock_transformers_loads(tmp_path):
+    run(tmp_path, "method=full")
+    live, tokenizer = load_model(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    ids = torch.tensor([tokenizer("def f(x):")["input_ids"]])
+    with torch.no_grad():
+        assert torch.equal(stock(input_ids=ids).logits, live(input_ids=ids).logits)
+
+
+def test_select_best_is_what_the_record_reports(tmp_path):
+    wild = ("optim.lr=0.3", "schedule.lr_scheduler=constant", "schedule.eval_every_n_steps=1")
+    result = run(tmp_path, "select=best", *wild)
+    assert result.metrics["val_loss"] == pytest.approx(result.metrics["best_val_loss"], rel=1e-6)
+    rows = [float(row[2]) for row in losses(tmp_path)[1:] if row[2]]
+    assert result.metrics["best_val_loss"] == min(rows)
+
+
+def test_gradient_checkpointing_gives_the_same_losses(tmp_path):
+    run(tmp_path / "plain")
+    run(tmp_path / "checkpointed", "hardware.gradient_checkpointing=true")
+    for one, other in zip(losses(tmp_path / "plain"), losses(tmp_path / "checkpointed"), strict=True):
+        assert one[1] == other[1] or math.isclose(float(one[1]), float(other[1]), rel_tol=1e-5)
+
+
+def test_a_scheme_that_skips_a_layer_aborts_the_run(tmp_path, monkeypatch):
+    from lab.adapter import initialise as module
+
+    real = module._write
+    skipped = []
+
+    def skipping(layer, found, began):
+        if not skipped:
+            skipped.append(layer)
+            return module.LayerInit(found.offset, 1.0, 0.0, {}, module.sha256_of(found.A, found.B), None)
+        return real(layer, found, began)
+
+    monkeypatch.setattr(module, "_write", skipping)
+    with pytest.raises(Mismatch):
+        run(tmp_path, "init=svd")
+    assert record.read(tmp_path).status == "failed"
+
+
+def test_a_rank_too_large_names_the_layer_before_weights_load(tmp_path, monkeypatch):
+    from lab.model.scratch import Scratch
+
+    monkeypatch.setattr(Scratch, "load", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(UsageError, match=r"rank=40 is larger than the smaller side of \S+\.k_proj"):
+        run(tmp_path, "rank=40")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path, monkeypatch):
+    from lab.training.module import CausalLM
+
+    real = CausalLM.training_step
+
+    def poisoned(self, batch, batch_idx):
+        if batch["step"] == 3:
+            with torch.no_grad():
+                self.net.get_base_model().model.layers[1].mlp.up_proj.base_layer.weight[0, 0] = float("nan")
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(CausalLM, "training_step", poisoned)
+    result = run(tmp_path)
+    assert result.status == "diverged"
+    assert result.error["step"] == 4
+    assert result.error["examples"]
+    assert result.error["module"].startswith("base_model.model.model.layers.1.mlp.up_proj")
+    assert result.metrics.get("val_loss") is None
+    assert (tmp_path / "checkpoints/last.ckpt").exists()
+
+
+def test_evaluation_is_exact_whatever_the_batching(svd_run, monkeypatch):
+    from lab.assemble import load_corpus
+    from lab.training import evaluate as module
+
+    folder, _ = svd_run
+    live, tokenizer = load_model(folder)
+    corpus = load_corpus(build.make(config.load(folder).data), tokenizer)
+    scorer = Scorer(live, torch.device("cpu"), autocast=False)
+    together = evaluate(scorer, corpus.val.samples, corpus.pad_id)
+    monkeypatch.setattr(module, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setattr(module.batches_of, "__defaults__", (1,))
+    alone = evaluate(scorer, corpus.val.samples, corpus.pad_id)
+    assert together.labels == alone.labels
+    assert together.num_bytes == alone.num_bytes
+    assert math.isclose(together.nats, alone.nats, rel_tol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_command_line_runs_from_any_directory(tmp_path):
+    done = shell("init=svd", "hydra.run.dir=out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert record.read(tmp_path / "out").choices["init"] == "svd"
+    assert done.stdout.splitlines()[0].startswith("torch ")
