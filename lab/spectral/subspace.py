@@ -1,0 +1,102 @@
+"""How two subspaces lie to each other, and how fast an update turns them. Angles in radians, never by arccos."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def principal_angles(before: Tensor, after: Tensor) -> Tensor:
+    """The k principal angles in radians, ascending, between the column spaces of two orthonormal (d, k) matrices.
+
+    atan2 of sine and cosine (Björck and Golub 1973): cosines are the singular values of M = QaᵀQb, sines those of the
+    residual Qb − QaM. arccos alone floors at √eps, 5e-4 rad in float32; this is accurate to 1e-6.
+    """
+    M, residual = _split(before, after)
+    cosines = torch.linalg.svdvals(M)
+    sines = torch.linalg.svdvals(residual).flip(-1)  # the smallest sine belongs to the largest cosine
+    return torch.atan2(sines, cosines)
+
+
+def subspace_angle(before: Tensor, after: Tensor) -> float:
+    """The largest principal angle, in radians, between two orthonormal (d, k) bases."""
+    return float(principal_angles(before, after)[-1])
+
+
+def overlap(before: Tensor, after: Tensor) -> float:
+    """‖QaᵀQb‖_F²/k, the mean squared cosine, 0 to 1; unrelated (d, k) bases give k/d."""
+    return float((before.mT @ after).double().square().sum() / before.shape[-1])
+
+
+def overlap_curve(before: Tensor, after: Tensor) -> Tensor:
+    """The overlap of the first j columns with the first j columns, for j = 1 … k: (…, d, k) twice -> (…, k) float64."""
+    squares = (before.mT @ after).double().square()
+    return leading_sums(squares) / torch.arange(1, squares.shape[-1] + 1, device=squares.device)
+
+
+def leading_sums(blocks: Tensor) -> Tensor:
+    """Σ of the leading j x j block of (…, k, k), for j = 1 … k, as (…, k)."""
+    return blocks.cumsum(-2).cumsum(-1).diagonal(dim1=-2, dim2=-1)
+
+
+def angle_curve(before: Tensor, after: Tensor, counts: Sequence[int]) -> Tensor:
+    """The largest principal angle between the first j columns and the first j columns, j in counts, radians.
+
+    (…, d, k) twice -> (…, len(counts)) float64. All from one residual: with R = Qb − QaM, the residual of the leading j
+    columns is R_j + Qa[:, j:] M[j:, :j], two orthogonal parts, so that its Gram is a sum of squares and nothing cancels.
+    Where all sines are small the largest sine is decomposed, elsewhere the smallest cosine; the other follows accurately.
+    """
+    M, residual = _split(before, after)
+    M, squares = M.double(), gram(residual)
+    k = M.shape[-1]
+    size = torch.as_tensor(list(counts), device=M.device)[:, None]
+    inside = torch.arange(k, device=M.device) < size  # (counts, k)
+    block = inside[:, :, None] & inside[:, None, :]
+    M, squares = M.unsqueeze(-3), squares.unsqueeze(-3)
+    left_over = M * (~inside[:, :, None] & inside[:, None, :])
+    sines = squares * block + left_over.mT @ left_over
+    kept = M * block
+    cosines = kept.mT @ kept + torch.diag_embed((~inside).to(M.dtype))  # ones beyond j: never the smallest
+    small = sines.diagonal(dim1=-2, dim2=-1).sum(-1) < 0.5  # Σ sin²
+    values = torch.linalg.eigvalsh(torch.where(small[..., None, None], sines, cosines))
+    square = torch.where(small, values[..., -1], values[..., 0]).clamp(0, 1)
+    this, other = square.sqrt(), (1 - square).sqrt()
+    return torch.where(small, torch.atan2(this, other), torch.atan2(other, this))
+
+
+def _split(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    M = before.mT @ after
+    residual = after - before @ M
+    # Once more, since rounding leaves a part of size eps inside the span.
+    return M, residual - before @ (before.mT @ residual)
+
+
+def gram(matrix: Tensor) -> Tensor:
+    """QᵀQ of (…, d, k), as (…, k, k) float64."""
+    tall = matrix.double()
+    return tall.mT @ tall
+
+
+def rotation(across: Tensor, within: Tensor, S: Tensor) -> Tensor:
+    """How fast one step turns k directions, to first order: ‖(I − UUᵀ) ΔW V S⁻¹‖₂, (…) radians per step, float64.
+
+    `across` is the Gram (…, k, k) of ΔWV, `within` is UᵀΔWV (…, k, k), S (…, k) positive; for the right side pass the Gram
+    of ΔWᵀU and the transpose of `within`. Exact to first order where what lies beyond k is small against σ_k
+    (Stewart and Sun, Matrix Perturbation Theory, 1990); without a gap the true rotation is faster.
+    """
+    scale = 1 / S.double()
+    outside = across.double() - within.double().mT @ within.double()
+    outside = outside * scale[..., :, None] * scale[..., None, :]
+    return torch.linalg.eigvalsh(outside)[..., -1].clamp_min(0).sqrt()
+
+
+def predicted_rotation(update: Tensor, U: Tensor, S: Tensor, V: Tensor) -> tuple[float, float]:
+    """How fast one applied update (out, in) turns the k left and the k right directions: radians per step.
+
+    U (out, k), S (k,), V (in, k). Raises ValueError where a singular value is 0: that direction has no rate.
+    """
+    if float(S[-1]) <= 0:
+        raise ValueError(f"direction {len(S)} has singular value 0; ask for fewer directions.")
+    UX, XV = U.mT @ update, update @ V
+    within = UX @ V
+    return float(rotation(gram(XV), within, S)), float(rotation(gram(UX.mT), within.mT, S))

@@ -1,0 +1,275 @@
+"""The spectra of many layers followed from tick to tick: bases kept warm, equal shapes batched, curves handed out."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lab.spectral.curves import curve, empty, norm_ratios, shares, spread, turn
+from lab.spectral.diagnosis import Diagnosis, Engine, angle_counts_for, counts_for
+from lab.spectral.iteration import iterate
+from lab.spectral.noise import intruders, spikes_of_change
+from lab.spectral.spectrum import (
+    DEFICIENT,
+    NON_FINITE,
+    ZERO,
+    decompose,
+    energy,
+    entropy_rank,
+    numerical_rank,
+    participation_ratio,
+    singular_values,
+    stable_rank,
+)
+
+RESIDUAL = 2e-3  # of σ; leaves singular values within 1e-5 and angles within 1e-3 rad on a NanoChat's weights
+FIRST_DEPTH, MOST_DEPTH = 5, 8  # of the block Krylov space; then what the layer's last residual asks for
+STALE = 1e-3  # of σ₁; a spectrum further than this from the exact one was followed from a basis that missed something
+FRESH = 2  # columns drawn anew at each tick, so that a direction the basis has never seen is found
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What is kept of one layer between ticks."""
+
+    tick: int
+    U: Tensor  # (out, q), strongest direction first
+    S: Tensor  # (q,)
+    V: Tensor  # (in, q)
+    directions: int  # how many of the first k mean something
+    first: "Basis | None" = None  # of the first tick with a direction, k columns; None while this is it
+    depth: int = FIRST_DEPTH
+
+
+class Tracker:
+    """Follows the k strongest directions of every layer it is shown.
+
+    `begin` takes weights (and gradients) before the optimizer's step, `finish` the updates really applied and returns a
+    diagnosis per layer. Tensors may be of any floating dtype, wide or tall, on CPU or CUDA; nothing is written to them
+    and no global random state is touched. Raises ValueError for a layer smaller than k.
+    """
+
+    def __init__(self, *, k: int, oversample: int, engine: Engine, exact_every_n_ticks: int, seed: int) -> None:
+        self.k, self.oversample, self.engine = k, oversample, engine
+        self.exact_every_n_ticks, self.seed = exact_every_n_ticks, seed
+        self.products = 0  # multiplications of a weight with a block, so far; what the warm engine costs
+        self._bases: dict[str, Basis] = {}
+        self._begun: dict[str, Diagnosis] = {}
+
+    def is_exact(self, tick: int) -> bool:
+        """True at the ticks whose whole spectrum is taken."""
+        return self.engine == "exact" or tick % self.exact_every_n_ticks == 0
+
+    def begin(
+        self,
+        tick: int,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor] | None = None,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also spikes and intruders, where the tick is exact."""
+        self._begun = {}
+        groups: dict[Any, list[str]] = defaultdict(list)
+        for name, weight in weights.items():
+            if self.k > min(weight.shape):
+                raise ValueError(f"k={self.k} directions of {name}, which is {weight.shape[0]}x{weight.shape[1]}.")
+            total = energy(weight.detach())
+            if not 0 < total < float("inf"):
+                reason = ZERO if total == 0 else NON_FINITE
+                self._begun[name] = empty(tick, _shape(weight), self.engine, reason, self.k)
+                continue
+            depth = self._bases[name].depth if name in self._bases else FIRST_DEPTH
+            groups[weight.shape, weight.device, depth].append(name)
+        for names in groups.values():
+            chosen = [weights[name].detach().float() for name in names]
+            self._measure(tick, names, chosen, gradients or {}, initial or {})
+
+    def finish(self, updates: Mapping[str, Tensor] | None = None) -> dict[str, Diagnosis]:
+        """The diagnoses of the tick begun, with the updates W_after − W_before of the one step added."""
+        done, self._begun = self._begun, {}
+        groups: dict[Any, list[str]] = defaultdict(list)
+        for name, update in (updates or {}).items():
+            if done[name].directions:
+                groups[update.shape, update.device].append(name)
+        for names in groups.values():
+            chosen = [(updates or {})[name].detach().float() for name in names]
+            bases = [self._bases[name] for name in names]
+            for name, fields in zip(names, self._shares(chosen, bases, names, done, rates=True), strict=True):
+                done[name] = replace(done[name], **fields)
+        return done
+
+    def tick(
+        self,
+        tick: int,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor] | None = None,
+        updates: Mapping[str, Tensor] | None = None,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Diagnosis]:
+        """`begin` and `finish` at once, where the update is known already."""
+        self.begin(tick, weights, gradients, initial)
+        return self.finish(updates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain types and tensors: loads with `weights_only=True`; the ticks that follow are the same bit for bit."""
+        return {name: _packed(basis) for name, basis in self._bases.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left."""
+        self._bases = {name: _unpacked(packed) for name, packed in state.items()}
+
+    def _measure(
+        self,
+        tick: int,
+        names: Sequence[str],
+        weights: Sequence[Tensor],
+        gradients: Mapping[str, Tensor],
+        initial: Mapping[str, Tensor],
+    ) -> None:
+        shape = _shape(weights[0])
+        found, residuals, spectra = self._decompose(tick, names, weights)
+        for position, (name, weight) in enumerate(zip(names, weights, strict=True)):
+            basis, before = found[position], self._bases.get(name)
+            counts = counts_for(basis.directions, self.k)
+            angle_counts = angle_counts_for(basis.directions, self.k)
+            total, whole = energy(weight), spectra[position]
+            held = basis.S if whole is None else whole
+            fields: dict[str, Any] = {}
+            if before is not None:
+                fields["previous"] = turn(before, basis, counts, angle_counts)
+                fields["first"] = turn(before.first or before, basis, counts, angle_counts)
+            if self.is_exact(tick) and name in initial:
+                fields["spikes"] = spikes_of_change(weight, initial[name])
+                fields["intruders"] = intruders(weight, initial[name], self.k)
+            if self.engine == "exact":
+                fields["norm_ratios"] = norm_ratios(weight, basis, before, gradients.get(name), self.k)
+            self._begun[name] = Diagnosis(
+                tick=tick,
+                shape=shape,
+                engine=self.engine,
+                reason=DEFICIENT if basis.directions < self.k else None,
+                k=self.k,
+                counts=counts,
+                angle_counts=angle_counts,
+                energy=total,
+                singular_values=curve(held),
+                whole=whole is not None,
+                residual=residuals[position],
+                stable_rank=stable_rank(held, total),
+                entropy_rank=None if whole is None else entropy_rank(whole),
+                participation=None if whole is None else participation_ratio(whole),
+                **fields,
+            )
+            self._bases[name] = basis
+        shown = [name for name in names if name in gradients and self._begun[name].directions]
+        bases = [self._bases[name] for name in shown]
+        chosen = [gradients[name].detach().float() for name in shown]
+        for name, fields in zip(shown, self._shares(chosen, bases, shown, self._begun, rates=False), strict=True):
+            self._begun[name] = replace(self._begun[name], **fields)
+
+    def _decompose(
+        self, tick: int, names: Sequence[str], weights: Sequence[Tensor]
+    ) -> tuple[list[Basis], list[float | None], list[Tensor | None]]:
+        """A basis, its residual and, where taken, the whole spectrum per layer, by the engine chosen."""
+        if self.engine == "exact":
+            exact = [decompose(weight) for weight in weights]
+            bases = [
+                self._basis(tick, name, spectrum.U, spectrum.S, spectrum.V, FIRST_DEPTH)
+                for name, spectrum in zip(names, exact, strict=True)
+            ]
+            return bases, [None] * len(names), [spectrum.S for spectrum in exact]
+        q = min(self.k + self.oversample, *weights[0].shape)
+        depth = self._bases[names[0]].depth if names[0] in self._bases else FIRST_DEPTH
+        result = iterate(weights, self._guess(tick, names, weights, q), self.k, depth, RESIDUAL)
+        self.products += result.products
+        bases, residuals, spectra = [], [], []
+        for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
+            U, S, V = result.U[i], result.S[i], result.V[i]
+            residual: float | None = float(result.residual[i])
+            whole = singular_values(weight) if self.is_exact(tick) else None
+            if whole is not None and float((whole[: self.k] - S[: self.k]).abs().max()) > STALE * float(whole[0]):
+                exact_one = decompose(weight, q)
+                U, S, V, residual = exact_one.U, exact_one.S, exact_one.V, None
+            bases.append(self._basis(tick, name, U, S, V, _next_depth(depth, float(result.first_residual[i]))))
+            residuals.append(residual)
+            spectra.append(whole)
+        return bases, residuals, spectra
+
+    def _basis(self, tick: int, name: str, U: Tensor, S: Tensor, V: Tensor, depth: int) -> Basis:
+        most = len(S) if self.engine == "exact" else self.k
+        before = self._bases.get(name)
+        first = None
+        if before is not None:
+            kept = self.k if self.engine == "warm" else before.U.shape[1]
+            first = before.first or replace(before, U=before.U[:, :kept].clone(), V=before.V[:, :kept].clone())
+        return Basis(tick, U, S, V, min(most, numerical_rank(S, (len(U), len(V)))), first, depth)
+
+    def _guess(self, tick: int, names: Sequence[str], weights: Sequence[Tensor], q: int) -> Tensor:
+        """Where the iteration starts: last tick's right directions, the last few drawn anew; (b, in, q)."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + tick)
+        drawn = torch.randn(weights[0].shape[1], q, generator=generator).to(weights[0].device)
+        starts = []
+        for name in names:
+            start = drawn
+            if name in self._bases:
+                start = self._bases[name].V.clone()
+                start[:, q - FRESH :] = drawn[:, q - FRESH :]
+            starts.append(start)
+        return torch.linalg.qr(torch.stack(starts)).Q
+
+    def _shares(
+        self,
+        matrices: Sequence[Tensor],
+        bases: Sequence[Basis],
+        names: Sequence[str],
+        diagnoses: Mapping[str, Diagnosis],
+        rates: bool,
+    ) -> list[dict[str, Any]]:
+        """Of gradients or, with `rates`, of applied updates: the fields they fill."""
+        if not matrices:
+            return []
+        probes = None
+        tick = diagnoses[names[0]].tick
+        if not self.is_exact(tick):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + tick + 500_009)
+            probes = torch.randn(matrices[0].shape[1], 16, generator=generator).to(matrices[0].device)
+        columns = self.k if self.engine == "warm" else min(matrices[0].shape)
+        measured = spread(
+            matrices,
+            torch.stack([basis.U[:, :columns] for basis in bases]),
+            torch.stack([basis.V[:, :columns] for basis in bases]),
+            probes,
+        )
+        key = "update" if rates else "gradient"
+        fields = []
+        for i, (name, basis) in enumerate(zip(names, bases, strict=True)):
+            counts = diagnoses[name].counts
+            found: dict[str, Any] = {key: shares(measured, i, counts)}
+            if rates and found[key].total:
+                found |= measured.rates(i, basis.S, counts, self.k)
+            fields.append(found)
+        return fields
+
+
+def _next_depth(depth: int, residual: float) -> int:
+    """One deeper where a cycle fell short, one less where it reached far more than was asked: a block is worth about 3."""
+    if residual > RESIDUAL:
+        return min(depth + 1, MOST_DEPTH)
+    return max(depth - 1, 1) if residual < RESIDUAL / 10 else depth
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight.shape[1]
+
+
+def _packed(basis: Basis) -> dict[str, Any]:
+    first = None if basis.first is None else _packed(basis.first)
+    return {**{key: getattr(basis, key) for key in ("tick", "U", "S", "V", "directions", "depth")}, "first": first}
+
+
+def _unpacked(packed: Mapping[str, Any]) -> Basis:
+    first = packed["first"]
+    return Basis(**{**packed, "first": None if first is None else _unpacked(first)})
