@@ -1,0 +1,144 @@
+"""From an experiment's `study` block, a size and the command line to the Study written before the first job."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from lab.errors import UsageError, nearest
+from lab.record import Study
+
+MOST_CONTRASTS = 4  # more would cost every one of them its power under Holm
+TWIN_OFFSET = 1000  # seed of the baseline's A/A partner: far from any seed a person writes
+SIZES = ("quick", "default", "full")
+RATE, SEED = "optim.lr", "seed"
+_NEEDED = ("name", "question", "arms", "baseline", "margin", "seeds", "learning_rates")
+_KNOWN = sorted(({item.name for item in fields(Study)} | {"sizes"}) - {"schema", "size", "twin_seeds", "jobs"})
+
+
+def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str, Sequence[str]] | None = None) -> Study:
+    """The study a YAML block declares, resized and narrowed.
+
+    `block` holds Study's fields (`learning_rates` may be one list for all arms, an arm one override) and
+    `sizes: {quick: {…}, full: {…}}`, whose keys replace the block's; `arms` there may be a list of names to keep.
+    `given` maps a key of the command line to its values: those of an axis (a key some arm sets, `seed`,
+    `optim.lr`) replace it; any other key with a single value holds for every job.
+    Raises UsageError for a declaration that contradicts itself, and for a list over something that is no axis.
+    """
+    plain = _resized(block, size)
+    arms = {name: [value] if isinstance(value, str) else list(value) for name, value in plain["arms"].items()}
+    rates: Any = plain["learning_rates"]
+    grid = {name: list(rates[name] if isinstance(rates, Mapping) else rates) for name in arms}
+    common, seeds = list(plain.get("common", [])), list(plain["seeds"])
+    for key, values in (given or {}).items():
+        if key == SEED:
+            seeds = [_whole(value) for value in values]
+        elif key == RATE:
+            grid = {name: [_rate(value) for value in values] for name in grid}
+        elif key in axes(arms):
+            arms, grid = _replaced(arms, grid, key, values)
+        elif len(values) == 1:
+            common.append(f"{key}={values[0]}")
+        else:
+            raise UsageError(
+                f"{key}={','.join(values)} is a list over no axis of {plain['name']}; "
+                f"its axes are {', '.join([*axes(arms), SEED, RATE])}."
+            )
+    baseline = plain["baseline"] if plain["baseline"] in arms or not given else next(iter(arms))
+    study = Study(
+        **plain
+        | {
+            "size": size,
+            "arms": arms,
+            "learning_rates": grid,
+            "common": common,
+            "baseline": baseline,
+            "contrasts": _contrasts(plain, set(block["arms"]), arms, baseline),
+            "seeds": seeds,
+            "twin_seeds": [seed + TWIN_OFFSET for seed in seeds],
+            "tune_seeds": list(plain.get("tune_seeds", [0])),
+        }
+    )
+    _check(study)
+    return study
+
+
+def axes(arms: Mapping[str, Sequence[str]]) -> list[str]:
+    """The config keys in which the arms of a study differ, in the order they appear."""
+    return list(dict.fromkeys(override.lstrip("+~").partition("=")[0] for own in arms.values() for override in own))
+
+
+def _resized(block: Mapping[str, Any], size: str) -> dict[str, Any]:
+    sizes = block.get("sizes") or {}
+    if size not in SIZES or set(sizes) - set(SIZES):
+        raise UsageError(f"study_size={size} with sizes {', '.join(sizes)}; sizes are {', '.join(SIZES)}.")
+    plain = {key: value for key, value in block.items() if key != "sizes"}
+    for key, value in (sizes.get(size) or {}).items():
+        keeps = key == "arms" and not isinstance(value, Mapping)
+        plain[key] = {name: plain["arms"][name] for name in value} if keeps else value
+    for key in plain:
+        if key not in _KNOWN:
+            raise UsageError(f"a study declares no {key!r}{nearest(key, _KNOWN)}; known are {', '.join(_KNOWN)}.")
+    for key in _NEEDED:
+        if key not in plain:
+            raise UsageError(f"the study declares no {key!r}; add it to the experiment's study block.")
+    return plain
+
+
+def _replaced(
+    arms: Mapping[str, list[str]], grid: Mapping[str, list[float]], key: str, values: Sequence[str]
+) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
+    """The arms whose override of `key` has one of the values, and a new arm for each value none had."""
+    kept: dict[str, list[str]] = {}
+    for value in values:
+        same = {name: own for name, own in arms.items() if f"{key}={value}" in [item.lstrip("+~") for item in own]}
+        kept |= same or {f"{key}={value}": [f"{key}={value}"]}
+    anything = next(iter(grid.values()))  # a new arm starts from the grid of the study's first one
+    return kept, {name: list(grid.get(name, anything)) for name in kept}
+
+
+def _contrasts(plain: Mapping[str, Any], known: set[str], arms: Mapping[str, list[str]], baseline: str) -> list[str]:
+    """The declared contrasts that are left, new arms where there is room; all others if none is left.
+
+    A name that never was an arm is kept, for the check to refuse by name.
+    """
+    others = [name for name in arms if name != baseline]
+    declared = [name for name in plain.get("contrasts", others) if name in arms or name not in known]
+    if baseline != plain["baseline"] or not declared:
+        return others[:MOST_CONTRASTS]
+    room = max(0, MOST_CONTRASTS - len(declared))
+    return declared + [name for name in others if name not in known and name not in declared][:room]
+
+
+def _check(study: Study) -> None:
+    """Raises UsageError for what would make the study's verdicts meaningless."""
+    strangers = [name for name in [study.baseline, *study.contrasts] if name not in study.arms]
+    if strangers:
+        raise UsageError(f"{strangers[0]!r} is judged but no arm of {study.name}; arms: {', '.join(study.arms)}.")
+    if study.baseline in study.contrasts or len(study.contrasts) > MOST_CONTRASTS:
+        raise UsageError(
+            f"{study.name} declares {len(study.contrasts)} contrasts with {study.baseline!r}; "
+            f"at most {MOST_CONTRASTS}, none of them the baseline itself, can be judged."
+        )
+    every = [*study.seeds, *study.twin_seeds, *study.tune_seeds]
+    if len(set(every)) < len(every) or not study.seeds:
+        raise UsageError(f"seeds {study.seeds} and tuning seeds {study.tune_seeds} must be distinct and some.")
+    for name, grid in study.learning_rates.items():
+        if not grid or len(set(grid)) < len(grid) or not all(rate > 0 and math.isfinite(rate) for rate in grid):
+            raise UsageError(f"learning rates {grid} of {name} must be positive, distinct and some.")
+    if study.rungs != sorted(set(study.rungs)) or any(rung < 1 for rung in study.rungs):
+        raise UsageError(f"rungs {study.rungs} must be optimizer steps in rising order.")
+
+
+def _whole(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"seed={value} is no whole number.") from None
+
+
+def _rate(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise UsageError(f"{RATE}={value} is no number.") from None

@@ -1,0 +1,83 @@
+import pytest
+
+from lab.errors import UsageError
+from lab.record import read_study, write_study
+from lab.sweep.declaration import declare
+
+BLOCK = {
+    "name": "rank_sweep",
+    "question": "Which LoRA rank is enough?",
+    "arms": {
+        "r64": "rank=64", "r2": "rank=2", "r4": "rank=4", "r8": "rank=8", "r16": "rank=16",
+        "full": ["method=full", "optim=sgd"],
+    },
+    "baseline": "r64",
+    "contrasts": ["r4", "r8", "r16"],
+    "margin": "1%",
+    "seeds": [1, 2, 3, 4, 5, 6],
+    "learning_rates": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
+    "sizes": {"quick": {"arms": ["r64", "r8"], "seeds": [1, 2], "learning_rates": [1e-3]}},
+}  # fmt: skip
+
+
+def test_a_declaration_survives_the_disk(tmp_path):
+    study = declare(BLOCK)
+    write_study(tmp_path, study)
+    assert read_study(tmp_path) == study
+    assert read_study(tmp_path / "none") is None
+
+
+def test_a_size_replaces_what_it_names():
+    quick = declare(BLOCK, "quick")
+    assert list(quick.arms) == ["r64", "r8"]
+    assert quick.contrasts == ["r8"]
+    assert quick.learning_rates == {"r64": [1e-3], "r8": [1e-3]}
+    assert declare(BLOCK, "full").arms == declare(BLOCK).arms
+
+
+def test_a_list_on_the_command_line_replaces_an_axis():
+    study = declare(
+        BLOCK, given={"rank": ["64", "8", "128"], "seed": ["3", "4", "5", "6"], "optim.lr": ["1e-3", "3e-3"]}
+    )
+    assert study.arms == {"r64": ["rank=64"], "r8": ["rank=8"], "rank=128": ["rank=128"]}
+    assert study.contrasts == ["r8", "rank=128"]
+    assert study.seeds == [3, 4, 5, 6]
+    assert study.twin_seeds == [1003, 1004, 1005, 1006]
+    assert study.learning_rates["rank=128"] == [1e-3, 3e-3]
+
+
+def test_without_the_declared_baseline_the_first_value_is_it():
+    study = declare(BLOCK, given={"rank": ["8", "2"]})
+    assert (study.baseline, study.contrasts) == ("r8", ["r2"])
+
+
+def test_a_single_value_of_another_key_holds_for_every_job():
+    assert declare(BLOCK, given={"data": ["alpaca"]}).common == ["data=alpaca"]
+
+
+@pytest.mark.parametrize(
+    ("change", "given", "word"),
+    [
+        ({}, {"data": ["alpaca", "planted"]}, "its axes are rank, method, optim, seed, optim.lr"),
+        ({"baseline": "r63"}, {}, "r63"),
+        ({"contrasts": ["r2", "r4", "r8", "r16", "full"]}, {}, "at most 4"),
+        ({"contrasts": ["r64"]}, {}, "none of them the baseline"),
+        ({"seeds": [0, 1]}, {}, "distinct"),
+        ({"seeds": []}, {}, "distinct and some"),
+        ({"learning_rates": []}, {}, "positive"),
+        ({"learning_rates": [-1.0]}, {}, "positive"),
+        ({"rungs": [20, 10]}, {}, "rising"),
+        ({"armz": {}}, {}, "did you mean arms"),
+        ({"sizes": {"huge": {}}}, {}, "sizes are"),
+        ({}, {"seed": ["one"]}, "whole number"),
+        ({}, {"optim.lr": ["fast"]}, "no number"),
+    ],
+)
+def test_a_declaration_that_cannot_be_judged_is_refused(change, given, word):
+    with pytest.raises(UsageError, match=word):
+        declare(BLOCK | change, given=given)
+
+
+def test_what_must_be_declared_is_asked_for():
+    with pytest.raises(UsageError, match="margin"):
+        declare({key: value for key, value in BLOCK.items() if key != "margin"})

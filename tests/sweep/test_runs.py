@@ -1,0 +1,66 @@
+from lab.record import RunRecord, lock, read, write
+from lab.sweep.declaration import declare
+from lab.sweep.job import Stop
+from lab.sweep.runs import describe, drop_checkpoints, forecast, observe, stop
+
+STUDY = declare(
+    {
+        "name": "s", "question": "Does it?", "arms": {"a": "init=a", "b": "init=b"}, "baseline": "a", "margin": 0.01,
+        "seeds": [1, 2, 3, 4], "learning_rates": [1e-4, 1e-3, 1e-2], "rungs": [10, 20],
+    }
+)  # fmt: skip
+
+
+def run(path, status="completed", steps=20, **fields):
+    path.mkdir()
+    config = {"optim": {"lr": 1e-3}, "schedule": {"max_steps": steps}}
+    metrics, seconds = {"val_loss": 2.0}, {"total": 36.0}
+    write(
+        path,
+        RunRecord(
+            status=status, stage="halve", arm="a", seed=0, config=config, metrics=metrics, seconds=seconds, **fields
+        ),
+    )
+
+
+def test_records_become_what_planning_sees(tmp_path):
+    run(tmp_path / "0")
+    run(tmp_path / "1", status="running", steps=10)
+    run(tmp_path / "2", status="running", steps=10)
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "result.json").write_text("{")
+    with lock(tmp_path / "1"):
+        seen, unreadable = observe(tmp_path, STUDY)
+    assert [one.status for one in seen] == ["completed", "running", "interrupted"]
+    assert [one.rung for one in seen] == [1, 0, 0]
+    assert seen[0].outcome == 2.0
+    assert seen[0].size > 100
+    assert "not valid JSON" in unreadable[0]
+
+
+def test_a_stop_is_written_into_the_record(tmp_path):
+    run(tmp_path / "0")
+    stop(Stop(path=tmp_path / "0", reason="in the worse half"))
+    assert (read(tmp_path / "0").status, read(tmp_path / "0").error["message"]) == ("stopped", "in the worse half")
+
+
+def test_only_what_a_continuation_needs_is_dropped(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("last", "previous", "best"):
+        (tmp_path / "checkpoints" / f"{name}.ckpt").write_text("")
+    drop_checkpoints(tmp_path)
+    drop_checkpoints(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["best.ckpt"]
+
+
+def test_the_forecast_uses_measured_seconds_or_says_nothing(tmp_path):
+    before = forecast(STUDY)
+    assert before.jobs == 6 + 8 + 4
+    assert before.hours is None
+    assert "– hours" in describe(STUDY)
+    run(tmp_path / "0")
+    seen, _ = observe(tmp_path, STUDY)
+    after = forecast(STUDY, seen)
+    assert after.done == 1
+    assert after.hours == 17 * 36 / 3600
+    assert "0.17 hours" in describe(STUDY, seen)
