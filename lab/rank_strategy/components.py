@@ -57,7 +57,8 @@ class Eva(Budgeted):
 class Posthoc(Budgeted):
     """Components by what a wide run made of them: σ² of its weight change, divided by what one rank costs.
 
-    Of all plans of one cost this keeps the most of Σ‖ΔW‖_F² (Eckart and Young 1936 in each layer, greedy over layers).
+    Of all plans of one cost this keeps the most of Σ‖ΔW‖_F², to within one component where costs differ (Eckart and
+    Young 1936 in each layer, greedy over layers).
     The wide run is a whole training run at `wide_ranks`; its steps belong to the bill.
     """
 

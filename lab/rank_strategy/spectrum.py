@@ -11,25 +11,31 @@ from lab.init import Evidence, Need
 from lab.layer import Target
 from lab.rank_strategy import RankPlan
 from lab.rank_strategy.budget import Budgeted, relative
+from lab.spectral.spectrum import singular_values, stable_rank
 
 MEASURES = ("effective_rank", "stable_rank", "tail_energy")
 
 
 def energies(matrix: Tensor) -> Tensor:
-    """σ² of a matrix in falling order, float64 (smaller side,); squares below 1e-12 of the greatest, noise, are 0.
-
-    Eigenvalues of the smaller Gram matrix: in float64 they keep all of float32's digits at half an SVD's time.
-    """
-    small = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T).double()
-    squares = torch.linalg.eigvalsh(small @ small.T).flip(0).clamp_min(0)
+    """σ² of a matrix in falling order, float64 (smaller side,); squares below 1e-12 of the greatest, noise, are 0."""
+    squares = singular_values(matrix) ** 2
     return torch.where(squares < 1e-12 * squares[0], 0.0, squares)
+
+
+def effective_rank(S: Tensor) -> float | None:
+    """exp(−Σ p ln p) with p = σ/Σσ, from 1 to the number of directions (Roy and Vetterli 2007); None for a zero matrix.
+
+    On singular values, as the paper has it; `lab.spectral.spectrum.entropy_rank` is the same on their squares.
+    """
+    total = S.double().sum()
+    return float(torch.exp(torch.special.entr(S.double() / total).sum())) if total > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSpectrum(Budgeted):
     """More rank where the weight itself spreads over more directions.
 
-    `effective_rank` exp(−Σ p ln p), p = σ/Σσ (Roy and Vetterli 2007); `stable_rank` ‖W‖_F²/‖W‖₂²; `tail_energy` the
+    `effective_rank` exp(−Σ p ln p), p = σ/Σσ; `stable_rank` ‖W‖_F²/‖W‖₂²; `tail_energy` the
     share of ‖W‖_F² beyond the first `rank` directions, Σ_{i>rank} σ²/Σ σ². A zero weight measures 0.
     """
 
@@ -59,15 +65,11 @@ class WeightSpectrum(Budgeted):
     def _measured(self, weight: Tensor, rank: int) -> float:
         squares = energies(weight)
         total = float(squares.sum())
-        if total == 0:
-            return 0.0
         if self.measure == "stable_rank":
-            return total / float(squares[0])
-        if self.measure == "tail_energy":
-            return float(squares[rank:].sum()) / total
-        sigma = squares.sqrt()
-        p = sigma / sigma.sum()
-        return float(torch.exp(torch.special.entr(p).sum()))
+            return stable_rank(squares.sqrt(), total) or 0.0
+        if self.measure == "effective_rank":
+            return effective_rank(squares.sqrt()) or 0.0
+        return float(squares[rank:].sum()) / total if total else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

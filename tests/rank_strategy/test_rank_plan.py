@@ -1,5 +1,6 @@
 """What holds for every strategy in conf/rank_strategy/*.yaml, so that a new YAML is covered at once."""
 
+import functools
 import inspect
 from pathlib import Path
 
@@ -16,17 +17,22 @@ from lab.testing import check_rank_strategy
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "rank_strategy").glob("*.yaml"))
 BUDGETED = [name for name in NAMES if name not in ("uniform", "adalora")]  # uniform has nothing to bound
-NEEDED = {"custom": ["rank_strategy.default=6"]}  # a map has no default that names a layer
+NEEDED = {"custom": {"default": 6}}  # a map has no default that names a layer
 RANK = 6
 
 
-def config(name, *overrides):
+def composed(*overrides):
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose(overrides=[f"+rank_strategy={name}", "+rank=6", *NEEDED.get(name, []), *overrides]).rank_strategy
+        return OmegaConf.to_container(compose(overrides=[*overrides, "+rank=6"]).rank_strategy, resolve=True)
 
 
-def strategy(name, *overrides):
-    return instantiate(config(name, *overrides), _convert_="all")
+@functools.cache  # composing takes Hydra a tenth of a second, and there are many tests
+def as_shipped(name):
+    return composed(f"+rank_strategy={name}")
+
+
+def strategy(name, **changes):
+    return instantiate(as_shipped(name) | NEEDED.get(name, {}) | changes, _convert_="all")
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +83,9 @@ def test_every_strategy_spends_what_uniform_spends(name, model):
 
 @pytest.mark.parametrize("name", BUDGETED)
 def test_min_equal_to_max_is_uniform(name, model):
-    where = "rank_strategy.of" if name == "shuffled" else "rank_strategy"
-    chosen = strategy(name, f"{where}.min_rank={RANK}", f"{where}.max_rank={RANK}")
-    assert allocate(chosen, model) == {target.name: RANK for target in model[0]}
+    bounds = {"min_rank": RANK, "max_rank": RANK}
+    chosen = {"of": as_shipped(name)["of"] | bounds} if name == "shuffled" else bounds
+    assert allocate(strategy(name, **chosen), model) == {target.name: RANK for target in model[0]}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "adalora"])
@@ -100,9 +106,14 @@ def test_no_strategy_is_uniform_under_another_name(name, model):
     "of", [name for name in BUDGETED if name not in ("custom", "shuffled") and "heavy" not in name]
 )
 def test_every_strategy_can_be_shuffled(of, model):
-    plan = allocate(strategy("shuffled", f"rank_strategy@rank_strategy.of={of}"), model)
+    plan = allocate(strategy("shuffled", of=as_shipped(of)), model)
     assert set(plan) == {target.name for target in model[0]}
     assert sorted(plan.values()) == sorted(allocate(strategy(of), model).values())
+
+
+def test_what_is_shuffled_is_chosen_like_any_option():
+    node = composed("+rank_strategy=shuffled", "rank_strategy@rank_strategy.of=eva", "rank_strategy.of.rho=3.0")
+    assert node["of"] == as_shipped("eva") | {"rho": 3.0}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "adalora"])
@@ -112,7 +123,7 @@ def test_every_strategy_passes_the_check_that_others_strategies_get(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_yaml_holds_every_parameter_and_the_class_no_default(name):
-    node = OmegaConf.to_container(config(name), resolve=False)
-    parameters = inspect.signature(get_class(node.pop("_target_"))).parameters
-    assert set(node) == set(parameters)
+    node = as_shipped(name)
+    parameters = inspect.signature(get_class(node["_target_"])).parameters
+    assert set(node) == {"_target_", *parameters}
     assert all(parameter.default is inspect.Parameter.empty for parameter in parameters.values())
