@@ -39,17 +39,23 @@ class Module:
     docs: tuple[Doc, ...]
 
 
-def source_files() -> list[tuple[str, bytes]]:
-    """(module name, bytes) of every readable module of the library, by name; UsageError where there is no source."""
+def library() -> Path:
+    """The folder of the standard library; raises UsageError where it carries no source."""
     root = Path(sysconfig.get_path("stdlib"))
+    if not (root / "os.py").is_file():
+        raise UsageError(f"no Python source under {root}; use a Python that carries its standard library as .py files.")
+    return root
+
+
+def source_files() -> list[tuple[str, bytes]]:
+    """(module name, bytes) of every readable module of the library, by name."""
+    root = library()
     files = []
     for top in sys.stdlib_module_names - TABLES:  # by name: a walk of the root would visit site-packages
         for path in [root / f"{top}.py", *(root / top).rglob("*.py")]:
             parts = path.relative_to(root).with_suffix("").parts
             if path.is_file() and not TESTS & set(parts):
                 files.append((".".join(parts).removesuffix(".__init__"), path.read_bytes()))
-    if not files:
-        raise UsageError(f"no Python source under {root}; use a Python that carries its standard library as .py files.")
     return sorted(files)
 
 

@@ -12,8 +12,9 @@ from typing import cast
 
 from lab.cache import cache_dir, write_atomically
 from lab.data import Pair, Splits, Text, interpreter, overlap
-from lab.data.interpreter import Doc, Module, collect, source_files
+from lab.data.interpreter import Doc, Module, collect, library, source_files
 from lab.data.overlap import Windows
+from lab.data.template import check_template
 
 SIDES = ("train", "val", "test")
 Rows = dict[str, list[list[str]]]  # side -> the fields of each record
@@ -103,7 +104,7 @@ class Stdlib:
 
     def check(self) -> None:
         """Raises UsageError where the interpreter carries no source."""
-        source_files()
+        library()
 
     def load(self) -> Splits:
         """The records, docs first where there are both."""
@@ -122,8 +123,9 @@ class StdlibInstruct:
     answer_pattern: str | None
 
     def check(self) -> None:
-        """Raises UsageError where the interpreter carries no source."""
-        source_files()
+        """Raises UsageError where the interpreter carries no source, or the template no place for the prompt."""
+        library()
+        check_template(self.template)
 
     def load(self) -> Splits:
         """The pairs, in the order of the modules."""

@@ -1,0 +1,143 @@
+"""Data sets of the Hugging Face hub: from the local cache, else after one short request that they are there."""
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.data import Record, Splits
+from lab.data.fields import Fields
+from lab.data.holdout import hold_out
+from lab.data.retention import check_retention
+from lab.data.template import check_template
+from lab.errors import UsageError, nearest
+
+REQUEST_SECONDS = 2.0  # a hub that does not answer one request in this time is treated as out of reach
+REMEDY = (
+    "download it where there is a network and share the cache, or save it as a file and use data=jsonl or data=parquet "
+    "with data.path; data=probability_qa and data=stdlib_instruct need no network."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """Any data set with named columns, in the words of `datasets.load_dataset`."""
+
+    name: str
+    path: str | None  # owner/name on the hub, or a folder
+    config_name: str | None
+    revision: str | None
+    train_split: str
+    val_split: str | None
+    test_split: str | None
+    val_fraction: float
+    prompt_field: str | None
+    response_field: str | None
+    input_field: str | None
+    messages_field: str | None
+    text_field: str | None
+    template: str | None
+    max_length: int
+    retention: str | None
+    answer_pattern: str | None
+
+    @property
+    def fields(self) -> Fields:
+        """Which columns are read; raises UsageError where none are named."""
+        return Fields(self.prompt_field, self.response_field, self.input_field, self.messages_field, self.text_field)
+
+    def check(self) -> None:
+        """Raises UsageError within 3 s where the data set cannot be had; imports nothing heavy."""
+        check_template(self.template)
+        check_retention(self.retention)
+        self.fields.named()
+        if not self.path:
+            raise UsageError(f"data={self.name} needs a data set; set data.path=owner/name.")
+        if not Path(self.path).is_dir() and not is_cached(self.path):
+            ask_hub(self.path, self.revision)
+
+    def load(self) -> Splits:
+        """Download or read from the cache; without `val_split`, hold out `val_fraction` of the training side."""
+        self.check()
+        train, test = self.side(self.train_split), self.side(self.test_split)
+        if self.val_split:
+            return Splits(train, self.side(self.val_split), test)
+        return Splits(*hold_out(train, self.val_fraction, f"data set {self.path}, split {self.train_split}"), test)
+
+    def side(self, split: str | None) -> list[Record]:
+        """The records of one split; none where no split is named."""
+        if not split:
+            return []
+        rows = load_split(str(self.path), self.config_name, self.revision, split)
+        where, fields = f"data set {self.path}, split {split}", self.fields
+        fields.check(rows.column_names, where)
+        rows = rows.select_columns(list(fields.named().values()))
+        return [fields.record(row, f"{where}, row {i}") for i, row in enumerate(rows.to_list())]
+
+
+def load_split(path: str, config_name: str | None, revision: str | None, split: str) -> Any:
+    """One split as `datasets` gives it; raises UsageError for a split, configuration or data set that cannot be had."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(path, name=config_name, revision=revision, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "split" in first.lower():
+            known = datasets.get_dataset_split_names(path, config_name, revision=revision)
+            raise UsageError(
+                f"data set {path} has no split {split!r}{nearest(split, known)} (it has {', '.join(known)}); set "
+                f"data.train_split, data.val_split or data.test_split."
+            ) from error
+        raise UsageError(f"data set {path} cannot be loaded ({first}); {REMEDY}") from error
+
+
+def is_cached(path: str) -> bool:
+    """True where `datasets` has prepared the data set before, or the hub's own cache holds a snapshot of it."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets") / path.replace("/", "___")
+    snapshot = (
+        Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"datasets--{path.replace('/', '--')}" / "snapshots"
+    )
+    return prepared.is_dir() or snapshot.is_dir()
+
+
+def ask_hub(path: str, revision: str | None) -> None:
+    """One request, given up after REQUEST_SECONDS: a blocked name look-up ignores a client's own timeout."""
+    outcome: list[BaseException | None] = []
+
+    def ask() -> None:
+        from huggingface_hub import HfApi
+
+        try:
+            HfApi().dataset_info(path, revision=revision, timeout=REQUEST_SECONDS)
+            outcome.append(None)
+        except Exception as error:  # carried to the caller's thread, where it becomes a sentence
+            outcome.append(error)
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise UsageError(f"data set {path} is not in the local cache and HF_HUB_OFFLINE is set; unset it, {REMEDY}")
+    request = threading.Thread(target=ask, daemon=True)
+    request.start()
+    request.join(REQUEST_SECONDS)
+    if not outcome:
+        raise UsageError(f"data set {path}: the hub did not answer in {REQUEST_SECONDS:g} s; {REMEDY}")
+    if outcome[0] is not None:
+        raise UsageError(why_not(path, revision, outcome[0])) from outcome[0]
+
+
+def why_not(path: str, revision: str | None, error: BaseException) -> str:
+    """Why a data set cannot be had, and what to do, in one sentence."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"data set {path} is gated: accept its terms on its hub page, then `hf auth login` or set HF_TOKEN."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"data set {path} has no revision {revision!r}; check data.revision (null is the default branch)."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"data set {path} is not on the hub, or is private; check data.path, or `hf auth login` if private."
+    if isinstance(error, errors.HFValidationError):
+        return f"data.path={path} is neither a folder nor a hub name like owner/name."
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"data set {path} is not in the local cache and the hub cannot be reached ({first}); {REMEDY}"
