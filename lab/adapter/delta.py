@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from peft import PeftModel
@@ -37,7 +38,8 @@ def pair(layer: LowRankLinear) -> tuple[Tensor, Tensor]:
 def delta_factors(model: PeftModel) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Module, L (out, k) and R (k, in), float32: L R is the change of its weight against the pristine base.
 
-    k is the rank, twice it with an offset. DoRA changes the length of whole rows, so there the change has full rank
+    k is the rank, twice it with an offset. Where a scheme replaced the weight (LoftQ) the change is against that one,
+    since the pristine one is gone. DoRA changes the length of whole rows, so there the change has full rank
     and one of the two factors is the identity.
     """
     for name, layer in adapted_layers(model).items():
@@ -83,8 +85,12 @@ def merged(model: PeftModel) -> PreTrainedModel:
     twin = copy.deepcopy(model)
     for layer in adapted_layers(twin).values():
         weight_of(layer.get_base_layer()).copy_(_summed(layer))
-    net: PreTrainedModel = twin.unload()
-    return net
+    return cast(PreTrainedModel, twin.unload())
+
+
+def trained_base(model: PeftModel) -> PreTrainedModel:
+    """A copy of the base as the run trains on it, to save beside an adapter whose scheme replaced weights (LoftQ)."""
+    return cast(PreTrainedModel, copy.deepcopy(model).unload())
 
 
 def _summed(layer: LowRankLinear) -> Tensor:

@@ -33,6 +33,7 @@ class Exported:
     scaling: float
     dropped_energy: dict[str, float]  # share of each module's ‖ΔW‖²_F that truncation left out
     total_dropped_energy: float  # share of Σ ‖ΔW‖²_F over all modules
+    bases_replaced: int  # modules whose change is against another weight than the pristine base's
 
 
 @torch.no_grad()
@@ -43,7 +44,8 @@ def export(
 
     With an offset the folder holds [A; A₀] and [B, −B₀], rank 2r, scaling unchanged. `rank` cuts each module to at
     most that many directions, the best ones, and the result states the energy dropped. `base_model` overrides the
-    name of the base that the config gives. Raises UsageError for a rank below 1, or any with DoRA.
+    name of the base that the config gives. Where a scheme replaced weights (LoftQ) the adapter belongs on that base,
+    `delta.trained_base`, and `bases_replaced` counts them. Raises UsageError for a rank below 1, or any with DoRA.
     """
     layers = adapted_layers(model)
     use_dora = any(layer.magnitude is not None for layer in layers.values())
@@ -95,6 +97,7 @@ def export(
         scaling=scaling,
         dropped_energy={name: dropped[name] / energy[name] if energy[name] else 0.0 for name in layers},
         total_dropped_energy=sum(dropped.values()) / total if total else 0.0,
+        bases_replaced=sum(layer.base_replaced for layer in layers.values()),
     )
 
 

@@ -4,7 +4,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -14,7 +15,9 @@ from lab.adapter.layer import LowRankLinear, adapted_layers
 from lab.adapter.mismatch import Mismatch
 from lab.errors import UsageError
 from lab.init import Evidence, Factors, InitScheme, Offset
-from lab.layer import Target
+from lab.layer import Target, weight_of
+
+NOTHING = 1e-5  # ‖B A‖ / (‖A‖ ‖B‖) that float32 leaves where B A = 0 by construction, as in init=orthogonal
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class LayerInit:
     seconds: float
     info: dict[str, float]  # the scheme's own scalars
     factors_sha256: str  # of A and B as returned, before they were written
-    folded_sha256: str | None  # of the base weight less s B A, in its dtype; with offset fold only
+    base_sha256: str | None  # of the base weight as it must be now, (out, in); None where the scheme leaves it alone
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def initialise(
 
     Each layer draws from a private CPU generator seeded by (seed, name), so a layer's numbers do not depend on which
     others are adapted. Weight and evidence are handed over on the weight's device. Raises UsageError for factors of
-    the wrong shape, dtype or value, and for an offset that DoRA or a quantised or shared weight cannot have.
+    the wrong shape, dtype or value, and for an offset or a new base that DoRA or a quantised or shared weight cannot
+    have.
     """
     layers = adapted_layers(model)
     shared = _shared_weights(model)
@@ -85,8 +89,7 @@ def initialise(
             generator_for(seed, target.name),
         )
         _check(scheme, target, rank, found)
-        if found.offset != "none":
-            _check_offset(target, layer, found.offset, shared)
+        _check_fit(target, layer, found, shared)
         filled[target.name] = _write(layer, found, began)
         if progress is not None:
             progress(target)
@@ -109,7 +112,12 @@ def sha256_of(*tensors: Tensor) -> str:
 
 @torch.no_grad()
 def _write(layer: LowRankLinear, found: Factors, began: float) -> LayerInit:
-    folded = sha256_of(layer.folded(found.A, found.B)) if found.offset == "fold" else None
+    base_sha256 = None
+    if found.offset == "fold":
+        base_sha256 = sha256_of(layer.folded(found.A, found.B))
+    if found.base is not None:
+        base_sha256 = sha256_of(found.base.to(weight_of(layer.get_base_layer()).dtype))
+        layer.replace_base(found.base)
     layer.A.copy_(found.A)
     layer.B.copy_(found.B)
     if found.offset != "none":
@@ -122,7 +130,7 @@ def _write(layer: LowRankLinear, found: Factors, began: float) -> LayerInit:
         seconds=time.perf_counter() - began,
         info=dict(found.info),
         factors_sha256=sha256_of(found.A, found.B),
-        folded_sha256=folded,
+        base_sha256=base_sha256,
     )
 
 
@@ -132,24 +140,24 @@ def delta_norm(A: Tensor, B: Tensor, scaling: float) -> float:
 
 
 def _on(evidence: Evidence, device: torch.device) -> Evidence:
-    return replace(
-        evidence,
-        gradient=None if evidence.gradient is None else evidence.gradient.to(device),
-        activations=None if evidence.activations is None else evidence.activations.to(device),
-        delta=None if evidence.delta is None else evidence.delta.to(device),
-    )
+    values: dict[str, Any] = {field.name: getattr(evidence, field.name) for field in fields(evidence)}
+    values |= {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+    return Evidence(**values)
 
 
 def _check(scheme: InitScheme, target: Target, rank: int, found: Factors) -> None:
     name = type(scheme).__name__
     out, inner = target.shape
-    for letter, matrix, shape in (("A", found.A, (rank, inner)), ("B", found.B, (out, rank))):
+    given = [("A", found.A, (rank, inner)), ("B", found.B, (out, rank))]
+    if found.base is not None:
+        given.append(("a base", found.base, target.shape))
+    for letter, matrix, shape in given:
         if tuple(matrix.shape) != shape:
             raise UsageError(
                 f"init {name} returned {letter} of shape {tuple(matrix.shape)} for {target.name}, not {shape}."
             )
         if matrix.dtype != torch.float32:
-            raise UsageError(f"init {name} returned {letter} in {matrix.dtype} for {target.name}; factors are float32.")
+            raise UsageError(f"init {name} returned {letter} in {matrix.dtype} for {target.name}, not float32.")
         if not bool(torch.isfinite(matrix).all()):
             bad = int((~torch.isfinite(matrix)).sum())
             raise UsageError(
@@ -160,18 +168,26 @@ def _check(scheme: InitScheme, target: Target, rank: int, found: Factors) -> Non
         raise UsageError(f"init {name} asked for offset {found.offset!r}; it is one of separate, fold, none.")
 
 
-def _check_offset(target: Target, layer: LowRankLinear, kind: Offset, shared: set[int]) -> None:
+def _check_fit(target: Target, layer: LowRankLinear, found: Factors, shared: set[int]) -> None:
+    """Refuse factors that this layer cannot take: under DoRA, or where the base weight must change and cannot."""
     if layer.magnitude is not None:
-        raise UsageError(
-            f"offset {kind} and adapter.use_dora exclude each other: DoRA rescales the whole weight, so the initial "
-            "pair cannot be taken off again; set init.offset=none, adapter.use_dora=false, or init=random."
-        )
-    if kind == "fold" and layer.quantised:
-        raise UsageError(f"offset fold writes to the weight of {target.name}, which is quantised; use offset separate.")
-    if kind == "fold" and id(layer.get_base_layer().weight) in shared:
-        raise UsageError(
-            f"offset fold writes to the weight of {target.name}, which another module shares; use offset separate."
-        )
+        size = float(torch.linalg.vector_norm(found.A) * torch.linalg.vector_norm(found.B))
+        if found.offset != "none" or delta_norm(found.A, found.B, 1.0) > NOTHING * size:
+            raise UsageError(
+                f"adapter.use_dora rescales the whole weight, so it starts from B A = 0, and this init gives "
+                f"{target.name} a pair with B A ≠ 0; use init=random or adapter.use_dora=false."
+            )
+    if found.base is not None and found.offset != "none":
+        raise UsageError(f"a scheme that replaces the base of {target.name} has no use for offset {found.offset}.")
+    if found.offset == "fold" or found.base is not None:
+        what = "offset fold" if found.base is None else "an init that replaces the base"
+        if layer.quantised:
+            raise UsageError(f"{what} writes to the weight of {target.name}, which is quantised; load it unquantised.")
+        if id(layer.get_base_layer().weight) in shared:
+            raise UsageError(
+                f"{what} writes to the weight of {target.name}, which another module shares; "
+                "leave it out with adapter.exclude_modules, or use offset separate."
+            )
 
 
 def _shared_weights(model: PeftModel) -> set[int]:

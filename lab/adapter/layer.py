@@ -30,6 +30,7 @@ class LowRankLinear(Linear):
         )
         self.offset: Offset = "none"
         self.offset_scaling = 0.0  # −s with a separate offset
+        self.base_replaced = False  # True where the scheme gave the layer another weight to train on (LoftQ)
         self.register_parameter("offset_A", None)
         self.register_parameter("offset_B", None)
 
@@ -99,6 +100,12 @@ class LowRankLinear(Linear):
         else:
             weight_of(self.get_base_layer()).copy_(self.folded(A, B))
         self.offset = kind
+
+    @torch.no_grad()
+    def replace_base(self, weight: Tensor) -> None:
+        """Train on this weight, (out, in), in place of the layer's own."""
+        weight_of(self.get_base_layer()).copy_(weight)
+        self.base_replaced = True
 
     def folded(self, A: Tensor, B: Tensor) -> Tensor:
         """W − s B A in the base's dtype, (out, in); W itself is left alone."""

@@ -7,14 +7,16 @@ from torch import Tensor
 from lab.adapter.layer import LowRankLinear, adapted_layers
 from lab.adapter.mismatch import Mismatch
 from lab.init import Offset
+from lab.layer import weight_of
 
 OFFSETS: tuple[Offset, ...] = ("separate", "fold")
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
-    """`<module>.A`, `.B`; `.separate_A`, `.separate_B` or `.fold_A`, `.fold_B` of the offset; `.magnitude` of DoRA.
+    """The tensors a checkpoint needs, named `<module>.<leaf>`; live ones, detached, not copies.
 
-    Live tensors, detached, not copies.
+    Leaves: `A`, `B`; `separate_A`, `separate_B` or `fold_A`, `fold_B` of an offset; `magnitude` of DoRA; `base`, (out,
+    in) in the base's dtype, where a scheme replaced the weight.
     """
     return {
         f"{name}.{leaf}": tensor.detach()
@@ -44,6 +46,8 @@ def load_adapter_state(model: PeftModel, state: dict[str, Tensor]) -> None:
         kind = _kind(given)
         if kind != "none" and layer.offset == "none":
             layer.set_offset(kind, given[f"{kind}_A"], given[f"{kind}_B"])
+        if "base" in given and not layer.base_replaced:
+            layer.replace_base(given["base"])
         for leaf, tensor in _tensors(layer).items():
             tensor.copy_(given[leaf])
 
@@ -54,6 +58,8 @@ def _tensors(layer: LowRankLinear) -> dict[str, Tensor]:
         tensors |= {f"{layer.offset}_A": layer.offset_A, f"{layer.offset}_B": layer.offset_B}
     if layer.magnitude is not None:
         tensors["magnitude"] = layer.magnitude
+    if layer.base_replaced:
+        tensors["base"] = weight_of(layer.get_base_layer())
     return tensors
 
 
@@ -66,6 +72,8 @@ def _check(name: str, layer: LowRankLinear, given: dict[str, Tensor]) -> None:
     shapes = {leaf: tensor.shape for leaf, tensor in _tensors(layer).items()}
     if kind != "none" and layer.offset == "none":
         shapes |= {f"{kind}_A": layer.A.shape, f"{kind}_B": layer.B.shape}
+    if "base" in given:
+        shapes["base"] = weight_of(layer.get_base_layer()).shape
     missing, unexpected = sorted(shapes.keys() - given.keys()), sorted(given.keys() - shapes.keys())
     if missing or unexpected:
         raise Mismatch(f"the state of {name} lacks {missing or 'nothing'} and adds {unexpected or 'nothing'}.")

@@ -32,6 +32,7 @@ class Applied:
     trainable_params: int
     total_params: int  # base, factors and offset
     offset: str  # separate | fold | none, or the kinds that occur joined by +
+    bases_replaced: int  # layers that train on another weight than the base's own (LoftQ)
     delta_norm: float  # ‖s B A‖_F over all layers
     budget_used: int  # Σ rank · (out + in)
 
@@ -66,6 +67,7 @@ def verify(
         trainable_params=trainable,
         total_params=total,
         offset="+".join(sorted({layer.offset for layer in layers.values()})),
+        bases_replaced=sum(layer.base_replaced for layer in layers.values()),
         delta_norm=math.sqrt(sum(delta_norm(layer.A, layer.B, layer.s) ** 2 for layer in layers.values())),
         budget_used=sum(layer.A.numel() + layer.B.numel() for layer in layers.values()),
     )
@@ -126,16 +128,16 @@ def _filled(layer: LowRankLinear, init: LayerInit) -> Iterator[Found]:
     """The pair, its offset and the folded weight against the digests of what the scheme returned."""
     yield "the digest of A and B", init.factors_sha256, sha256_of(layer.A, layer.B)
     yield "the offset", init.offset, layer.offset
-    yield "an offset pair present", init.offset != "none", layer.offset_A is not None and layer.offset_B is not None
-    if init.offset == "none":
+    present = layer.offset_A is not None and layer.offset_B is not None
+    yield "an offset pair present", init.offset != "none", present
+    if init.base_sha256 is not None:
+        yield "the digest of the base weight", init.base_sha256, sha256_of(weight_of(layer.get_base_layer()))
+    if not present:
         return
     yield "offset_A.requires_grad", False, layer.offset_A.requires_grad
     yield "offset_B.requires_grad", False, layer.offset_B.requires_grad
     yield "the digest of the offset pair", init.factors_sha256, sha256_of(layer.offset_A, layer.offset_B)
-    if init.offset == "separate":
-        yield "the offset's scaling", -layer.s, layer.offset_scaling
-    else:
-        yield "the digest of the folded weight", init.folded_sha256, sha256_of(weight_of(layer.get_base_layer()))
+    yield "the offset's scaling", -layer.s if init.offset == "separate" else 0.0, layer.offset_scaling
 
 
 def _check_trainable(model: PeftModel, layers: dict[str, LowRankLinear]) -> None:

@@ -1,0 +1,154 @@
+"""The adapted forward, against stock peft and against the base."""
+
+import copy
+
+import pytest
+import torch
+from adapter_models import MODELS, TOKENS, Noise, OneSided, Principal, base, case, logits, train
+from peft import LoraConfig, get_peft_model
+
+from lab.adapter.layer import LowRankLinear, adapted_layers
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_an_offset_the_forward_is_stock_pefts(model: str, dtype: torch.dtype) -> None:
+    ours = case(base(model, dtype), Noise())
+    stock = get_peft_model(
+        base(model, dtype), LoraConfig(target_modules="all-linear", r=8, fan_in_fan_out=model == "gpt2")
+    ).eval()
+    for name, layer in adapted_layers(ours.model).items():
+        twin = stock.get_base_model().get_submodule(name)
+        twin.lora_A["default"].weight = torch.nn.Parameter(layer.A.detach().clone())
+        twin.lora_B["default"].weight = torch.nn.Parameter(layer.B.detach().clone())
+        twin.scaling["default"] = layer.s
+    # fp32: s is applied before B here and after it there. bf16: one more rounding may flip, an ulp of logits near 1.
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(logits(ours.model), logits(stock), rtol=tolerance, atol=tolerance)
+    assert (logits(ours.model) - logits(base(model, dtype))).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gradients_are_stock_pefts(model: str) -> None:
+    ours = case(base(model), Noise())
+    stock = get_peft_model(base(model), LoraConfig(target_modules="all-linear", fan_in_fan_out=model == "gpt2")).eval()
+    twins = {}
+    for name, layer in adapted_layers(ours.model).items():
+        twins[name] = stock.get_base_model().get_submodule(name)
+        twins[name].lora_A["default"].weight = torch.nn.Parameter(layer.A.detach().clone())
+        twins[name].lora_B["default"].weight = torch.nn.Parameter(layer.B.detach().clone())
+        twins[name].scaling["default"] = layer.s
+    for net in (ours.model, stock):
+        net(input_ids=TOKENS, labels=TOKENS).loss.backward()
+    for name, layer in adapted_layers(ours.model).items():
+        for mine, theirs in ((layer.A, twins[name].lora_A), (layer.B, twins[name].lora_B)):
+            theirs_grad = theirs["default"].weight.grad
+            # fp32 sums in another order, through two blocks of backward.
+            torch.testing.assert_close(mine.grad, theirs_grad, rtol=1e-4, atol=1e-5 * float(theirs_grad.abs().max()))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_step_0_with_a_separate_offset_is_bitwise_the_base(model: str, dtype: torch.dtype, mode: str) -> None:
+    expected = logits(base(model, dtype))
+    adapted = case(base(model, dtype), dropout=0.3).model
+    adapted.train(mode == "train")  # one dropout mask serves both pairs, so they cancel under dropout too
+    assert torch.equal(logits(adapted), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_step_0_is_bitwise_the_base_under_autocast(dtype: torch.dtype) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = logits(base("llama", dtype))
+        assert torch.equal(logits(case(base("llama", dtype), dropout=0.3).model.train()), expected)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_switching_the_adapters_off_is_bitwise_the_base_also_after_training(model: str) -> None:
+    expected = logits(base(model))
+    adapted = case(base(model), dropout=0.1).model
+    train(adapted)
+    assert (logits(adapted) - expected).abs().max() > 0.1
+    with adapted.disable_adapter():
+        assert torch.equal(logits(adapted), expected)
+    assert not any(layer.offset_A.requires_grad for layer in adapted_layers(adapted).values())
+
+
+def test_training_leaves_base_and_offset_as_they_were() -> None:
+    adapted = case(base("llama"), dropout=0.1).model
+    frozen = {name: p.clone() for name, p in adapted.named_parameters() if not p.requires_grad}
+    moving = {name: p.clone() for name, p in adapted.named_parameters() if p.requires_grad}
+    train(adapted)
+    now = dict(adapted.named_parameters())
+    assert all(torch.equal(now[name], before) for name, before in frozen.items())
+    assert all(not torch.equal(now[name], before) for name, before in moving.items())
+
+
+def test_the_low_rank_part_is_float32_and_cast_once() -> None:
+    ours = case(base("llama", torch.bfloat16), Noise())
+    layer = next(iter(adapted_layers(ours.model).values()))
+    x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        found = layer(x)
+        expected = layer.base_layer(x).double() + layer.s * (x.double() @ layer.A.double().T @ layer.B.double().T)
+    # Rounded once, the result is the bfloat16 nearest the exact sum: off by at most 2⁻⁸ of it (8 bits).
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-6).all()
+
+
+def test_nothing_is_computed_for_disabled_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = case(base("llama")).model
+    monkeypatch.setattr("lab.adapter.layer._product", lambda *args: pytest.fail("a product was computed"))
+    with adapted.disable_adapter():
+        logits(adapted)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_under_dropout() -> None:
+    found = []
+    for checkpointed in (False, True):
+        net = base("llama")
+        if checkpointed:
+            net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        adapted = case(net, dropout=0.2).model.train()
+        torch.manual_seed(3)
+        adapted(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+        found.append({name: p.grad for name, p in adapted.named_parameters() if p.requires_grad})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("offset", ["separate", "fold", "none"])
+def test_pefts_own_merge_and_unmerge_take_the_offset_along(model: str, offset: str) -> None:
+    adapted = case(base(model), Principal(offset)).model
+    train(adapted)
+    expected = logits(adapted)
+    adapted.merge_adapter()
+    torch.testing.assert_close(logits(adapted), expected, rtol=1e-4, atol=1e-4)  # fp32, weights summed first
+    adapted.unmerge_adapter()
+    torch.testing.assert_close(logits(adapted), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_deep_copy_computes_the_same_and_shares_nothing() -> None:
+    ours = case(base("llama"))
+    train(ours.model)
+    twin = copy.deepcopy(ours.model)
+    assert torch.equal(logits(twin), logits(ours.model))
+    assert {p.data_ptr() for p in twin.parameters()}.isdisjoint(p.data_ptr() for p in ours.model.parameters())
+
+
+def test_dora_is_pefts_and_starts_at_the_base() -> None:
+    adapted = case(base("llama"), OneSided(), use_dora=True).model
+    # B = 0, so the magnitude is the row norms of the weight and the function does not move, to fp32 rounding.
+    torch.testing.assert_close(logits(adapted), logits(base("llama")), rtol=1e-4, atol=1e-4)
+    train(adapted)
+    assert (logits(adapted) - logits(base("llama"))).abs().max() > 0.1
+
+
+def test_every_target_got_our_layer_whichever_way_its_weight_is_stored() -> None:
+    for model in MODELS:
+        ours = case(base(model))
+        layers = adapted_layers(ours.model)
+        assert list(layers) == [target.name for target in ours.targets]
+        assert all(isinstance(layer, LowRankLinear) for layer in layers.values())
+        assert all(layer.fan_in_fan_out == (model == "gpt2") for layer in layers.values())
