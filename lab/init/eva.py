@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from lab.init import Evidence, Factors, Need
 from lab.init.controls import labelled, measures, turned
+from lab.init.decomposition import ALGORITHMS, Algorithm, decompose
 from lab.init.inputs import check_choice, check_rank, gathered
 from lab.layer import Target
 
@@ -25,10 +26,12 @@ class Eva:
 
     magnitude: Literal["native", "matched"]
     direction: Literal["scheme", "random"]
+    svd: Algorithm
 
     def __post_init__(self) -> None:
         check_choice("init.magnitude", self.magnitude, ("native", "matched"))
         check_choice("init.direction", self.direction, ("scheme", "random"))
+        check_choice("init.svd", self.svd, ALGORITHMS)
 
     @property
     def label(self) -> str:
@@ -47,12 +50,12 @@ class Eva:
         """A (rank, in) with orthonormal rows, B (out, rank) zero; info says how much input variance A keeps."""
         check_rank(target, rank)
         moment = gathered(target, evidence, "activations")
-        variances, directions = torch.linalg.eigh(moment.double())
-        A = directions.flip(1)[:, :rank].T.float().contiguous()
-        info = {"captured_energy": float(variances.flip(0)[:rank].sum() / variances.sum())}
+        found = decompose(moment, rank, self.svd, generator)  # symmetric: σ are the variances, Vh their directions
+        A = found.Vh
+        info = found.info | {"captured_energy": float(found.S.double().sum() / moment.diagonal().double().sum())}
         if self.direction == "random":
             A = turned(A, generator)
         if self.magnitude == "matched":
             A = A / math.sqrt(3)
         B = torch.zeros((target.shape[0], rank), device=A.device)
-        return Factors(A, B, offset="none", info=info | measures(A, B, scaling))
+        return Factors(A.contiguous(), B, offset="none", info=info | measures(A, B, scaling))

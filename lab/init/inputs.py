@@ -1,5 +1,6 @@
 """What a scheme may be given: each check is made once, and each refusal names the layer and the way out."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,10 +37,15 @@ def check_rank(target: Target, rank: int, limit: int | None = None, why: str = "
         )
 
 
+def _greatest(matrix: Tensor) -> float:
+    """The greatest absolute entry, NaN if any is; one pass, where isfinite and a count take several."""
+    return float(torch.linalg.vector_norm(matrix, math.inf))
+
+
 def check_finite(target: Target, what: str, matrix: Tensor) -> None:
     """Refuse NaN and infinity, which a decomposition would spread over every factor."""
-    bad = int((~torch.isfinite(matrix)).sum())
-    if bad:
+    if not math.isfinite(_greatest(matrix)):
+        bad = int((~torch.isfinite(matrix)).sum())
         raise UsageError(
             f"{what} of {target.name} has {bad} non-finite of {matrix.numel()} entries, so it cannot be decomposed; "
             "check the checkpoint and the precision it was loaded in, or choose init=random."
@@ -48,7 +54,7 @@ def check_finite(target: Target, what: str, matrix: Tensor) -> None:
 
 def check_nonzero(target: Target, what: str, matrix: Tensor) -> None:
     """Refuse a zero matrix: both factors would be 0, each the other's gradient, and the pair would never train."""
-    if not bool((matrix != 0).any()):
+    if _greatest(matrix) == 0:
         raise UsageError(
             f"{what} of {target.name} is zero, so both factors would be zero and never train; "
             "leave the layer out with adapter.exclude_modules, or choose init=random."

@@ -30,6 +30,10 @@ def fill(init, shape, x, rank=6, scaling=2.0, weight=None):
     return init.factors(target, weight, rank, scaling, evidence, Generator().manual_seed(0))
 
 
+def eva(**changes):
+    return Eva(**({"svd": "exact", "magnitude": "native", "direction": "scheme"} | changes))
+
+
 def corda(variant="ipm", **changes):
     defaults = {"damping": 0.01, "svd": "exact", "magnitude": "native", "matched_norm": 0.01}
     return Corda(variant=variant, **(defaults | {"direction": "scheme", "offset": "separate"} | changes))
@@ -37,7 +41,7 @@ def corda(variant="ipm", **changes):
 
 def test_eva_is_the_principal_components_of_the_inputs():
     x = inputs(40)
-    made = fill(Eva(magnitude="native", direction="scheme"), (72, 40), x)
+    made = fill(eva(), (72, 40), x)
     Vh = torch.linalg.svd(x, full_matrices=False).Vh[:6]
     # neighbouring variances lie 10 % apart, so float32 moments turn the directions by 1e-5 at most
     assert torch.allclose((made.A @ Vh.T).abs(), torch.eye(6), atol=1e-4)
@@ -46,7 +50,7 @@ def test_eva_is_the_principal_components_of_the_inputs():
 
 def test_eva_keeps_the_most_input_variance_any_rank_can():
     x = inputs(40)
-    made = fill(Eva(magnitude="native", direction="scheme"), (72, 40), x)
+    made = fill(eva(), (72, 40), x)
     S = torch.linalg.svdvals(x)
     best = float((S[:6] ** 2).sum() / (S**2).sum())
     assert float((x @ made.A.T).square().sum() / x.square().sum()) == pytest.approx(best, rel=1e-5)
@@ -56,9 +60,16 @@ def test_eva_keeps_the_most_input_variance_any_rank_can():
     assert best > 2 * float((x @ frame).square().sum() / x.square().sum())
 
 
+def test_a_sketched_eva_keeps_as_much_to_a_thousandth():
+    x = inputs(300)
+    exact, sketched = (fill(eva(svd=svd), (40, 300), x).info for svd in ("exact", "randomised"))
+    assert sketched["svd_exact"] == 0
+    assert exact["captured_energy"] * (1 - 1e-3) <= sketched["captured_energy"] <= exact["captured_energy"] * (1 + 1e-5)
+
+
 def test_a_matched_eva_has_the_size_of_plain_lora():
     x = inputs(300)
-    made = fill(Eva(magnitude="matched", direction="scheme"), (40, 300), x)
+    made = fill(eva(magnitude="matched"), (40, 300), x)
     plain = fill(Random(distribution="kaiming", filled="A"), (40, 300), x)
     # ‖A‖² of plain LoRA is a mean over 1800 draws: 1 % deviation
     assert float(made.A.norm()) == pytest.approx(float(plain.A.norm()), rel=0.05)

@@ -1,0 +1,215 @@
+"""Time, peak memory and captured energy of each init scheme against peft's own.    python -m lab.bench init"""
+
+import copy
+import ctypes
+import gc
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lab.adapter.initialise import initialise
+from lab.adapter.install import install
+from lab.bench.init_cases import (
+    ALPHA,
+    COUNTERPARTS,
+    RANK,
+    Case,
+    captured_energy,
+    make_case,
+    our_fill,
+    our_schemes,
+    peft_fill,
+)
+from lab.layer import find_targets, weight_of
+
+Row = dict[str, Any]
+Fill = Callable[[], tuple[Tensor, Tensor]]
+
+QUICK_SHAPES = ((1024, 1024),)
+FULL_SHAPES = ((1024, 1024), (2048, 2048), (4096, 4096), (4096, 11008))
+SPECTRA = ("decaying", "gaussian")
+REPEATS_UP_TO = 2048  # layers this wide are measured three times (once if quick), the median taken; wider ones once
+
+
+def run(quick: bool) -> list[Row]:
+    """A row per layer, spectrum and scheme, then per whole model; printed as a table and returned for JSON.
+
+    seconds: with an empty SVD cache; cached_seconds: once more with a full one; peak_bytes: resident memory at the
+    height of the call above what was resident before (None where the system does not tell). `peft_…` are of its own
+    counterpart, None where it has none. `speedup` is peft_seconds / seconds.
+    """
+    rows = []
+    with _empty_cache() as cache:
+        cases = [(shape, spectrum) for shape in (QUICK_SHAPES if quick else FULL_SHAPES) for spectrum in SPECTRA]
+        for shape, spectrum in track(cases, "layers", console=Console(stderr=True), transient=True):
+            rows += _layer_rows(make_case(shape, spectrum), 1 if quick or max(shape) > REPEATS_UP_TO else 3, cache)
+        rows += _model_rows(num_layers=2 if quick else 8, cache=cache)
+    Console().print(table(rows))
+    return rows
+
+
+def _layer_rows(case: Case, repeats: int, cache: Path) -> list[Row]:
+    rows: list[Row] = []
+    for name, scheme in our_schemes().items():
+        ours = our_fill(scheme, case)
+        theirs = peft_fill(name, COUNTERPARTS[name], case) if name in COUNTERPARTS else None
+        rows.append(_row(case, name, ours, theirs, repeats, cache))
+    rows.append(_row(case, "pissa", our_fill(our_schemes()["pissa"], case), _sketched(case), repeats, cache))
+    rows[-1]["scheme"] = "pissa / niter_4"  # against peft's own randomised variant
+    return rows
+
+
+def _sketched(case: Case) -> Fill:
+    return peft_fill("pissa", "pissa_niter_4", case)
+
+
+def _row(case: Case, name: str, ours: Fill, theirs: Fill | None, repeats: int, cache: Path) -> Row:
+    measured: dict[str, list[tuple[float, int | None, Any]]] = {"ours": [], "cached": [], "theirs": []}
+    for _ in range(repeats):  # interleaved, so that a busy moment hits both
+        _clear(cache)
+        measured["ours"].append(_measure(ours))
+        measured["cached"].append(_measure(ours))
+        if theirs is not None:
+            measured["theirs"].append(_measure(theirs))
+    row: Row = {"layer": case.layer, "spectrum": case.spectrum, "scheme": name}
+    row["seconds"], row["peak_bytes"] = _middle(measured["ours"])
+    row["cached_seconds"], _ = _middle(measured["cached"])
+    row["captured_energy"] = captured_energy(name, measured["ours"][0][2], case)
+    row["peft_seconds"], row["peft_peak_bytes"] = _middle(measured["theirs"])
+    row["peft_captured_energy"] = captured_energy(name, measured["theirs"][0][2], case) if theirs else None
+    row["speedup"] = row["peft_seconds"] / row["seconds"] if theirs else None  # filling itself, cache empty
+    return row
+
+
+def _model_rows(num_layers: int, cache: Path) -> list[Row]:
+    """A Llama of `num_layers` blocks, 512 wide, every linear layer of decaying spectrum: adapters made and filled."""
+    config = LlamaConfig(
+        hidden_size=512, intermediate_size=1376, num_hidden_layers=num_layers, num_attention_heads=8, vocab_size=512
+    )
+    base = LlamaForCausalLM(config)
+    for seed, target in enumerate(find_targets(base)):
+        module = base.get_submodule(target.name)
+        weight_of(module).data.copy_(make_case(target.shape, "decaying", seed).weight)
+    rows = []
+    _pefts_whole(base, "random")()  # the first call of all pays for imports
+    _ours_whole(base, "random")()
+    for name in ("random", "orthogonal", "pissa", "olora"):
+        _clear(cache)
+        seconds, peak, _ = _measure(_ours_whole(base, name))
+        cached, _, _ = _measure(_ours_whole(base, name))
+        peft_seconds, peft_peak, _ = _measure(_pefts_whole(base, name))
+        row: Row = {"layer": f"model, {num_layers * 7} layers", "spectrum": "decaying", "scheme": name}
+        row |= {"seconds": seconds, "peak_bytes": peak, "cached_seconds": cached, "captured_energy": None}
+        row |= {"peft_seconds": peft_seconds, "peft_peak_bytes": peft_peak, "peft_captured_energy": None}
+        rows.append(row | {"speedup": peft_seconds / seconds})
+    return rows
+
+
+def _ours_whole(base: nn.Module, name: str) -> Callable[[], Any]:
+    net, scheme = copy.deepcopy(base), our_schemes()[name]
+
+    def fill() -> Any:
+        targets = find_targets(net)
+        plan = {target.name: RANK for target in targets}
+        model = install(net, targets, plan, rank=RANK, alpha=ALPHA, scaling="alpha_over_r", dropout=0.0, use_dora=False)
+        return initialise(model, scheme, targets, {}, seed=0)
+
+    return fill
+
+
+def _pefts_whole(base: nn.Module, name: str) -> Callable[[], Any]:
+    net = copy.deepcopy(base)
+    config = peft.LoraConfig(
+        r=RANK, lora_alpha=ALPHA, target_modules="all-linear", init_lora_weights=COUNTERPARTS[name],
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return lambda: peft.get_peft_model(net, config)
+
+
+@contextmanager
+def _empty_cache() -> Iterator[Path]:
+    """A cache folder of the bench's own: the user's would hold nothing of these weights, and is left alone."""
+    before = os.environ.get("LAB_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LAB_CACHE"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            os.environ.pop("LAB_CACHE")
+            if before is not None:
+                os.environ["LAB_CACHE"] = before
+
+
+def _clear(cache: Path) -> None:
+    for file in cache.rglob("*.safetensors"):
+        file.unlink()
+
+
+def _measure(call: Callable[[], Any]) -> tuple[float, int | None, Any]:
+    """Seconds, peak bytes above those resident before, and what the call returned."""
+    gc.collect()
+    before = _reset_peak()
+    began = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - began
+    return seconds, None if before is None else max(_status("VmHWM") - before, 0), result
+
+
+def _reset_peak() -> int | None:
+    """Resident bytes now, the process's high-water mark set to them; None where there is no Linux to ask."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory still counts as resident
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return None
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def _middle(measured: list[tuple[float, int | None, Any]]) -> tuple[float | None, int | None]:
+    if not measured:
+        return None, None
+    peaks = [peak for _, peak, _ in measured if peak is not None]
+    return statistics.median(item[0] for item in measured), max(peaks) if peaks else None
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows for a terminal."""
+    threads = torch.get_num_threads()
+    shown = Table(title=f"init schemes at rank {RANK}, {threads} threads; energy: share of what the scheme is after")
+    for heading in ("layer", "spectrum", "scheme"):
+        shown.add_column(heading, no_wrap=True)
+    for heading in ("seconds", "cached", "peft s", "speed-up", "peak MB", "peft MB", "energy", "peft energy"):
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        shown.add_row(
+            row["layer"],
+            row["spectrum"],
+            row["scheme"],
+            *(_shown(row[key], "{:.4f}") for key in ("seconds", "cached_seconds", "peft_seconds")),
+            _shown(row["speedup"], "{:.1f}×"),
+            *(_shown(row[key] and row[key] / 1e6, "{:.0f}") for key in ("peak_bytes", "peft_peak_bytes")),
+            *(_shown(row[key], "{:.5f}") for key in ("captured_energy", "peft_captured_energy")),
+        )
+    return shown
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
