@@ -1,16 +1,197 @@
-"""The spectral rows of a run on disk: what a policy saw, and all that replay reads. No torch, no lightning."""
+"""The spectral rows of a run on disk: what a policy saw, and all that replay reads. No torch, no lightning.
 
+`ledger/rows.jsonl`: a line per layer and tick, `<crc32 of the rest> <JSON>`, arrays as base64 of little-endian bytes; the
+first line is the header. Lines are appended whole and never rewritten, so that a kill costs at most the last one, and
+a reader knows that it did.
+"""
+
+import base64
+import dataclasses
+import json
+import os
+import types
+import typing
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+
+from lab.errors import UsageError
+from lab.spectral.diagnosis import Diagnosis
+
+SCHEMA = 1
+FOLDER, FILE = "ledger", "rows.jsonl"
 Mode = Literal["warmup", "full", "guard", "probation", "low_rank", "hold", "locked"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One layer at one tick."""
+class Row(Diagnosis):
+    """One layer at one tick: what was measured, and what the layer was at that moment."""
 
-    step: int  # optimizer steps done
+    step: int  # optimizer steps done before the tick's step
     layer: str
-    mode: Mode  # what the layer is, read back from the model
+    mode: Mode  # read back from the model
     rank: int | None  # trainable rank it has; None in full mode
+
+
+def row_of(diagnosis: Diagnosis, *, step: int, layer: str, mode: Mode, rank: int | None) -> Row:
+    """The ledger row of a diagnosis."""
+    return Row(**vars(diagnosis), step=step, layer=layer, mode=mode, rank=rank)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a ledger holds."""
+
+    header: dict[str, Any]  # of the writer: the policy's settings, targets with role, depth and shape
+    rows: list[Row]  # in the order of writing: by step, then by layer
+    cut: bool  # True where the last line was not whole and was left out
+
+    def by_layer(self) -> dict[str, list[Row]]:
+        """The rows of each layer, in step order."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.layer, []).append(row)
+        return found
+
+
+class Ledger:
+    """A run's ledger, open for appending."""
+
+    def __init__(self, run_dir: Path, header: Mapping[str, Any]) -> None:
+        """Start the ledger, or go on with the one that is there; call `cut_back` first when resuming."""
+        self.path = Path(run_dir) / FOLDER / FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            self._write(_line({"schema": SCHEMA, **header}))
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add the rows of a tick with one write, so that other writers and kills fall between ticks."""
+        self._write(b"".join(_line(_encode(row)) for row in rows))
+
+    def _write(self, data: bytes) -> None:
+        try:
+            with open(self.path, "ab", buffering=0) as file:
+                written = file.write(data)
+        except OSError as error:
+            raise UsageError(
+                f"could not write {self.path}: {error.strerror}; free space and resume the run."
+            ) from error
+        if written != len(data):
+            raise UsageError(f"could not write {self.path}: the disk took {written} of {len(data)} bytes.")
+
+
+def exists(run_dir: Path) -> bool:
+    """True where the run kept a ledger."""
+    return (Path(run_dir) / FOLDER / FILE).is_file()
+
+
+def read(run_dir: Path) -> Recorded:
+    """All whole rows of a run's ledger.
+
+    A last line that is not whole is left out and said so in `cut`. Raises UsageError for a run without a ledger, another
+    schema, and damage before the last line.
+    """
+    path = Path(run_dir) / FOLDER / FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{run_dir} holds no ledger; only runs with svd_policy=observe or a policy that decides keep one."
+        )
+    lines, cut = _whole_lines(path)
+    if not lines or lines[0].get("schema") != SCHEMA:
+        found = lines[0].get("schema") if lines else "no header"
+        raise UsageError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}.")
+    return Recorded(lines[0], [_decode(Row, line) for line in lines[1:]], cut)
+
+
+def cut_back(run_dir: Path, step: int) -> None:
+    """Drop a tail that is not whole and the rows of later steps, so that a resumed run appends what it repeats."""
+    path = Path(run_dir) / FOLDER / FILE
+    if not path.is_file():
+        return
+    keep = 0
+    with open(path, "rb") as file:
+        for number, data in enumerate(file):
+            line = _parse(data)
+            if line is None or (number > 0 and line["step"] > step):
+                break
+            keep += len(data)
+    os.truncate(path, keep)
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parse(data: bytes) -> dict[str, Any] | None:
+    """The JSON of a line, or None where the line is not whole."""
+    checksum, _, text = data.rstrip(b"\n").partition(b" ")
+    if not data.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    value = json.loads(text)
+    assert isinstance(value, dict)
+    return value
+
+
+def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:
+    raw = path.read_bytes().splitlines(keepends=True)
+    lines: list[dict[str, Any]] = []
+    for number, data in enumerate(raw, 1):
+        line = _parse(data)
+        if line is None and number == len(raw):
+            return lines, True
+        if line is None:
+            raise UsageError(
+                f"line {number} of {path} is damaged; restore the file, or keep the {number - 1} lines above."
+            )
+        lines.append(line)
+    return lines, False
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        fields = ((item.name, getattr(value, item.name)) for item in dataclasses.fields(value))
+        return {name: _encode(held) for name, held in fields if held is not None}
+    if isinstance(value, np.ndarray):
+        return base64.b64encode(np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<")).tobytes()).decode()
+    return value
+
+
+def _decode(kind: type, value: Mapping[str, Any]) -> Any:
+    """A dataclass from its JSON; a field that was None is absent there."""
+    fields = {}
+    for name, hint in _hints(kind).items():
+        fields[name] = _decode_field(hint, value[name]) if name in value else None
+    return kind(**fields)
+
+
+def _decode_field(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _decode(typing.cast(type, hint), value)
+    if typing.get_origin(hint) is np.ndarray:
+        dtype = typing.get_args(typing.get_args(hint)[1])[0]
+        return np.frombuffer(base64.b64decode(value), dtype=np.dtype(dtype).newbyteorder("<")).astype(dtype)
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    return value
+
+
+_known: dict[type, dict[str, Any]] = {}
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """Type of each field, with `| None` taken off."""
+    if kind not in _known:
+        _known[kind] = {name: _bare(hint) for name, hint in typing.get_type_hints(kind).items()}
+    return _known[kind]
+
+
+def _bare(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        some: Sequence[Any] = [part for part in typing.get_args(hint) if part is not type(None)]
+        return some[0]
+    return hint

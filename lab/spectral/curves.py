@@ -8,7 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.spectral.diagnosis import Counts, Curve, Diagnosis, Engine, NormRatios, Shares, Turn
+from lab.spectral.diagnosis import (
+    Counts,
+    Curve,
+    Diagnosis,
+    Engine,
+    NormRatios,
+    Shares,
+    Turn,
+    angle_counts_for,
+    counts_for,
+)
 from lab.spectral.energy import concentration, fractions, sketched_concentration
 from lab.spectral.spectrum import energy
 from lab.spectral.subspace import angle_curve, gram, overlap_curve, rotation
@@ -55,17 +65,33 @@ def empty(tick: int, shape: tuple[int, int], engine: Engine, reason: str, k: int
     )
 
 
-def turn(before: Directions, now: Directions, counts: Counts, angle_counts: Counts) -> Turn:
-    """How the directions of one layer turned between two ticks, as far as both have them."""
-    shared = min(before.directions, now.directions)
-    counts, angle_counts = counts[counts <= shared], angle_counts[angle_counts <= shared]
-    widest, last = int(counts[-1]), int(angle_counts[-1])
+def turns(before: Sequence[Directions], now: Sequence[Directions], k: int) -> list[Turn]:
+    """How the directions of layers of one shape turned between two ticks, as far as both ticks have them."""
+    widest = max(basis.directions for basis in now)
+    angle_counts = angle_counts_for(widest, k)
+    last = int(angle_counts[-1])
     curves: dict[str, Curve] = {}
-    for side, earlier, later in (("left", before.U, now.U), ("right", before.V, now.V)):
-        overlaps = overlap_curve(earlier[:, :widest], later[:, :widest])
-        curves[f"overlap_{side}"] = curve(overlaps)[counts - 1]
-        curves[f"angle_{side}"] = curve(angle_curve(earlier[:, :last], later[:, :last], angle_counts.tolist()))
-    return Turn(tick=before.tick, **curves)
+    for side in ("U", "V"):
+        earlier = torch.stack([getattr(basis, side)[:, :widest] for basis in before])
+        later = torch.stack([getattr(basis, side)[:, :widest] for basis in now])
+        curves[f"overlap_{side}"] = curve(overlap_curve(earlier, later))
+        curves[f"angle_{side}"] = curve(angle_curve(earlier[..., :last], later[..., :last], angle_counts.tolist()))
+    found = []
+    for i, (old, new) in enumerate(zip(before, now, strict=True)):
+        shared = min(old.directions, new.directions)
+        counts, angles = counts_for(new.directions, k), angle_counts_for(new.directions, k)
+        places = counts[counts <= shared] - 1
+        angle_places = np.searchsorted(angle_counts, angles[angles <= shared])
+        found.append(
+            Turn(
+                tick=old.tick,
+                angle_left=curves["angle_U"][i][angle_places],
+                angle_right=curves["angle_V"][i][angle_places],
+                overlap_left=curves["overlap_U"][i][places],
+                overlap_right=curves["overlap_V"][i][places],
+            )
+        )
+    return found
 
 
 def norm_ratios(

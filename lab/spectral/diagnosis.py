@@ -21,7 +21,7 @@ class NotHeld(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """The energy of one X (a gradient or an applied update) on the first j directions, j in the diagnosis's `counts`."""
+    """The energy of one X, a gradient or an applied update, on the first j directions, j in the diagnosis's `counts`."""
 
     total: float | None  # ‖X‖_F²; None where X is not finite. Without a positive total the curves are empty
     concentration: float  # Σ wᵢ², wᵢ = σᵢ²/Σσ² of X
@@ -164,17 +164,17 @@ class Diagnosis:
         return max(self.rotation_left, self.rotation_right)
 
 
-def counts_for(directions: int, k: int, most: int = 128) -> Counts:
-    """At which j curves are held: all up to 32, then log-spaced to `directions`, at most `most`, k always among them."""
+def counts_for(directions: int, k: int, most: int = 64) -> Counts:
+    """At which j curves are held: all up to 16, then log-spaced to `directions`, `most` or fewer, and always k."""
     if directions <= most:
         return np.arange(1, directions + 1, dtype=np.int32)
-    tail = np.geomspace(33, directions, most - 33).round()
-    return np.unique(np.concatenate([np.arange(1, 33), tail, [k]])).astype(np.int32)
+    tail = np.geomspace(17, directions, most - 17).round()
+    return np.unique(np.concatenate([np.arange(1, 17), tail, [k]])).astype(np.int32)
 
 
 def angle_counts_for(directions: int, k: int) -> Counts:
-    """At which j angles are held: powers of two, and k; each costs a small eigenvalue problem per side."""
-    powers = [2**i for i in range(directions.bit_length())]
+    """At which j angles are held: powers of two to 64, and k; each costs a small eigenvalue problem per side."""
+    powers = [2**i for i in range(min(7, directions.bit_length()))]
     return np.array(sorted({*powers, *([k] if k <= directions else [])}), dtype=np.int32)
 
 

@@ -60,9 +60,8 @@ def concentration(X: Tensor) -> float:
 def sketched_concentration(sketch: Tensor) -> Tensor:
     """An estimate (…) of the concentration of X from XΩ (…, out, h), Ω (in, h) of independent standard normals.
 
-    With M = (XΩ)ᵀ(XΩ): E M_ij² = Σσ⁴ off the diagonal and E M_ii = Σσ². The ratio of the two is clamped to at most 1. At
-    h = 16 it is off by about a tenth, hence a z-score by a twentieth (measured on rank one to flat spectra); it costs
-    2·m·n·h FLOPs.
+    With M = (XΩ)ᵀ(XΩ): E M_ij² = Σσ⁴ off the diagonal and E M_ii = Σσ². The ratio of the two is clamped to at most 1.
+    At h = 16 its standard error is 6 % (rank one) to 29 % (σ ∝ i^-½), half of that in a z-score; it costs 2·m·n·h FLOPs.
     """
     h = sketch.shape[-1]
     wide = sketch.double()

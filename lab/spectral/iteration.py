@@ -28,11 +28,11 @@ class Iterated:
 def iterate(weights: Sequence[Tensor], V: Tensor, k: int, depth: int, tolerance: float) -> Iterated:
     """Turn orthonormal guesses V (b, in, q) into the q strongest directions of b float32 weights (out, in).
 
-    Rayleigh–Ritz on the block Krylov space [V, (WᵀW)V, …, (WᵀW)^depth V], restarted from its result for the weights whose
-    residual is above `tolerance` (Golub, Luk and Overton 1981; Musco and Musco, NeurIPS 2015). Depth 0 is one pass of
-    subspace iteration. Where the spectrum is flat, as Muon leaves it, depth 4 reaches with 10 products of 2·m·n·q FLOPs
-    what subspace iteration does not reach with 60 (measured on a NanoChat's weights). `depth` is cut where the space
-    would outgrow the smaller side.
+    Rayleigh–Ritz on the block Krylov space [V, (WᵀW)V, …, (WᵀW)^depth V], restarted from its result for the weights
+    whose residual is above `tolerance` (Golub, Luk and Overton 1981; Musco and Musco, NeurIPS 2015). Depth 0 is one
+    pass of subspace iteration. Where the spectrum is flat, as Muon leaves it, depth 5 reaches with 12 products of
+    2·m·n·q FLOPs what 8 plain passes, 24 products, do not: singular values to 1e-5 (measured on a NanoChat's weights).
+    `depth` is cut where the space would outgrow the smaller side.
     """
     q = V.shape[-1]
     depth = max(0, min(depth, min(weights[0].shape) // q - 1))

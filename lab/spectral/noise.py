@@ -81,7 +81,7 @@ def intruders(weight: Tensor, initial: Tensor, k: int, cosine: float = 0.6) -> i
 def _median_eigenvalue(beta: float) -> float:
     """Median of the Marchenko–Pastur law of variance 1 and ratio β ≤ 1."""
     low, high = (1 - math.sqrt(beta)) ** 2, (1 + math.sqrt(beta)) ** 2
-    # λ = low + (high − low) sin²φ turns the square-root ends of the density into a smooth integrand; midpoints avoid 0/0.
+    # λ = low + (high − low) sin²φ makes the square-root ends of the density smooth; midpoints avoid 0/0.
     cells = 4000
     edges = torch.linspace(0, math.pi / 2, cells + 1, dtype=torch.float64)
     angle = (edges[1:] + edges[:-1]) / 2

@@ -88,13 +88,13 @@ def stable_rank(S: Tensor, energy: float) -> float | None:
 
 
 def entropy_rank(S: Tensor) -> float | None:
-    """exp(−Σ p ln p) with p = σ²/Σσ², from 1 to min(out, in), of a whole spectrum (Roy and Vetterli 2007, on energies)."""
+    """exp(−Σ p ln p) with p = σ²/Σσ², from 1 to min(out, in), of a whole spectrum (Roy and Vetterli 2007, of σ²)."""
     p = _shares(S)
     return None if p is None else float(torch.exp(torch.special.entr(p).sum()))
 
 
 def participation_ratio(S: Tensor) -> float | None:
-    """(Σσ²)²/Σσ⁴, from 1 to min(out, in), of a whole spectrum; its inverse is the `concentration` of lab.spectral.chance."""
+    """(Σσ²)²/Σσ⁴, from 1 to min(out, in), of a whole spectrum; 1 over it is the `concentration` of lab.spectral.chance."""
     p = _shares(S)
     return None if p is None else float(1 / p.square().sum())
 

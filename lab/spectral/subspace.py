@@ -42,9 +42,9 @@ def leading_sums(blocks: Tensor) -> Tensor:
 def angle_curve(before: Tensor, after: Tensor, counts: Sequence[int]) -> Tensor:
     """The largest principal angle between the first j columns and the first j columns, j in counts, radians.
 
-    (…, d, k) twice -> (…, len(counts)) float64. All from one residual: with R = Qb − QaM, the residual of the leading j
-    columns is R_j + Qa[:, j:] M[j:, :j], two orthogonal parts, so that its Gram is a sum of squares and nothing cancels.
-    Where all sines are small the largest sine is decomposed, elsewhere the smallest cosine; the other follows accurately.
+    (…, d, k) twice -> (…, len(counts)) float64. All from one residual: with R = Qb − QaM, the residual of the leading
+    j columns is R_j + Qa[:, j:] M[j:, :j], two orthogonal parts, so that its Gram is a sum of squares and nothing
+    cancels. Where all sines are small the largest sine is decomposed, elsewhere the smallest cosine; the other follows.
     """
     M, residual = _split(before, after)
     M, squares = M.double(), gram(residual)
@@ -80,8 +80,8 @@ def gram(matrix: Tensor) -> Tensor:
 def rotation(across: Tensor, within: Tensor, S: Tensor) -> Tensor:
     """How fast one step turns k directions, to first order: ‖(I − UUᵀ) ΔW V S⁻¹‖₂, (…) radians per step, float64.
 
-    `across` is the Gram (…, k, k) of ΔWV, `within` is UᵀΔWV (…, k, k), S (…, k) positive; for the right side pass the Gram
-    of ΔWᵀU and the transpose of `within`. Exact to first order where what lies beyond k is small against σ_k
+    `across` is the Gram (…, k, k) of ΔWV, `within` is UᵀΔWV (…, k, k), S (…, k) positive; for the right side pass the
+    Gram of ΔWᵀU and the transpose of `within`. Exact to first order where what lies beyond k is small against σ_k
     (Stewart and Sun, Matrix Perturbation Theory, 1990); without a gap the true rotation is faster.
     """
     scale = 1 / S.double()

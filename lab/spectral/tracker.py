@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.spectral.curves import curve, empty, norm_ratios, shares, spread, turn
+from lab.spectral.curves import curve, empty, norm_ratios, shares, spread, turns
 from lab.spectral.diagnosis import Diagnosis, Engine, angle_counts_for, counts_for
 from lab.spectral.iteration import iterate
 from lab.spectral.noise import intruders, spikes_of_change
@@ -70,7 +70,7 @@ class Tracker:
         gradients: Mapping[str, Tensor] | None = None,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also spikes and intruders, where the tick is exact."""
+        """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also spikes and intruders, at exact ticks."""
         self._begun = {}
         groups: dict[Any, list[str]] = defaultdict(list)
         for name, weight in weights.items():
@@ -131,21 +131,25 @@ class Tracker:
     ) -> None:
         shape = _shape(weights[0])
         found, residuals, spectra = self._decompose(tick, names, weights)
+        known = [i for i, name in enumerate(names) if name in self._bases]
+        turned: dict[int, dict[str, Any]] = defaultdict(dict)
+        if known:
+            before, now = [self._bases[names[i]] for i in known], [found[i] for i in known]
+            for key, earlier in (("previous", before), ("first", [basis.first or basis for basis in before])):
+                for i, turn in zip(known, turns(earlier, now, self.k), strict=True):
+                    turned[i][key] = turn
         for position, (name, weight) in enumerate(zip(names, weights, strict=True)):
-            basis, before = found[position], self._bases.get(name)
+            basis = found[position]
             counts = counts_for(basis.directions, self.k)
             angle_counts = angle_counts_for(basis.directions, self.k)
             total, whole = energy(weight), spectra[position]
             held = basis.S if whole is None else whole
-            fields: dict[str, Any] = {}
-            if before is not None:
-                fields["previous"] = turn(before, basis, counts, angle_counts)
-                fields["first"] = turn(before.first or before, basis, counts, angle_counts)
+            fields = turned[position]
             if self.is_exact(tick) and name in initial:
                 fields["spikes"] = spikes_of_change(weight, initial[name])
                 fields["intruders"] = intruders(weight, initial[name], self.k)
             if self.engine == "exact":
-                fields["norm_ratios"] = norm_ratios(weight, basis, before, gradients.get(name), self.k)
+                fields["norm_ratios"] = norm_ratios(weight, basis, self._bases.get(name), gradients.get(name), self.k)
             self._begun[name] = Diagnosis(
                 tick=tick,
                 shape=shape,
@@ -255,7 +259,7 @@ class Tracker:
 
 
 def _next_depth(depth: int, residual: float) -> int:
-    """One deeper where a cycle fell short, one less where it reached far more than was asked: a block is worth about 3."""
+    """One deeper where a cycle fell short, one less where it went far beyond: a block gains about a factor of 3."""
     if residual > RESIDUAL:
         return min(depth + 1, MOST_DEPTH)
     return max(depth - 1, 1) if residual < RESIDUAL / 10 else depth

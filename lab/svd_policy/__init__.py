@@ -44,8 +44,23 @@ class Decision:
     reason: str
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Whether a clause can hold at all, judged by one row before anything has happened."""
+
+    name: str  # of the clause
+    op: Op
+    limit: float
+    best: float | None  # the best value the row's spectrum allows; None where it allows none
+    can_hold: bool
+    needs: str  # what it would take, with the arithmetic
+
+
 class SvdPolicy(Protocol):
-    """A policy is a pure function of (ledger row, state): the same rows give the same decisions, live or in replay."""
+    """A policy is a pure function of (ledger row, state): the same rows give the same decisions, live or in replay.
+
+    A clause bears the name of the setting that holds its limit, so that replay can sweep and suggest limits.
+    """
 
     @property
     def every_n_steps(self) -> int | None:
@@ -62,6 +77,18 @@ class SvdPolicy(Protocol):
         """How many layers get scalars of their own on the dashboard."""
         ...
 
+    @property
+    def rules(self) -> Mapping[str, tuple[str, ...]]:
+        """The clauses that must hold together for each reason to act; empty where the policy never acts."""
+        ...
+
     def decide(self, row: Row, state: State) -> tuple[Decision, State]:
-        """What to do with the row's layer; `state` is what was returned for that layer at its last tick, {} at first."""
+        """What to do with the row's layer, and what to remember of it.
+
+        `state` is what was returned at the layer's last tick, {} at first; it is not changed.
+        """
+        ...
+
+    def reach(self, row: Row) -> tuple[Reach, ...]:
+        """For each clause, whether it can hold at the row's spectrum."""
         ...

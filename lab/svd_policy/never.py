@@ -1,10 +1,10 @@
 """No analysis at all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lab.ledger import Row
-from lab.svd_policy import Decision, State
+from lab.svd_policy import Decision, Reach, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,15 @@ class Never:
     target_modules: str | Sequence[str]
     log_layers: int
 
+    @property
+    def rules(self) -> Mapping[str, tuple[str, ...]]:
+        """None: it never acts."""
+        return {}
+
     def decide(self, row: Row, state: State) -> tuple[Decision, State]:
         """Keep the layer as it is."""
         return Decision(row.mode, "none", row.rank, (), "never"), state
+
+    def reach(self, row: Row) -> tuple[Reach, ...]:
+        """Nothing to reach."""
+        return ()

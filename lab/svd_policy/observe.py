@@ -1,0 +1,26 @@
+"""Look, and change nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lab.ledger import Row
+from lab.svd_policy import Decision, Reach, State
+from lab.svd_policy.observing import Observing, undecided
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observe(Observing):
+    """Records every layer's spectrum; training is bitwise what it would be without."""
+
+    @property
+    def rules(self) -> Mapping[str, tuple[str, ...]]:
+        """None: it never acts."""
+        return {}
+
+    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
+        """Keep the layer as it is."""
+        return undecided(row) or Decision(row.mode, "none", row.rank, (), "observing"), state
+
+    def reach(self, row: Row) -> tuple[Reach, ...]:
+        """Nothing to reach."""
+        return ()

@@ -1,0 +1,53 @@
+"""What every policy that looks at spectra shares: how it has them measured."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lab.errors import UsageError
+from lab.ledger import Row
+from lab.spectral.diagnosis import Engine
+from lab.svd_policy import Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observing:
+    """The settings of the measurement; base of every policy that has ticks."""
+
+    every_n_steps: int  # optimizer steps between ticks
+    target_modules: str | Sequence[str]
+    log_layers: int
+    k: int  # principal directions; not a LoRA rank
+    oversample: int
+    engine: Engine
+    exact_every_n_ticks: int
+    budget: float | None  # share of the training FLOPs that ticks may take; None: every layer at every tick
+
+    def __post_init__(self) -> None:
+        for name, least in (("every_n_steps", 1), ("k", 1), ("oversample", 2), ("exact_every_n_ticks", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"svd_policy.{name}={getattr(self, name)} is too small; it must be at least {least}.")
+        if self.engine not in ("warm", "exact"):
+            raise UsageError(f"svd_policy.engine={self.engine!r} is none of warm, exact.")
+        if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
+            raise UsageError(
+                f"svd_policy.budget={self.budget} is no share of training; give a number above 0, or null."
+            )
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Raises UsageError where a layer has fewer than k directions."""
+        for name, shape in shapes.items():
+            if self.k > min(shape):
+                raise UsageError(
+                    f"svd_policy.k={self.k} is more than {name} has directions ({shape[0]}x{shape[1]}); "
+                    f"lower k to {min(shape)}, or leave the layer out of svd_policy.target_modules."
+                )
+
+
+def undecided(row: Row) -> Decision | None:
+    """What every policy answers to a row that says nothing: hold a layer that is not finite, wait for one that is zero."""
+    if row.reason == "non_finite":
+        return Decision("hold", "none", row.rank, (), "non_finite")
+    if row.reason == "zero_matrix":
+        return Decision(row.mode, "none", row.rank, (), "zero_matrix")
+    return None
