@@ -21,7 +21,7 @@ class Custom(Budgeted):
     pattern; among patterns the first that matches wins, as in peft's `rank_pattern`.
     """
 
-    ranks: Mapping[str, int]
+    ranks: Mapping[str, int] | None  # None: no key, which leaves every layer to the default
     default: int | None  # rank of a layer that no key matches; None: such a layer is an error
 
     @property
@@ -39,7 +39,7 @@ class Custom(Budgeted):
         """The map read for every target; raises UsageError for a key without effect, a layer without a rank, a rank
         below 1 or above the layer's smaller side."""
         key_of = {target.name: self._key(target.name) for target in targets}
-        for key in self.ranks:
+        for key in self._map:
             if key not in key_of.values():
                 taken = any(_matches(key, name) for name in key_of)
                 why = "is always preceded by another key" if taken else "matches no target"
@@ -63,13 +63,17 @@ class Custom(Budgeted):
                 )
         return self.spend(targets, rank, chosen)
 
+    @property
+    def _map(self) -> Mapping[str, int]:
+        return self.ranks or {}
+
     def _key(self, name: str) -> str | None:
-        if name in self.ranks:
+        if name in self._map:
             return name
-        return next((key for key in self.ranks if _matches(key, name)), None)
+        return next((key for key in self._map if _matches(key, name)), None)
 
     def _rank(self, key: str | None) -> int:
-        value = self.default if key is None else self.ranks[key]
+        value = self.default if key is None else self._map[key]
         assert value is not None
         return value
 

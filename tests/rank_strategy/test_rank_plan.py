@@ -116,6 +116,13 @@ def test_what_is_shuffled_is_chosen_like_any_option():
     assert node["of"] == as_shipped("eva") | {"rho": 3.0}
 
 
+def test_a_map_of_endings_names_and_expressions_can_be_given_on_the_command_line():
+    ranks = {"q_proj": 8, "model.layers.0.mlp.up_proj": 3, r".*\.1\..*": 2}
+    written = ", ".join(f"{key}: {rank}" for key, rank in ranks.items())
+    node = composed("+rank_strategy=custom", f"rank_strategy.ranks={{{written}}}")
+    assert node["ranks"] == ranks
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "adalora"])
 def test_every_strategy_passes_the_check_that_others_strategies_get(name):
     check_rank_strategy(strategy(name))

@@ -122,6 +122,7 @@ def test_custom_proportions_at_a_matched_budget():
         ({"c_attn": 8, ".*": 4, "c_proj": 2}, None, "key 'c_proj' is always preceded by another key"),
         ({"c_attn": 8}, None, r"gives no rank to 72 of 96 layers, the first transformer\.h\.0\.attn\.c_proj"),
         ({}, None, "gives no rank to 96 of 96"),
+        (None, None, "gives no rank to 96 of 96"),
         ({".*": 33}, None, "rank 33, which is not between 1 and its smaller side, 32"),
         ({".*": 0}, None, "rank 0, which is not between"),
         ({"(": 4}, None, "is no regular expression"),
