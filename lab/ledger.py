@@ -1,8 +1,8 @@
 """The spectral rows of a run on disk: what a policy saw, and all that replay reads. No torch, no lightning.
 
-`ledger/rows.jsonl`: a line per layer and tick, `<crc32 of the rest> <JSON>`, arrays as base64 of little-endian bytes; the
-first line is the header. Lines are appended whole and never rewritten, so that a kill costs at most the last one, and
-a reader knows that it did.
+`ledger/rows.jsonl`: a line per layer and tick, `<crc32 of the rest> <JSON>`, arrays as base64 of little-endian bytes;
+the first line is the header. Lines are appended whole and never rewritten, so that a kill costs at most the last one,
+and a reader knows that it did.
 """
 
 import base64
@@ -92,8 +92,8 @@ def exists(run_dir: Path) -> bool:
 def read(run_dir: Path) -> Recorded:
     """All whole rows of a run's ledger.
 
-    A last line that is not whole is left out and said so in `cut`. Raises UsageError for a run without a ledger, another
-    schema, and damage before the last line.
+    A last line that is not whole is left out and said so in `cut`. Raises UsageError for a run without a ledger,
+    another schema, and damage before the last line.
     """
     path = Path(run_dir) / FOLDER / FILE
     if not path.is_file():

@@ -1,8 +1,8 @@
 """What a subspace would catch of a matrix by chance: mean, variance and z-score, in closed form. No torch.
 
 A matrix X (m, n) is compared with the first k left directions U and k right directions V of a weight. Its energy
-fractions are left ‖UᵀX‖²/‖X‖², right ‖XV‖²/‖X‖², core ‖UᵀXV‖²/‖X‖², and either = left + right − core. The null says that U
-and V are independent Haar-random frames (equivalently that X is rotated at random), with X's singular values kept.
+fractions are left ‖UᵀX‖²/‖X‖², right ‖XV‖²/‖X‖², core ‖UᵀXV‖²/‖X‖², and either = left + right − core. The null says
+that U and V are independent Haar-random frames (equivalently that X is rotated at random), with X's singular values kept.
 """
 
 import math

@@ -21,7 +21,7 @@ class NotHeld(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """The energy of one X, a gradient or an applied update, on the first j directions, j in the diagnosis's `counts`."""
+    """The energy of one X, a gradient or an applied update, on the first j directions, j in `counts`."""
 
     total: float | None  # ‖X‖_F²; None where X is not finite. Without a positive total the curves are empty
     concentration: float  # Σ wᵢ², wᵢ = σᵢ²/Σσ² of X

@@ -61,7 +61,8 @@ def sketched_concentration(sketch: Tensor) -> Tensor:
     """An estimate (…) of the concentration of X from XΩ (…, out, h), Ω (in, h) of independent standard normals.
 
     With M = (XΩ)ᵀ(XΩ): E M_ij² = Σσ⁴ off the diagonal and E M_ii = Σσ². The ratio of the two is clamped to at most 1.
-    At h = 16 its standard error is 6 % (rank one) to 29 % (σ ∝ i^-½), half of that in a z-score; it costs 2·m·n·h FLOPs.
+    At h = 16 its standard error is 6 % (rank one) to 29 % (σ ∝ i^-½), half that in a z-score.
+    2·m·n·h FLOPs.
     """
     h = sketch.shape[-1]
     wide = sketch.double()

@@ -94,7 +94,7 @@ def entropy_rank(S: Tensor) -> float | None:
 
 
 def participation_ratio(S: Tensor) -> float | None:
-    """(Σσ²)²/Σσ⁴, from 1 to min(out, in), of a whole spectrum; 1 over it is the `concentration` of lab.spectral.chance."""
+    """(Σσ²)²/Σσ⁴, from 1 to min(out, in), of a whole spectrum; 1 over it is a `concentration`."""
     p = _shares(S)
     return None if p is None else float(1 / p.square().sum())
 

@@ -45,7 +45,7 @@ class Observing:
 
 
 def undecided(row: Row) -> Decision | None:
-    """What every policy answers to a row that says nothing: hold a layer that is not finite, wait for one that is zero."""
+    """What every policy answers to a row that says nothing: hold what is not finite, wait while it is zero."""
     if row.reason == "non_finite":
         return Decision("hold", "none", row.rank, (), "non_finite")
     if row.reason == "zero_matrix":

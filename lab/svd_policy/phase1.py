@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lab.errors import UsageError
 from lab.ledger import Row
 from lab.spectral.diagnosis import NotHeld
 from lab.svd_policy import Action, Clause, Decision, Reach, State, clause
@@ -18,8 +19,8 @@ DANGER, OPTIMAL = "gradient_clobbering_risk", "optimal_lowrank_conditions"
 class Phase1(Observing):
     """Norm ratios against fixed limits, in the seed's order.
 
-    Kept as it was, with what is wrong with it: a norm ratio read as a share (0.4 is 16 % of the energy), limits that know
-    nothing of the dimension, a left side only, and a tail of r = g − k directions asked to be negligible.
+    Kept as it was, with what is wrong with it: a norm ratio read as a share (0.4 is 16 % of the energy), limits that
+    know nothing of the dimension, a left side only, and a tail of r = g − k directions asked to be negligible.
     """
 
     principal_danger: float  # ‖U_kU_kᵀG‖/‖G‖ above it: the gradient attacks the principal directions
@@ -32,6 +33,13 @@ class Phase1(Observing):
     rank_drift: float  # relative change of the weakest singular values above which the rank grows
     rank_grow: float
     rank_shrink: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine != "exact":
+            raise UsageError(
+                f"svd_policy.engine={self.engine} gives no whole spectra, which this rule asks for; use exact."
+            )
 
     @property
     def rules(self) -> Mapping[str, tuple[str, ...]]:
