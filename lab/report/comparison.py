@@ -180,7 +180,7 @@ def differing(a: Arm, b: Arm) -> str:
 def equal_time(a: Arm, b: Arm) -> Comparison:
     """Validation loss of each pair at the moment the faster of the two ended, interpolated from metrics.csv.
 
-    Initialisation counts as time. Only pairs that ran on one kind of device; the rest have no value.
+    The clock starts with the run, so initialisation counts. Only pairs on the same device; the rest have no value.
     """
     partners = {run.pair: run for run in b.runs}
     both = []
@@ -209,9 +209,10 @@ def equal_time(a: Arm, b: Arm) -> Comparison:
 
 
 def _over_time(run: Run) -> list[tuple[float, float]]:
+    """(seconds since the run began, validation loss); empty where a resume broke the clock."""
     seconds, losses = run.curve("val_loss", over="seconds")
-    started = run.record.seconds.get("init") or 0.0
-    return [(started + s, loss) for s, loss in zip(seconds, losses, strict=True)]
+    steady = all(before < after for before, after in pairwise(seconds))
+    return list(zip(seconds, losses, strict=True)) if steady else []
 
 
 def _interpolate(curve: Sequence[tuple[float, float]], at: float) -> float | None:

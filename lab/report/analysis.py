@@ -1,0 +1,166 @@
+"""Everything a report is made of, computed once from the run directories."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.errors import UsageError
+from lab.record import strict
+from lab.report import statistics
+from lab.report.arms import Arm, arms
+from lab.report.comparison import Comparison, compare
+from lab.report.judgement import Judgement, judgement_of
+from lab.report.ranks import RankAnswers, rank_answers
+from lab.report.study import LoadedStudy, Run, load_study
+
+STATUSES = ("completed", "diverged", "failed", "stopped", "interrupted", "running")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """A study, its arms, and what was found between them."""
+
+    study: LoadedStudy
+    arms: tuple[Arm, ...]
+    judgement: Judgement
+    comparisons: tuple[Comparison, ...]
+    ranks: RankAnswers | None
+
+    @property
+    def aa(self) -> Comparison | None:
+        """The baseline against itself: the noise floor."""
+        return next((row for row in self.comparisons if row.kind == "aa"), None)
+
+    @property
+    def contrasts(self) -> list[Comparison]:
+        """The judged rows."""
+        return [row for row in self.comparisons if row.kind == "contrast"]
+
+    @property
+    def described(self) -> list[Comparison]:
+        """Rows of the primary metric that no one declared a contrast."""
+        primary = self.judgement.metric
+        return [row for row in self.comparisons if row.kind == "described" and row.metric == primary]
+
+    @property
+    def unfinished(self) -> list[Run]:
+        """Every run that did not complete, tuning included."""
+        return [run for run in self.study.runs if run.status != "completed"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Runs by status; only statuses that occur."""
+        found = {status: sum(run.status == status for run in self.study.runs) for status in STATUSES}
+        return {status: count for status, count in found.items() if count}
+
+
+def analyse(study_dir: str | Path, *, baseline: str | None = None, margin: str | None = None) -> Analysis:
+    """Load, sort and judge a study; raises UsageError for a directory, baseline or margin that is none."""
+    return analysis_of(load_study(study_dir), baseline=baseline, margin=margin)
+
+
+def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str | None = None) -> Analysis:
+    """The analysis of a study already loaded; raises UsageError for a baseline or margin that is none."""
+    found = arms(study)
+    if not found and baseline is not None:
+        raise UsageError(f"--baseline {baseline!r}: {study.path} holds no run to compare.")
+    judgement = judgement_of(study.declared, found, baseline=baseline, margin=margin)
+    rows = compare(found, judgement)
+    return Analysis(
+        study=study,
+        arms=tuple(found),
+        judgement=judgement,
+        comparisons=tuple(rows),
+        ranks=rank_answers(found, judgement, rows),
+    )
+
+
+def all_results(analysis: Analysis) -> dict[str, Any]:
+    """The content of all_results.json in plain, strict types."""
+    study, judgement = analysis.study, analysis.judgement
+    return strict(
+        {
+            "study": study.name,
+            "declared": asdict(study.declared) if study.declared else None,
+            "judgement": asdict(judgement),
+            "counts": analysis.counts,
+            "missing": study.missing,
+            "problems": [{"path": problem.path, "reason": problem.reason} for problem in study.problems],
+            "arms": [_arm(arm, judgement.metric) for arm in analysis.arms],
+            "noise_floor": _noise(analysis.aa),
+            "comparisons": [
+                row.row()
+                | {
+                    "differences": row.differences,
+                    "sd_difference": row.statistics.sd,
+                    "bootstrap_interval": statistics.bootstrap_interval(row.differences) if row.differences else None,
+                    "wilcoxon_p": statistics.wilcoxon_p(row.differences) if row.differences else None,
+                    "seeds_to_decide": row.seeds_to_decide,
+                    "dropped": row.dropped,
+                }
+                for row in analysis.comparisons
+            ],
+            "ranks": asdict(analysis.ranks) if analysis.ranks else None,
+            "runs": [run_row(run) for run in study.runs],
+        }
+    )
+
+
+def _arm(arm: Arm, metric: str) -> dict[str, Any]:
+    mean, sd = statistics.mean_sd(arm.values(metric))
+    return {
+        "name": arm.name,
+        "differs": dict(arm.differs),
+        "n": len(arm.values(metric)),
+        "mean": mean,
+        "sd": sd,
+        "learning_rate": arm.learning_rate,
+        "learning_rate_at_edge": arm.at_edge,
+        "learning_rate_chosen_on": arm.chosen_on,
+        "learning_rate_outcomes": {f"{rate:g}": values for rate, values in (arm.outcomes or {}).items()},
+        "runs": [run.name for run in arm.runs],
+        "unfinished": [{"run": run.name, "status": run.status, "error": run.error} for run in arm.unfinished],
+    }
+
+
+def _noise(aa: Comparison | None) -> dict[str, Any] | None:
+    if aa is None:
+        return None
+    s = aa.statistics
+    largest = max(map(abs, aa.differences), default=None)
+    return {"pairs": s.pairs, "mean": s.mean, "sd": s.sd, "largest": largest, "p_value": s.p_value}
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """A run as one flat row: what runs.csv and all_results.json hold; None where not measured."""
+    record = run.record
+    return {
+        "run": run.name,
+        "status": run.status,
+        "study": record.study,
+        "stage": record.stage,
+        "rung": record.rung,
+        "arm": record.arm,
+        "seed": record.seed,
+        "data_seed": record.data_seed,
+        "learning_rate": run.learning_rate,
+        **{f"choice.{group}": choice for group, choice in record.choices.items()},
+        "rank": run.rank,
+        "trainable_params": record.trainable_params,
+        "total_params": record.total_params,
+        "budget_asked": record.budget.get("asked"),
+        "budget_used": record.budget.get("used"),
+        "init_scheme": record.init.get("scheme"),
+        "init_offset": record.init.get("offset"),
+        **record.metrics,
+        "steps": record.steps,
+        "tokens": record.tokens,
+        **{f"seconds.{part}": value for part, value in record.seconds.items()},
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "switches": record.switches,
+        "base": run.base,
+        "data": record.data.get("name"),
+        "data_sha256": record.data.get("sha256"),
+        "device": record.environment.get("device"),
+        "error": run.error or None,
+    }

@@ -1,0 +1,191 @@
+"""A report as blocks, and the same blocks as Markdown, HTML, LaTeX and a console table; everything is escaped."""
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MISSING = "–"  # a value nobody measured; never 0
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A section's title; level 1 is the report's own."""
+
+    text: str
+    level: int = 2
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Prose."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """Statements of equal weight."""
+
+    items: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells already formatted; the first column is text, the others are numbers unless named in `text`."""
+
+    name: str  # of its file: tables/<name>.tex
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: Sequence[str] = field(default=())
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure, by the stem of its files."""
+
+    name: str
+    caption: str
+
+
+Block = Heading | Paragraph | Bullets | Table | Figure
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for a reader: fixed digits where it is of ordinary size, a thousands separator where it is large."""
+    if value is None:
+        return MISSING
+    if value == 0 or 0.001 <= abs(value) < 1000:
+        return f"{value:.{digits}f}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+
+
+def signed(value: float | None, digits: int = 4) -> str:
+    """A difference, with its sign."""
+    return MISSING if value is None else f"{value:+.{digits}f}"
+
+
+def p_text(value: float | None) -> str:
+    """A p value; below a thousandth only that it is."""
+    return MISSING if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def markdown(blocks: Sequence[Block]) -> str:
+    """GitHub's Markdown; figures lie beside the file."""
+    parts = []
+    for block in blocks:
+        match block:
+            case Heading(text, level):
+                parts.append(f"{'#' * level} {_md(text)}")
+            case Paragraph(text):
+                parts.append(_md(text))
+            case Bullets(items):
+                parts.append("\n".join(f"- {_md(item)}" for item in items))
+            case Figure(name, caption):
+                parts.append(f"![{_md(caption)}]({name}.png)\n\n*{_md(caption)}*")
+            case Table():
+                rule = ["---" if c in block.text or i == 0 else "---:" for i, c in enumerate(block.columns)]
+                rows = [list(map(_cell, block.columns)), rule, *(list(map(_cell, row)) for row in block.rows)]
+                parts.append(_md(block.caption) + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is: no tags, no emphasis, no links, one line."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\`*<>]|(?<=\])\(|(?<!\w)_|_(?!\w)|^#|^[-+](?= ))", r"\\\1", flat)
+
+
+def _cell(text: str) -> str:
+    return _md(text).replace("|", "\\|")
+
+
+def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
+    """One self-contained HTML file: style and pictures inside, no script, nothing fetched."""
+    body = "\n".join(_html(block, figures) for block in blocks)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        "</body>\n</html>\n"
+    )
+
+
+def _html(block: Block, figures: Path) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{html.escape(text)}</h{level}>"
+        case Paragraph(text):
+            return f"<p>{html.escape(text)}</p>"
+        case Bullets(items):
+            return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+        case Figure(name, caption):
+            data = base64.b64encode((figures / f"{name}.png").read_bytes()).decode()
+            shown = html.escape(caption)
+            return (
+                f'<figure><img src="data:image/png;base64,{data}" alt="{shown}">'
+                f"<figcaption>{shown}</figcaption></figure>"
+            )
+        case Table():
+            left = [i == 0 or column in block.text for i, column in enumerate(block.columns)]
+            rows = [
+                "".join(
+                    f"<{tag}{' class=t' if is_left else ''}>{html.escape(cell)}</{tag}>"
+                    for cell, is_left in zip(row, left, strict=True)
+                )
+                for tag, row in [("th", block.columns), *(("td", row) for row in block.rows)]
+            ]
+            body = "".join(f"<tr>{row}</tr>" for row in rows[1:])
+            return (
+                f'<div class="scroll"><table><caption>{html.escape(block.caption)}</caption>'
+                f"<thead><tr>{rows[0]}</tr></thead><tbody>{body}</tbody></table></div>"
+            )
+
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1c1f24;--soft:#5a6270;--rule:#d5d9e0;--paper:#fff}
+@media (prefers-color-scheme:dark){:root{--ink:#e6e8ec;--soft:#a2a9b5;--rule:#3a404b;--paper:#16181c}}
+body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
+main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem;overflow-wrap:anywhere}
+h1{font-size:1.6rem;line-height:1.25}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid var(--rule)}
+.scroll{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;font-size:.875rem;overflow-wrap:normal}
+caption{text-align:left;color:var(--soft);padding-bottom:.4rem}
+th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--rule);font-variant-numeric:tabular-nums}
+th{vertical-align:bottom}th.t,td.t{text-align:left}td{white-space:nowrap}td.t{white-space:normal;min-width:6rem}
+figure{margin:1.5rem 0}img{max-width:100%;background:#fff}figcaption{color:var(--soft);font-size:.875rem}
+"""
+
+
+def latex(table: Table) -> str:
+    """A booktabs table that needs only \\usepackage{booktabs}."""
+    align = "".join("l" if i == 0 or column in table.text else "r" for i, column in enumerate(table.columns))
+    lines = [" & ".join(map(_tex, row)) + r" \\" for row in (table.columns, *table.rows)]
+    body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+    return (
+        f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\n\\caption{{{_tex(table.caption)}}}\n"
+        f"\\label{{tab:{table.name.replace('_', '-')}}}\n\\begin{{tabular}}{{{align}}}\n{body}\n\\end{{tabular}}\n"
+        "\\end{table}\n"
+    )
+
+
+_TEX = {
+    **{c: "\\" + c for c in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{
+        "<": "$<$",
+        ">": "$>$",
+        "–": "--",
+        "±": r"$\pm$",
+        "Σ": r"$\Sigma$",
+        "·": r"$\cdot$",
+        "−": "$-$",
+        "×": r"$\times$",
+    },
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in " ".join(text.split()))

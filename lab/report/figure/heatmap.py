@@ -1,0 +1,57 @@
+"""Where each arm put its rank: module kind against depth."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lab.report.analysis import Analysis
+from lab.report.figure import style
+
+MOST_PANELS = 6
+
+
+def rank_heatmap(analysis: Analysis) -> Figure | None:
+    """A panel per arm whose ranks differ between modules, on one colour scale; None where every rank is uniform."""
+    ranks = {arm.name: arm.runs[0].record.ranks for arm in analysis.arms if arm.runs and arm.runs[0].record.ranks}
+    if not any(len(set(of.values())) > 1 for of in ranks.values()):
+        return None
+    panels = {name: grid(of) for name, of in list(ranks.items())[:MOST_PANELS]}
+    kinds = max(len(rows) for rows, _ in panels.values())
+    columns = 2 if len(panels) > 1 else 1
+    lines = -(-len(panels) // columns)
+    figure, axes = style.new(0.7 + lines * (0.75 + 0.23 * kinds), lines, columns, squeeze=False)
+    highest = max(int(np.nanmax(values)) for _, values in panels.values())
+    image = None
+    for panel, (place, (name, (rows, values))) in zip(axes.flat, enumerate(panels.items()), strict=False):
+        image = panel.imshow(values, vmin=0, vmax=highest, cmap="cividis", aspect="auto")
+        panel.set_title(style.short(name, 30))
+        panel.grid(visible=False)
+        first = place % columns == 0
+        panel.set_yticks(range(len(rows)), rows if first else [])
+        panel.locator_params(axis="x", integer=True, nbins=6)
+        if place + columns >= len(panels):
+            panel.set_xlabel("layer")
+    for panel in axes.flat[len(panels) :]:
+        panel.set_visible(False)
+    assert image is not None
+    figure.colorbar(image, ax=axes, label="LoRA rank", location="bottom", fraction=0.06, aspect=40)
+    return figure
+
+
+def grid(ranks: Mapping[str, int]) -> tuple[list[str], np.ndarray]:
+    """Module kinds, and ranks as (kinds, layers) with nan where a layer has no such module."""
+    placed: dict[tuple[str, int], int] = {}
+    for module, rank in ranks.items():
+        found = re.search(r"\.(\d+)\.(.+)$", module)
+        kind, layer = (found[2].split(".")[-1], int(found[1])) if found else (module.split(".")[-1], 0)
+        # gpt2 has attn.c_proj and mlp.c_proj: where the last part is not enough, the whole path tells them apart.
+        if (kind, layer) in placed and found:
+            kind = found[2]
+        placed[kind, layer] = rank
+    kinds = list(dict.fromkeys(kind for kind, _ in placed))
+    values = np.full((len(kinds), 1 + max(layer for _, layer in placed)), np.nan)
+    for (kind, layer), rank in placed.items():
+        values[kinds.index(kind), layer] = rank
+    return kinds, values

@@ -1,0 +1,106 @@
+"""How every figure looks: colours that colour-blind readers tell apart, markers that print, room for the legend."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lab.report.arms import Arm
+from lab.report.statistics import mean_sd
+
+# Okabe and Ito 2008, without the yellow that vanishes on white; the first is the baseline's.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":")
+WIDTH = 6.0  # inches: at 100 dpi a figure is 600 pixels wide and its smallest text 12 pixels high
+DPI = 200
+RC: Any = {
+    "font.size": 9.5,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9.5,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "pdf.fonttype": 42,  # letters stay letters in a PDF
+    "figure.constrained_layout.use": True,
+}
+
+
+def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure and its axes in the house style; height in inches."""
+    with rc_context(RC):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, **options)
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the arm at a place in the study; the three together repeat only after many arms."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[(index // len(COLOURS) + index) % len(LINES)],
+    }
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    """One legend under the axes, where it can cover no data; long labels get a row each."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    longest = max(map(len, labels))
+    fits = 1 if longest > 34 else columns if longest > 22 else columns + 1
+    with rc_context(RC):
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(fits, len(labels)), frameon=False)
+
+
+def short(name: str, most: int = 44) -> str:
+    """A label that fits the page, cut in the middle where its two ends still tell it from another."""
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+
+
+def label(arm: Arm, n: int | None = None) -> str:
+    """An arm in a legend, with the number of runs behind it."""
+    return f"{short(arm.name)} (n = {len(arm.runs) if n is None else n})"
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """PNG and PDF, without dates, so that the same study draws the same files."""
+    with rc_context(RC):
+        figure.savefig(stem.with_suffix(".png"), dpi=DPI, metadata={"Software": None})
+        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None, "Producer": None})
+
+
+def units(metric: str) -> str:
+    """What a metric is measured in, as an axis says it."""
+    if metric.endswith("loss") or metric == "forgetting":
+        return "nats per token"
+    if metric.endswith("bpb"):
+        return "bits per byte"
+    if metric.startswith("seconds"):
+        return "s"
+    return {"test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
+
+
+def axis(metric: str) -> str:
+    """A metric's name and unit for an axis: `test loss (nats per token)`."""
+    unit = units(metric)
+    name = metric.replace("_", " ").replace("seconds.", "")
+    return f"{name} ({unit})" if unit else name
+
+
+def spread(values: Sequence[float]) -> float:
+    """Half the height of an error bar: one standard deviation over seeds; 0 for one seed, which has none."""
+    return mean_sd(values)[1] or 0.0

@@ -1,0 +1,125 @@
+"""The four questions of a rank sweep: where returns diminish, what is enough, what it costs, which rank to take."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from lab.report.arms import Arm
+from lab.report.comparison import Comparison
+from lab.report.judgement import Judgement
+from lab.report.knee import Knee, knee
+from lab.report.statistics import FEWEST_PAIRS, LEVEL, mean_sd
+
+FEWEST_RANKS = 3  # two points make no curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankAnswers:
+    """What a sweep over uniform ranks says; None where it cannot say."""
+
+    ranks: dict[int, str]  # rank -> arm
+    base: float | None  # the metric of the untrained base, rank 0
+    knee: Knee
+    parameters_per_rank: float | None
+    largest_deviation: float | None  # of the parameter count from that line, as a share
+    seconds_per_doubling: float | None  # of training time
+    seconds_low: float | None
+    seconds_high: float | None
+    recommended: int | None
+    recommendation: str
+
+
+def rank_answers(arms: Sequence[Arm], judgement: Judgement, rows: Sequence[Comparison]) -> RankAnswers | None:
+    """The answers where at least three arms have one rank each and nothing else tells them apart; else None."""
+    by_rank: dict[int, Arm] = {}
+    for arm in arms:
+        found = {run.rank for run in arm.runs}
+        if len(found) == 1 and (rank := found.pop()) is not None:
+            if rank in by_rank:
+                return None  # two arms share a rank, so something else is swept too
+            by_rank[rank] = arm
+    if len(by_rank) < FEWEST_RANKS:
+        return None
+    by_rank = dict(sorted(by_rank.items()))
+    base = _base(by_rank, judgement.metric)
+    sign = -1.0 if judgement.higher_is_better else 1.0
+    table = {rank: [sign * value for value in values] for rank, values in _shared(by_rank, judgement.metric).items()}
+    parameters = {rank: arm.runs[0].record.trainable_params for rank, arm in by_rank.items()}
+    per_rank, deviation = _line({rank: count for rank, count in parameters.items() if count})
+    seconds, low, high = _per_doubling(_shared(by_rank, "seconds.train"))
+    recommended, why = _recommend(by_rank, judgement, rows)
+    return RankAnswers(
+        ranks={rank: arm.name for rank, arm in by_rank.items()},
+        base=base,
+        knee=knee(table, None if base is None else sign * base),
+        parameters_per_rank=per_rank,
+        largest_deviation=deviation,
+        seconds_per_doubling=seconds,
+        seconds_low=low,
+        seconds_high=high,
+        recommended=recommended,
+        recommendation=why,
+    )
+
+
+def _shared(by_rank: dict[int, Arm], metric: str) -> dict[int, list[float]]:
+    """The metric by rank, over the seeds that every rank completed, in one order."""
+    values = {
+        rank: {run.pair: value for run in arm.runs if (value := run.value(metric)) is not None}
+        for rank, arm in by_rank.items()
+    }
+    pairs = sorted(set.intersection(*(set(found) for found in values.values())), key=str)
+    return {rank: [found[pair] for pair in pairs] for rank, found in values.items()}
+
+
+def _base(by_rank: dict[int, Arm], metric: str) -> float | None:
+    """The base's own value of the metric; None unless every run agrees, as runs of one base must."""
+    found = [
+        value for arm in by_rank.values() for run in arm.runs if (value := run.value(f"base_{metric}")) is not None
+    ]
+    runs = sum(len(arm.runs) for arm in by_rank.values())
+    # A GPU may sum in another order from run to run; that is all the disagreement one base may show.
+    agrees = len(found) == runs and max(found) - min(found) <= 1e-3 * abs(max(found))
+    return mean_sd(found)[0] if agrees else None
+
+
+def _line(parameters: dict[int, int]) -> tuple[float | None, float | None]:
+    """Parameters per unit of rank by least squares through the origin, and the largest relative deviation."""
+    if len(parameters) < FEWEST_RANKS:
+        return None, None
+    slope = sum(r * p for r, p in parameters.items()) / sum(r * r for r in parameters)
+    return slope, max(abs(p - slope * r) / (slope * r) for r, p in parameters.items())
+
+
+def _per_doubling(seconds: dict[int, list[float]]) -> tuple[float | None, float | None, float | None]:
+    """Seconds of training per doubling of the rank: a slope per seed, their mean and its 95 % t interval."""
+    n = len(next(iter(seconds.values())))
+    if n == 0:
+        return None, None, None
+    x = np.log2(list(seconds))
+    slopes = np.polyfit(x, np.array(list(seconds.values())), 1)[0]
+    mean, sd = mean_sd(slopes.tolist())
+    if mean is None or sd is None or n < FEWEST_PAIRS:
+        return mean, None, None
+    half = float(special.stdtrit(n - 1, 1 - LEVEL / 2)) * sd / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def _recommend(by_rank: dict[int, Arm], judgement: Judgement, rows: Sequence[Comparison]) -> tuple[int | None, str]:
+    """The smallest rank that was found equivalent to the baseline, or better than it."""
+    verdicts = {row.arm_a: row.verdict for row in rows if row.kind == "contrast"}
+    reference = next((rank for rank, arm in by_rank.items() if arm.name == judgement.baseline), None)
+    if reference is None:
+        return None, "no rank is recommended: the baseline is no single rank"
+    for rank, arm in by_rank.items():
+        if verdicts.get(arm.name) in ("equivalent", "a_better"):
+            said = "equivalent to" if verdicts[arm.name] == "equivalent" else "better than"
+            return rank, f"rank {rank}: the smallest that was found {said} rank {reference}"
+    judged = [rank for rank, arm in by_rank.items() if arm.name in verdicts]
+    beaten = judged and all(verdicts[by_rank[rank].name] == "b_better" for rank in judged)
+    if beaten:
+        return reference, f"rank {reference}: every other judged rank was found worse"
+    return None, f"no rank is recommended: none was found equivalent to rank {reference}, and not all were found worse"
