@@ -1,0 +1,174 @@
+"""An interrupted run goes on as if nothing had happened, and says what it cannot do."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import command, losses, run, shell
+from safetensors.torch import load_file
+
+from lab import launch, record, train
+from lab.errors import UsageError
+
+HARD = ("init=svd", "adapter.dropout=0.2", "hardware.micro_batch_size=2", "schedule.save_every_n_steps=2")
+
+
+class Killed(BaseException):
+    """Stands for the end of a process: nothing after it runs."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder, *HARD)
+    return folder
+
+
+def stop_after(monkeypatch, step):
+    """End the run right behind an optimizer step, as a kill would: no checkpoint, no word."""
+    from lab.training.callbacks import StopOnRequest
+
+    def die(self, trainer, module, batch):
+        if module.progress.step == step:
+            raise Killed
+
+    monkeypatch.setattr(StopOnRequest, "after_step", die)
+
+
+@pytest.mark.parametrize("step", [3, 4, 5], ids=["mid-epoch", "at an epoch's end", "behind it"])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(step, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after(patch, step)
+        run(tmp_path, *HARD)
+    result = run(tmp_path, *HARD)
+    assert result.status == "completed"
+    assert losses(tmp_path) == losses(whole)
+    one, other = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (whole, tmp_path))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert result.metrics["val_loss"] == record.read(whole).metrics["val_loss"]
+
+
+def test_full_training_resumes_bitwise_too(tmp_path, monkeypatch):
+    full = ("method=full", "schedule.save_every_n_steps=2", "schedule.max_steps=5")
+    run(tmp_path / "whole", *full)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after(patch, 3)
+        run(tmp_path / "cut", *full)
+    run(tmp_path / "cut", *full)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    one, other = (load_file(tmp_path / name / "model/model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_previous_and_says_so(whole, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        stop_after(patch, 5)
+        run(tmp_path, *HARD)
+    last = tmp_path / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:-2000])
+    run(tmp_path, *HARD)
+    assert "last.ckpt" in (said := capsys.readouterr().out)
+    assert "falling back to previous.ckpt at step 2" in said
+    assert losses(tmp_path) == losses(whole)
+
+
+def test_a_completed_run_is_not_run_again(whole, capsys):
+    before = (whole / "result.json").read_bytes()
+    run(whole, *HARD)
+    assert "completed: skipped" in capsys.readouterr().out
+    assert (whole / "result.json").read_bytes() == before
+
+
+def test_resume_refuses_what_is_no_run_or_still_live(tmp_path, whole):
+    with pytest.raises(UsageError, match="holds no result.json"):
+        launch.resume_in_place(tmp_path)
+    with record.lock(whole), pytest.raises(UsageError, match="still live"):
+        launch.resume_in_place(whole)
+
+
+def test_a_full_disk_names_the_path_and_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
+    from lightning.pytorch import Trainer
+
+    real = Trainer.save_checkpoint
+    calls = []
+
+    def full(self, path, *args, **kwargs):
+        calls.append(path)
+        if Path(path).name == "last.tmp" and sum(Path(p).name == "last.tmp" for p in calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return real(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    with pytest.raises(UsageError, match=r"could not write .*last\.ckpt.*No space left.*earlier checkpoint is intact"):
+        run(tmp_path, "schedule.save_every_n_steps=2")
+    assert record.read(tmp_path).status == "failed"
+    from lab.training import checkpoint
+
+    assert checkpoint.load(tmp_path / "checkpoints/last.ckpt")["progress"]["step"] == 2
+
+
+@pytest.mark.slow
+def test_sigterm_and_sigkill_lose_nothing(whole, tmp_path):
+    """One real process, first killed, then resumed and asked to stop, then resumed to its end."""
+    checkout = str(Path(__file__).resolve().parent.parent)
+    env = {**os.environ, "PYTHONPATH": checkout}
+    out = tmp_path / "out"
+
+    def rows():
+        path = out / "metrics.csv"
+        return len(path.read_text().splitlines()) - 2 if path.exists() else 0
+
+    def start(*arguments):
+        return subprocess.Popen(arguments, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def wait_for(condition, process):
+        deadline = time.monotonic() + 200
+        while not condition():
+            assert process.poll() is None, process.communicate()[0].decode()
+            assert time.monotonic() < deadline, "too slow"
+            time.sleep(0.02)
+
+    slow = ("schedule.max_epochs=40",)  # long enough that a signal meets it training
+    first = start(*command(*HARD, *slow, "hydra.run.dir=out"))
+    wait_for(lambda: (out / "checkpoints/previous.ckpt").exists(), first)
+    first.kill()
+    first.wait()
+    assert record.read(out).status == "running"
+    assert record.status_of(out) == "interrupted"
+    resume = (command()[0], "-m", "lab.train", f"resume={out}")
+    second = start(*resume)
+    before = rows()
+    wait_for(lambda: rows() > before + 3, second)
+    second.send_signal(signal.SIGTERM)
+    said = second.communicate(timeout=120)[0].decode()
+    assert second.returncode not in (0, None), said
+    assert record.read(out).status == "interrupted"
+    assert "SIGTERM" in said
+    assert "resuming from last.ckpt" in said
+    steps = [int(row[0]) for row in losses(out)]
+    assert steps == list(range(len(steps))), "no step is missing or repeated"
+    reference = run(tmp_path / "reference", *HARD, *slow, f"schedule.max_steps={160}")
+    assert reference.status == "completed"
+    assert losses(out) == losses(tmp_path / "reference")[: len(steps)]
+
+
+@pytest.mark.slow
+def test_resume_with_another_override_is_refused_in_one_sentence(whole, tmp_path):
+    done = shell(f"resume={whole}", "rank=8", cwd=tmp_path, small=False)
+    assert done.returncode != 0
+    assert "'rank=8' is not allowed beside it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_only_a_constant_learning_rate_can_be_extended(whole):
+    from omegaconf import OmegaConf
+
+    saved = OmegaConf.structured(train.configuration.load(whole))
+    with pytest.raises(UsageError, match="only a constant one can be extended"):
+        train._extend(saved, 100)
