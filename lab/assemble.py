@@ -18,7 +18,7 @@ from lab.data import Splits
 from lab.data.encode import Encoded, Sample, encode
 from lab.data.retention import retention_records
 from lab.errors import UsageError
-from lab.layer import Target, find_targets
+from lab.layer import Target, find_targets, weight_of
 from lab.model import weights_sha256
 from lab.training import evidence
 from lab.training.hardware import Resolved
@@ -123,7 +123,7 @@ def adapt(
     gathered = evidence.average_over_ranks(evidence.gather(net, targets, chosen, needs, pad_id, hardware.device))
     evidence_seconds = time.perf_counter() - began
     modules = dict(net.named_modules())
-    weights = {target.name: modules[target.name].weight for target in targets}
+    weights = {target.name: weight_of(modules[target.name]) for target in targets}
     generator = torch.Generator().manual_seed(config.seed)
     plan = strategy.allocate(targets, config.rank, weights, gathered, generator)
     scaling = scaling_factor(config.alpha, config.rank, config.scaling)
@@ -138,7 +138,7 @@ def adapt(
         "init": config.init["_target_"],
     }
     record = {
-        "scheme": name_of(config.init),
+        "scheme": getattr(scheme, "label", type(scheme).__name__),
         "offset": applied.offset,
         "modules_targeted": applied.modules_targeted,
         "modules_initialised": applied.modules_initialised,
@@ -177,9 +177,3 @@ def _installed(net: nn.Module, targets: list[Target], plan: dict[str, int], conf
         use_dora=config.adapter.use_dora,
     )
 
-
-def name_of(init: dict[str, Any]) -> str:
-    """How reports call a scheme: the class in snake case, with its source in brackets: svd[gradient]."""
-    leaf = str(init["_target_"]).rsplit(".", 1)[-1]
-    name = "".join(f"_{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(leaf))
-    return f"{name}[{init['source']}]" if "source" in init else name
