@@ -1,5 +1,6 @@
 """Tiny models, a PiSSA-like scheme and a scatter of ranks for the tests of this folder."""
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -71,11 +72,13 @@ class OneSided(Noise):
         return Factors(made.A, torch.zeros_like(made.B))
 
 
-def base(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-    """A random base in eval mode, the same for the same seed."""
+def base(name: str, dtype: torch.dtype = torch.float32, layers: int = 2) -> nn.Module:
+    """A random base in eval mode, the same at every call."""
+    config = copy.deepcopy(CONFIGS[name])
+    config.num_hidden_layers = layers
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = AutoModelForCausalLM.from_config(CONFIGS[name])
+        torch.manual_seed(0)
+        net = AutoModelForCausalLM.from_config(config)
         for parameter in net.parameters():
             if parameter.dim() > 1:  # larger than the 0.02 of transformers, so that layers matter beside embeddings
                 parameter.data.mul_(5)
