@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.machinery import BuiltinImporter, ExtensionFileLoader
 from importlib.util import decode_source, find_spec
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 
 from lab.errors import UsageError
@@ -94,8 +95,11 @@ def definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
 
 def signature_lines(node: Definition, lines: list[str]) -> str:
     """The lines from `def` or `class` to the docstring; empty where both share a line."""
-    header = lines[node.lineno - 1 : node.body[0].lineno - 1]
-    return inspect.cleandoc("\n".join(line.expandtabs() for line in header))
+    docstring = node.body[0]
+    if lines[docstring.lineno - 1].encode()[: docstring.col_offset].strip():  # ast counts columns in bytes
+        return ""
+    header = lines[node.lineno - 1 : docstring.lineno - 1]
+    return dedent("\n".join(line.expandtabs() for line in header))
 
 
 def c_modules() -> Iterator[Module]:
@@ -107,7 +111,8 @@ def c_modules() -> Iterator[Module]:
         if spec is None or not (spec.loader is BuiltinImporter or isinstance(spec.loader, ExtensionFileLoader)):
             continue
         try:
-            module = importlib.import_module(name)
+            with warnings.catch_warnings(action="ignore"):  # deprecation is no concern of a reader
+                module = importlib.import_module(name)
         except ImportError:  # built, but a shared library it needs (Tk, say) is not installed
             continue
         yield Module(name, "", tuple(c_docs(module)))
