@@ -79,7 +79,7 @@ def load_corpus(data: Any, tokenizer: Any) -> Corpus:
 class Adapted:
     """A model ready to train, and what was read back from it."""
 
-    net: nn.Module
+    net: Any  # a PeftModel with method=lora, else the transformers model
     targets: list[Target]
     structure: dict[str, Any]
     applied: Applied | None = None

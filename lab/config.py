@@ -163,12 +163,19 @@ def check(cfg: DictConfig) -> RunConfig:
     for key in cfg:
         if key not in known:
             raise ConfigError(f"Unknown key {key!r}{nearest(str(key), known)}. Known keys: {', '.join(known)}.")
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    assert isinstance(plain, dict)
+    plain = plain_of(cfg)
     problems = list(_problems(plain))
     if problems:
         raise ConfigError("\n".join(problems))
     return typed(plain)
+
+
+def plain_of(config: Any) -> dict[str, Any]:
+    """A config, typed or composed, in plain types and resolved."""
+    node = config if OmegaConf.is_config(config) else OmegaConf.structured(config)
+    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def typed(plain: dict[str, Any]) -> RunConfig:
@@ -245,9 +252,7 @@ def load(run_dir: Path) -> RunConfig:
     path = Path(run_dir) / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run_dir} is no run directory: it holds no config.yaml.")
-    plain = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(plain, dict)
-    return typed(plain)
+    return typed(plain_of(OmegaConf.load(path)))
 
 
 def save(config: RunConfig, run_dir: Path) -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 from lab import __version__, build
 from lab.adapter.export import export, verify_export
 from lab.assemble import Adapted, adapt, load_base, load_corpus, readapt
-from lab.config import RunConfig
+from lab.config import RunConfig, plain_of
 from lab.data.encode import preview
 from lab.record import RunRecord
 from lab.training import checkpoint, hardware
@@ -197,7 +197,7 @@ class Session:
     def _show_samples(self, step: int) -> None:
         for prompt, text in self.answers.samples(self.module.net):
             for logger in self.module.trainer.loggers:
-                add_text = getattr(logger.experiment, "add_text", None)
+                add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
                 if add_text is not None:
                     add_text("samples", f"**{prompt}**\n\n{text}", step)
 
@@ -207,7 +207,7 @@ class Session:
     def _record_model(self, adapted: Adapted, model: Any) -> None:
         result, net = self.result, adapted.net
         result.seed, result.data_seed = self.config.seed, self.config.data_seed
-        result.config = _plain(self.config)
+        result.config = plain_of(self.config)
         result.model = {
             "name_or_path": model.name_or_path,
             "revision": model.revision,
@@ -254,14 +254,6 @@ def total_steps(config: RunConfig, steps_per_epoch: int) -> int:
 def _span(values: dict[str, Any]) -> str:
     low, high = min(values.values()), max(values.values())
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict)
-    return plain
 
 
 def _rank() -> int:

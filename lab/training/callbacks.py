@@ -121,7 +121,7 @@ class Monitor(AfterStep):
 
 def _lr_of_this_step(trainer: Trainer) -> float:
     """The rate the step just taken used; the scheduler has already moved on."""
-    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    scheduler: Any = trainer.lr_scheduler_configs[0].scheduler
     factor, step = scheduler.lr_lambdas[0], trainer.global_step - 1
     return float(scheduler.base_lrs[0] * factor(step))
 

@@ -61,7 +61,7 @@ class Scorer:
             return token_loss(self.net, self.gate, input_ids, labels)
 
 
-def base_of(net: nn.Module) -> nn.Module:
+def base_of(net: Any) -> Any:
     """The transformers model inside a peft wrapper, or the model itself."""
     return net.get_base_model() if hasattr(net, "get_base_model") else net
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from lab.adapter.state import adapter_state, load_adapter_state
 from lab.config import RunConfig
@@ -33,9 +33,7 @@ class CausalLM(LightningModule):
     however the batch is split over micro-batches and processes.
     """
 
-    def __init__(
-        self, net: nn.Module, config: RunConfig, hardware: Resolved, total_steps: int, structure: dict[str, Any]
-    ):
+    def __init__(self, net: Any, config: RunConfig, hardware: Resolved, total_steps: int, structure: dict[str, Any]):
         super().__init__()
         self.net = net
         self.config, self.hardware = config, hardware
@@ -83,17 +81,17 @@ class CausalLM(LightningModule):
         if limit > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with a per-step schedule."""
         optimizer = make_optimizer(self.net, self.config.optim, self.device)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, make_lr_lambda(self.config.schedule, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """With adapters only they are state: the base is frozen and named by its hash."""
         if self.config.method == "lora":
             return dict(adapter_state(self.net))
-        return self.net.state_dict()
+        return dict(self.net.state_dict())
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave; raises where keys are missing or unexpected."""
