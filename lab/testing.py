@@ -1,14 +1,24 @@
 """The lab's own checks, for other people's schemes: `check_init(MyScheme(...))` in a test of yours."""
 
+import json
+import math
+from collections.abc import Sequence
+from typing import get_args
+
 import torch
 from torch import Generator, Tensor
 
 from lab.init import Evidence, Factors, InitScheme, Need
 from lab.layer import Target
+from lab.ledger import Mode, Row, row_of
 from lab.rank_strategy import RankPlan, RankStrategy
+from lab.spectral.diagnosis import Engine
+from lab.spectral.tracker import Tracker
+from lab.svd_policy import Action, Decision, SvdPolicy
 
 NEEDS: frozenset[Need] = frozenset({"gradient", "gradient_square", "activations", "delta"})
 SHAPES = {"square": (40, 40), "tall": (56, 32), "wide": (32, 56)}  # (out, in)
+SHAPES_OF_ROWS = ((40, 40), (40, 40), (56, 32), (32, 56))
 
 
 def check_init(scheme: InitScheme, rank: int = 4, scaling: float = 2.0) -> None:
@@ -90,6 +100,79 @@ def _check_plan(plan: RankPlan, targets: list[Target]) -> None:
         _demand(
             whole and 1 <= found <= target.max_rank, f"{target.name} got rank {found!r}, not 1 to {target.max_rank}"
         )
+
+
+def check_policy(policy: SvdPolicy) -> None:
+    """Hold a policy against the protocol on a short run's rows; raises AssertionError.
+
+    Checked: the same row and state give the same decision and state, and change neither; the state is plain and small
+    enough to live in a checkpoint; mode and action are known; each clause's margin and verdict follow from its value
+    and limit; rules speak of clauses that exist, and so does `reach`; rows of zero, rank-deficient and non-finite
+    weights are answered, the last without an action.
+    """
+    engine: Engine = getattr(policy, "engine", "warm")
+    states: dict[str, object] = {}
+    seen: set[str] = set()
+    for row in example_rows(engine=engine, k=getattr(policy, "k", 4)):
+        state = states.get(row.layer, {})
+        before = json.dumps(state)
+        decision, after = policy.decide(row, json.loads(before))
+        again, after_again = policy.decide(row, state)  # type: ignore[arg-type]
+        _demand(decision == again and after == after_again, "the same row and state gave two different decisions")
+        _demand(json.dumps(state) == before, "the state handed in was changed in place")
+        _demand(json.loads(json.dumps(after)) == after, "the state holds something other than plain types")
+        _check_decision(decision, row)
+        seen |= {clause.name for clause in decision.clauses}
+        for item in policy.reach(row):
+            _demand(hasattr(policy, item.name), f"reach names {item.name}, which is no setting of the policy")
+        states[row.layer] = after
+    for reason, names in policy.rules.items():
+        _demand(
+            set(names) <= seen, f"the rule {reason} speaks of {sorted(set(names) - seen)}, which no decision tested"
+        )
+
+
+def _check_decision(decision: Decision, row: Row) -> None:
+    _demand(decision.mode in get_args(Mode), f"mode {decision.mode!r} is none of {', '.join(get_args(Mode))}")
+    _demand(decision.action in get_args(Action), f"action {decision.action!r} is none of {', '.join(get_args(Action))}")
+    _demand(bool(decision.reason), "a decision came without a reason")
+    if row.reason == "non_finite":
+        _demand(decision.action == "none", f"it acts ({decision.action}) on a weight that is not finite")
+    for clause in decision.clauses:
+        if clause.value is None:
+            _demand(not clause.holds and clause.margin is None, f"{clause.name} holds without a value")
+            continue
+        _demand(math.isfinite(clause.value), f"{clause.name} is {clause.value}; give None where it is undefined")
+        side = clause.value - clause.limit if clause.op in (">", ">=") else clause.limit - clause.value
+        _demand(clause.margin == side, f"the margin of {clause.name} is {clause.margin}, not {side}")
+        _demand(clause.holds == (side > 0 or (side == 0 and "=" in clause.op)), f"{clause.name} misjudges its limit")
+
+
+def example_rows(
+    engine: Engine = "warm", k: int = 4, ticks: int = 4, shapes: Sequence[tuple[int, int]] = SHAPES_OF_ROWS
+) -> list[Row]:
+    """The ledger rows of a short, seeded run: weights that drift, one from zero, one that breaks at the end."""
+    generator = Generator().manual_seed(5)
+
+    def draw(shape: tuple[int, int]) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    names = [f"check.{i}.{shape[0]}x{shape[1]}" for i, shape in enumerate(shapes)]
+    weights = {name: draw(shape) for name, shape in zip(names, shapes, strict=True)}
+    weights[names[-1]] = torch.zeros(shapes[-1])
+    tracker = Tracker(k=k, oversample=4, engine=engine, exact_every_n_ticks=2, seed=0)
+    rows: list[Row] = []
+    for tick in range(ticks):
+        if tick == 1:
+            weights[names[-1]] = draw((shapes[-1][0], 2)) @ draw((2, shapes[-1][1]))  # rank 2: fewer than k directions
+        if tick == ticks - 1:
+            weights[names[0]] = torch.full(shapes[0], torch.nan)
+        gradients = {name: draw(shape) for name, shape in zip(names, shapes, strict=True)}
+        updates = {name: -0.01 * gradient for name, gradient in gradients.items()}
+        diagnoses = tracker.tick(tick, weights, gradients, updates)
+        rows += [row_of(diagnoses[name], step=20 * (tick + 1), layer=name, mode="full", rank=None) for name in names]
+        weights = {name: weights[name] + 20 * updates[name] * (name != names[-1]) for name in names}
+    return rows
 
 
 def _demand(holds: bool, sentence: str) -> None:

@@ -2,7 +2,7 @@
 
 A matrix X (m, n) is compared with the first k left directions U and k right directions V of a weight. Its energy
 fractions are left ‖UᵀX‖²/‖X‖², right ‖XV‖²/‖X‖², core ‖UᵀXV‖²/‖X‖², and either = left + right − core. The null says
-that U and V are independent Haar-random frames (equivalently that X is rotated at random), with X's singular values kept.
+that U and V are independent Haar-random frames, or equally that X is turned at random and keeps its singular values.
 """
 
 import math

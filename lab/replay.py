@@ -1,0 +1,205 @@
+"""The same run under other thresholds, without training.     python -m lab.replay RUN svd_policy.angle_stable=0.1,0.2"""
+
+import argparse
+import dataclasses
+import importlib
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.errors import UsageError, nearest
+from lab.ledger import Recorded, Row
+from lab.svd_policy import SvdPolicy
+from lab.svd_policy.decisions import Decided
+
+# How the run was measured; a replay cannot change it.
+MEASURED = ("every_n_steps", "target_modules", "oversample", "engine", "exact_every_n_ticks", "budget")
+PREFIX = "svd_policy."
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one set of thresholds would have decided, up to each layer's first firing."""
+
+    settings: dict[str, Any]  # the swept keys
+    first_fire: dict[str, tuple[int, str] | None]  # layer -> step and reason; None where it never fires
+    unsatisfiable: list[str]  # rules that could fire at no recorded spectrum, and why
+
+    @property
+    def fired(self) -> int:
+        """How many layers fire."""
+        return sum(fire is not None for fire in self.first_fire.values())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Replay, compare or suggest; a user's mistake ends with one sentence."""
+    parser = argparse.ArgumentParser(prog="lab-replay", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory with a ledger")
+    parser.add_argument("overrides", nargs="*", help="svd_policy=NAME, svd_policy.KEY=VALUE or V1,V2,…")
+    parser.add_argument("--suggest", action="store_true", help="propose thresholds from what was recorded")
+    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="where your own svd_policy/*.yaml are")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="where results go; default RUN/replay")
+    given = parser.parse_args(arguments)
+    try:
+        _run(given)
+    except UsageError as error:
+        sys.exit(str(error))
+
+
+def _run(given: argparse.Namespace) -> None:
+    from lab import ledger
+    from lab.spectral.diagnosis import NotHeld
+    from lab.svd_policy import decisions, replay_tables
+    from lab.svd_policy.suggest import suggest
+
+    recorded = ledger.read(given.run)
+    if not recorded.rows:
+        raise UsageError(f"the ledger of {given.run} holds no row; the run ended before its first tick.")
+    for note in notes(recorded):
+        print(note)
+    policy, swept = _asked(recorded, given.overrides, given.config_dir)
+    try:
+        if given.suggest:
+            replay_tables.show_suggestions(suggest(recorded.rows, policy))
+        elif not given.overrides:
+            made = decisions.decide_all(recorded.rows, policy)
+            print(compare(made, decisions.read(given.run)))
+            replay_tables.show_summary(made, policy)
+        else:
+            outcomes = sweep(recorded.rows, policy, swept)
+            to = given.to or given.run / "replay"
+            replay_tables.show_outcomes(outcomes, swept)
+            print(f"wrote {replay_tables.write(outcomes, swept, to)}")
+    except NotHeld as error:
+        raise UsageError(f"the ledger of {given.run} cannot answer this: {error}") from None
+
+
+def notes(recorded: Recorded) -> list[str]:
+    """Where the replay stops being exact, and what is missing."""
+    found = []
+    if recorded.cut:
+        found.append(f"The ledger was cut short; replaying the {len(recorded.rows)} whole rows before the cut.")
+    per_step: dict[int, int] = {}
+    for row in recorded.rows:
+        per_step[row.step] = per_step.get(row.step, 0) + 1
+    last = max(per_step, default=0)
+    if per_step and per_step[last] < max(per_step.values()) and recorded.cut:
+        found.append(f"Of step {last} only {per_step[last]} layers were written.")
+    switched = next((row for row in recorded.rows if row.mode in ("guard", "probation", "low_rank")), None)
+    if switched is not None:
+        found.append(
+            f"Exact up to step {switched.step}, where {switched.layer} was {switched.mode}: "
+            "after a first switch other thresholds would have trained another model."
+        )
+    return found
+
+
+def _asked(
+    recorded: Recorded, overrides: Sequence[str], config_dir: Path | None
+) -> tuple[SvdPolicy, dict[str, list[Any]]]:
+    """The policy that the overrides name, with their single values in it, and the values to sweep."""
+    settings = dict(recorded.header["policy"])
+    pairs = [override.partition("=") for override in overrides]
+    for key, equals, value in pairs:
+        if not equals or not (key == "svd_policy" or key.startswith(PREFIX)):
+            raise UsageError(f"{key + equals + value!r} is no override of svd_policy; write svd_policy.KEY=VALUE.")
+        if key == "svd_policy":
+            named = _load(value, config_dir)
+            settings = {**named, **{name: settings[name] for name in MEASURED if name in named and name in settings}}
+    swept: dict[str, list[Any]] = {}
+    for key, _, value in pairs:
+        if key != "svd_policy":
+            name, values = _values(key, value, settings)
+            settings[name] = values[0]
+            if len(values) > 1:
+                swept[name] = values
+    return make_policy(settings), swept
+
+
+def _values(key: str, text: str, settings: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    import yaml
+
+    name = key.removeprefix(PREFIX)
+    known = [item for item in settings if item != "_target_"]
+    if name not in known:
+        raise UsageError(f"{key} is no setting of this policy{nearest(name, known)} (it has {', '.join(known)}).")
+    if name in MEASURED:
+        raise UsageError(
+            f"{key} says how the run was measured (here {settings[name]!r}); only a new run can change it."
+        )
+    values = [yaml.safe_load(part) for part in text.split(",")]
+    for value in values:
+        if isinstance(settings[name], int | float) and not isinstance(value, int | float):
+            raise UsageError(f"{key}={value!r} is no number, and {name} is one (here {settings[name]!r}).")
+    return name, values
+
+
+def _load(name: str, config_dir: Path | None) -> dict[str, Any]:
+    import yaml
+
+    from lab.config import CONF
+
+    folders = [folder / "svd_policy" for folder in ([config_dir] if config_dir else []) + [CONF]]
+    for folder in folders:
+        path = folder / f"{name}.yaml"
+        if path.is_file():
+            loaded = yaml.safe_load(path.read_text())
+            assert isinstance(loaded, dict)
+            return loaded
+    known = sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
+    raise UsageError(f"svd_policy={name} is no policy{nearest(name, known)} (there are {', '.join(known)}).")
+
+
+def make_policy(settings: Mapping[str, Any]) -> SvdPolicy:
+    """The policy of plain settings with a `_target_`; the invoking directory is importable."""
+    sys.path.append(str(Path.cwd()))
+    module, _, name = str(settings["_target_"]).rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"the policy {settings['_target_']!r} cannot be imported: {error}.") from None
+    made: SvdPolicy = kind(**{key: value for key, value in settings.items() if key != "_target_"})
+    return made
+
+
+def sweep(rows: Sequence[Row], policy: SvdPolicy, swept: Mapping[str, Sequence[Any]]) -> list[Outcome]:
+    """Every combination of the swept settings, first fires only; what follows them no ledger can know."""
+    from lab.svd_policy.decisions import decide_all
+
+    outcomes = []
+    for combination in itertools.product(*swept.values()):
+        settings = dict(zip(swept, combination, strict=True))
+        tried = dataclasses.replace(policy, **settings)  # type: ignore[type-var]
+        first: dict[str, tuple[int, str] | None] = {row.layer: None for row in rows}
+        for decided in decide_all(rows, tried):
+            if first[decided["layer"]] is None and decided["reason"] in tried.rules:
+                first[decided["layer"]] = (decided["step"], decided["reason"])
+        outcomes.append(Outcome(settings, first, unsatisfiable(rows, tried)))
+    return outcomes
+
+
+def unsatisfiable(rows: Sequence[Row], policy: SvdPolicy) -> list[str]:
+    """The rules that could fire at no recorded spectrum, each in one sentence."""
+    from lab.svd_policy.reachability import blocked_rules
+
+    return [str(blocked) for blocked in blocked_rules(policy, rows)]
+
+
+def compare(made: Sequence[Decided], live: Sequence[Decided]) -> str:
+    """Whether the replay reproduces decisions.jsonl, exactly or up to where."""
+    for position, (one, other) in enumerate(zip(made, json.loads(json.dumps(live)), strict=False)):
+        if one != other:
+            return f"differs from decisions.jsonl at row {position + 1}: step {one['step']}, {one['layer']}."
+    if len(made) != len(live):
+        return (
+            f"the first {min(len(made), len(live))} decisions agree; the ledger has {len(made)}, the run {len(live)}."
+        )
+    return f"reproduces all {len(made)} decisions of decisions.jsonl exactly."
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Decisions as rows of decisions.jsonl: made from a ledger, written, read, cut back. No torch."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lab.errors import UsageError
+from lab.ledger import Row
+from lab.record import strict
+from lab.svd_policy import Decision, State, SvdPolicy
+
+FILE = "decisions.jsonl"
+Decided = dict[str, Any]  # step, layer, mode, action, reason, rank, clauses
+
+
+def decided(row: Row, decision: Decision) -> Decided:
+    """The row of decisions.jsonl for a decision."""
+    found: Decided = strict(
+        {
+            "step": row.step,
+            "layer": row.layer,
+            "mode": decision.mode,
+            "action": decision.action,
+            "reason": decision.reason,
+            "rank": decision.rank,
+            "clauses": [asdict(clause) for clause in decision.clauses],
+        }
+    )
+    return found
+
+
+def decide_all(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
+    """What a policy decides on the rows of a ledger, in their order, each layer with its own state."""
+    states: dict[str, State] = {}
+    found = []
+    for row in rows:
+        decision, states[row.layer] = policy.decide(row, states.get(row.layer, {}))
+        found.append(decided(row, decision))
+    return found
+
+
+def append(run_dir: Path, rows: Sequence[Decided]) -> None:
+    """Add the decisions of a tick with one write."""
+    text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    with open(Path(run_dir) / FILE, "a") as file:
+        file.write(text)
+
+
+def read(run_dir: Path) -> list[Decided]:
+    """The decisions of a run, less a last line that a kill cut; raises UsageError where there are none."""
+    path = Path(run_dir) / FILE
+    if not path.is_file():
+        raise UsageError(f"{run_dir} holds no {FILE}; run with a svd_policy other than never.")
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cut_back(run_dir: Path, step: int) -> None:
+    """Drop a cut last line and the decisions of later steps, so that a resumed run appends what it repeats."""
+    path = Path(run_dir) / FILE
+    if not path.is_file():
+        return
+    keep = 0
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            keep += len(line)
+    os.truncate(path, keep)

@@ -1,0 +1,127 @@
+"""Limits proposed from what a run recorded: by quantile, by false-alarm rate, or by how many layers should fire."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from lab.ledger import Row
+from lab.svd_policy import SvdPolicy
+from lab.svd_policy.decisions import Decided, decide_all
+
+QUANTILE = 0.2  # of the ticks in the calibration window that should hold
+FALSE_ALARMS = 0.05  # over the whole run and all layers
+SHARE_OF_LAYERS, BY = 0.3, 0.5  # about 30 % of the layers by half the run
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Limits to try, as settings of the policy."""
+
+    kind: str  # quantile | null | target
+    rule: str  # the reason to act that these limits are for
+    limits: dict[str, float]
+    says: str
+
+    def overrides(self) -> str:
+        """The limits as command-line overrides."""
+        return " ".join(f"svd_policy.{name}={value:.4g}" for name, value in self.limits.items())
+
+
+@runtime_checkable
+class NullLimits(Protocol):
+    """A policy that knows what chance alone would do to its clauses."""
+
+    def null_limits(self, row: Row, false_alarm: float) -> Mapping[str, float]:
+        """Limits that unrelated directions cross with about this probability per row."""
+        ...
+
+
+def suggest(rows: Sequence[Row], policy: SvdPolicy) -> list[Suggestion]:
+    """Every kind of suggestion that the ledger allows for the policy's rules; empty for a policy without rules."""
+    decisions = decide_all(rows, policy)
+    found = []
+    for rule, names in policy.rules.items():
+        found += [*_by_quantile(decisions, rule, names), *_by_target(rows, decisions, policy, rule, names)]
+    if isinstance(policy, NullLimits):
+        found += _by_null(rows, policy)
+    return found
+
+
+def values_of(decisions: Sequence[Decided], names: Sequence[str]) -> dict[str, tuple[str, list[float]]]:
+    """Per clause name its operator and all values it took."""
+    found: dict[str, tuple[str, list[float]]] = {}
+    for row in decisions:
+        for clause in row["clauses"]:
+            if clause["name"] in names and clause["value"] is not None:
+                found.setdefault(clause["name"], (clause["op"], []))[1].append(clause["value"])
+    return found
+
+
+def limit_at(op: str, values: Sequence[float], share: float) -> float:
+    """The limit at which about a share of the values hold, put between two of them."""
+    ordered = sorted(values, reverse=op in (">", ">="))
+    place = min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))
+    beyond = ordered[min(place + 1, len(ordered) - 1)]
+    if beyond != ordered[place]:
+        return (ordered[place] + beyond) / 2
+    return math.nextafter(beyond, -math.inf if op in (">", ">=") else math.inf)
+
+
+def _by_quantile(decisions: Sequence[Decided], rule: str, names: Sequence[str]) -> list[Suggestion]:
+    last = max((row["step"] for row in decisions), default=0)
+    values = values_of([row for row in decisions if row["step"] > last / 2], names)
+    if set(values) != set(names):
+        return []
+    limits = {name: limit_at(op, held, QUANTILE) for name, (op, held) in values.items()}
+    says = f"each clause holds at {QUANTILE:.0%} of the ticks of the second half (steps {last // 2} to {last})"
+    return [Suggestion("quantile", rule, limits, says)]
+
+
+def _by_target(
+    rows: Sequence[Row], decisions: Sequence[Decided], policy: SvdPolicy, rule: str, names: Sequence[str]
+) -> list[Suggestion]:
+    """The strictest common quantile of the rule's clauses at which enough layers fire in time, by bisection."""
+    until = BY * max((row.step for row in rows), default=0)
+    early = [row for row in rows if row.step <= until]
+    values = values_of([row for row in decisions if row["step"] <= until], names)
+    wanted = SHARE_OF_LAYERS * len({row.layer for row in rows})
+    if set(values) != set(names):
+        return []
+
+    def fires(share: float) -> tuple[int, dict[str, float]]:
+        limits = {name: limit_at(op, held, share) for name, (op, held) in values.items()}
+        tried = dataclasses.replace(policy, **limits)  # type: ignore[type-var]
+        return len({row["layer"] for row in decide_all(early, tried) if row["reason"] == rule}), limits
+
+    low, high = 0.0, 1.0
+    count, limits = fires(high)
+    if count < wanted:
+        return []
+    for _ in range(8):
+        middle = (low + high) / 2
+        tried_count, tried = fires(middle)
+        if tried_count >= wanted:
+            high, count, limits = middle, tried_count, tried
+        else:
+            low = middle
+    layers = len({row.layer for row in rows})
+    says = f"{count} of {layers} layers fire by step {until:.0f} ({SHARE_OF_LAYERS:.0%} asked)"
+    return [Suggestion("target", rule, limits, says)]
+
+
+def _by_null(rows: Sequence[Row], policy: Any) -> list[Suggestion]:
+    layers, ticks = len({row.layer for row in rows}), len({row.step for row in rows})
+    each = FALSE_ALARMS / max(1, layers * ticks)
+    limits: dict[str, list[float]] = {}
+    for row in rows:
+        for name, limit in policy.null_limits(row, each).items():
+            limits.setdefault(name, []).append(limit)
+    says = f"chance alone would cross it about {FALSE_ALARMS:g} times in {layers} layers x {ticks} ticks"
+    return [
+        Suggestion("null", rule, {name: statistics.median(limits[name]) for name in names}, says)
+        for rule, names in policy.rules.items()
+        if all(name in limits for name in names)
+    ]
