@@ -46,14 +46,13 @@ def main() -> None:
     import transformers.trainer  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    contender: Callable[..., Clock] = {
+    contenders: dict[str, Callable[..., Clock]] = {
         "lab": lab,
         "bare loop": bare_loop,
         "Trainer + peft": trainer,
         "Trainer + peft bf16": partial(trainer, bf16=True),
-    }[name]
-    clock = contender(model, samples, corpus.pad_id, tokenizer, steps, folder)
-    tokens, seconds, loss = clock
+    }
+    tokens, seconds, loss = contenders[name](model, samples, corpus.pad_id, tokenizer, steps, folder)
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     print(json.dumps({"tokens_per_second": tokens / seconds, "peak_bytes": peak, "loss": loss}))
 
