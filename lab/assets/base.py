@@ -100,7 +100,8 @@ for use.
 | what | value |
 |---|---|
 | command | `make base`, that is `python -m lab.train experiment=base` and `python -m lab.assets.base RUN` |
-| corpus | training side of stdlib_docs + stdlib_code of Python {environment["python"]}, sha256 `{result.data["sha256"]}` |
+| corpus | training side of stdlib_docs + stdlib_code, Python {environment["python"]} |
+| corpus sha256 | `{result.data["sha256"]}` |
 | tokens | {result.tokens:,} in {result.steps:,} steps |
 | validation (docs + code) | {metrics["val_bpb"]:.3f} bits per byte; the last tenth of the steps gained {gain:.2%} |
 | date | {datetime.date.today().isoformat()} |
