@@ -24,8 +24,11 @@ def window_hashes(data: bytes) -> NDArray[np.uint64]:
 
 def mix(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """One hash of two, order kept."""
-    product = (left * ODD + right) * ODD
-    return product ^ (product >> np.uint64(31))
+    product = left * ODD
+    product += right
+    product *= ODD
+    product ^= product >> np.uint64(31)
+    return product
 
 
 class Windows:
