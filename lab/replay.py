@@ -1,4 +1,4 @@
-"""The same run under other thresholds, without training.     python -m lab.replay RUN svd_policy.angle_stable=0.1,0.2"""
+"""The same run under other thresholds, without training.    python -m lab.replay RUN svd_policy.angle_stable=0.1,0.2"""
 
 import argparse
 import dataclasses

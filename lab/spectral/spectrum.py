@@ -32,8 +32,10 @@ class Spectrum:
         return len(self.S) == min(self.shape)
 
 
-def decompose(matrix: Tensor, k: int | None = None, dtype: torch.dtype = torch.float32) -> Spectrum:
+def decompose(matrix: Tensor, k: int | None = None, dtype: torch.dtype = torch.float32, signs: bool = True) -> Spectrum:
     """The k strongest directions (all, without k) of a matrix (out, in), by a full SVD in `dtype`.
+
+    Without `signs` each pair keeps the sign that the library gave it, which differs between libraries and machines.
 
     Any floating dtype goes in. Raises ValueError for a k beyond the smaller side and for entries that are not finite.
     """
@@ -45,7 +47,8 @@ def decompose(matrix: Tensor, k: int | None = None, dtype: torch.dtype = torch.f
         raise ValueError("the matrix has entries that are not finite; it has no spectrum.")
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     U, S, V = U[:, :k], S[:k], Vh[:k].mT
-    U, V = fix_signs(U, V)
+    if signs:
+        U, V = fix_signs(U, V)
     return Spectrum(U, S, V, energy(W), (out_features, in_features), numerical_rank(S, (out_features, in_features)))
 
 

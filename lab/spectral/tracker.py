@@ -179,7 +179,8 @@ class Tracker:
     ) -> tuple[list[Basis], list[float | None], list[Tensor | None]]:
         """A basis, its residual and, where taken, the whole spectrum per layer, by the engine chosen."""
         if self.engine == "exact":
-            exact = [decompose(weight) for weight in weights]
+            # Raw signs: no measure sees them, but the seed's float32 arccos does, in its last bits.
+            exact = [decompose(weight, signs=False) for weight in weights]
             bases = [
                 self._basis(tick, name, spectrum.U, spectrum.S, spectrum.V, FIRST_DEPTH)
                 for name, spectrum in zip(names, exact, strict=True)

@@ -56,7 +56,7 @@ def test_a_weight_that_is_not_finite_is_held_with_the_reason():
         ({"k": 0}, "k=0"),
         ({"engine": "fast"}, "'fast'"),
         ({"budget": 0.0}, "budget=0.0"),
-        ({"every_n_steps": 0}, "every_n"),
+        ({"oversample": 0}, "=0"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(change, says):
