@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lab import build
 from lab.adapter.initialise import initialise
@@ -20,9 +20,8 @@ from lab.data.retention import retention_records
 from lab.errors import UsageError
 from lab.layer import Target, find_targets, weight_of
 from lab.model import weights_sha256
-from lab.training import evidence
 from lab.training.hardware import Resolved
-from lab.training.progress import console
+from lab.training.look import Look
 
 
 @dataclass
@@ -47,6 +46,7 @@ class Corpus:
             "val_examples": len(self.val.samples),
             "test_examples": len(self.test.samples),
             "truncated": self.train.truncated + self.val.truncated + self.test.truncated,
+            "unlabelled": self.train.unlabelled + self.val.unlabelled + self.test.unlabelled,
             "masked_fraction": self.train.masked_fraction,
             "retention": self.retention_name,
         }
@@ -84,7 +84,7 @@ class Adapted:
     structure: dict[str, Any]
     applied: Applied | None = None
     init_record: dict[str, Any] = field(default_factory=dict)
-    evidence_seconds: float = 0.0
+    gradients: dict[str, Tensor] = field(default_factory=dict)  # at step 0, where they were gathered
 
 
 def load_base(model: Any, config: RunConfig, hardware: Resolved) -> tuple[nn.Module, list[Target]]:
@@ -116,19 +116,15 @@ def adapt(
         net.requires_grad_(True)
         return Adapted(net, [], {"method": "full", "base_sha256": base_sha256})
     strategy, scheme = build.make(config.rank_strategy), build.make(config.init)
-    needs = strategy.needs | scheme.needs
-    if needs:
-        console.print(f"looking at {config.evidence.num_examples} training examples for {', '.join(sorted(needs))}")
-    chosen = evidence.choose(train, config.evidence.num_examples, config.seed) if needs else []
-    gathered = evidence.average_over_ranks(evidence.gather(net, targets, chosen, needs, pad_id, hardware.device))
-    evidence_seconds = time.perf_counter() - began
+    look = Look(net, targets, config, train, pad_id, hardware.device)
+    of_strategy, of_scheme = look.evidence(strategy, scheme)
     modules = dict(net.named_modules())
     weights = {target.name: weight_of(modules[target.name]) for target in targets}
     generator = torch.Generator().manual_seed(config.seed)
-    plan = strategy.allocate(targets, config.rank, weights, gathered, generator)
+    plan = strategy.allocate(targets, config.rank, weights, of_strategy, generator)
     scaling = scaling_factor(config.alpha, config.rank, config.scaling)
     adapted = _installed(net, targets, plan, config)
-    filled = initialise(adapted, scheme, targets, gathered, seed=config.seed)
+    filled = initialise(adapted, scheme, targets, of_scheme, seed=config.seed)
     applied = verify(adapted, targets, plan, scaling, filled, use_dora=config.adapter.use_dora)
     structure = {
         "method": "lora",
@@ -143,9 +139,12 @@ def adapt(
         "modules_targeted": applied.modules_targeted,
         "modules_initialised": applied.modules_initialised,
         "delta_norm": applied.delta_norm,
+        "looked_at": look.said,
+        "tokens": look.tokens,
         "seconds": time.perf_counter() - began,
     }
-    return Adapted(adapted, targets, structure, applied, record, evidence_seconds)
+    gradients = {name: item.gradient for name, item in of_scheme.items() if item.gradient is not None}
+    return Adapted(adapted, targets, structure, applied, record, gradients)
 
 
 def readapt(net: nn.Module, targets: list[Target], config: RunConfig, checkpoint: dict[str, Any]) -> Adapted:
@@ -176,4 +175,3 @@ def _installed(net: nn.Module, targets: list[Target], plan: dict[str, int], conf
         dropout=config.adapter.dropout,
         use_dora=config.adapter.use_dora,
     )
-

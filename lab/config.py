@@ -167,7 +167,19 @@ def check(cfg: DictConfig) -> RunConfig:
     problems = list(_problems(plain))
     if problems:
         raise ConfigError("\n".join(problems))
-    return typed(plain)
+    return typed(_with_absolute_paths(plain))
+
+
+def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
+    """Paths as seen from the invoking directory, so that a run can be resumed from any other."""
+    data, model = dict(plain["data"]), dict(plain["model"])
+    for key in ("path", "val_path", "test_path"):
+        if isinstance(data.get(key), str) and "://" not in data[key]:
+            data[key] = str(Path(data[key]).absolute())
+    name = model.get("name_or_path")
+    if isinstance(name, str) and Path(name).is_dir():
+        model["name_or_path"] = str(Path(name).absolute())
+    return {**plain, "data": data, "model": model}
 
 
 def plain_of(config: Any) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from rich.text import Text
 
 from lab import __version__, build
 from lab.adapter.export import export, verify_export
+from lab.adapter.install import scaling_factor
 from lab.assemble import Adapted, adapt, load_base, load_corpus, readapt
 from lab.config import RunConfig, plain_of
 from lab.data.encode import preview
@@ -26,6 +26,7 @@ from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
 from lab.training.loss import Scorer
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
+from lab.training.optim import total_steps
 from lab.training.progress import ProgressBar, console
 from lab.training.stop import stop_on_signal
 
@@ -47,7 +48,7 @@ class Session:
         self.hardware = hardware.resolve(config.hardware, config.schedule.batch_size)
         if self.main:
             console.print(self.hardware.describe())
-        _start_processes(self.hardware)
+        hardware.join_group(self.hardware)
         seed_everything(config.seed, workers=True, verbose=False)
         found = checkpoint.newest(self.run_dir)
         model, data = build.make(config.model), build.make(config.data)
@@ -93,7 +94,7 @@ class Session:
         config, corpus = self.config, self.corpus
         lengths = [len(sample.input_ids) for sample in corpus.train.samples]
         plan = BatchPlan(lengths, config.schedule.batch_size, config.data_seed)
-        total = total_steps(config, plan.steps_per_epoch)
+        total = total_steps(config.schedule, plan.steps_per_epoch)
         self.module = CausalLM(adapted.net, config, self.hardware, total, adapted.structure)
         split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, _rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
@@ -111,6 +112,7 @@ class Session:
                 max_steps=total,
                 accumulate_grad_batches=self.hardware.accumulate,
                 logger=build.make_logger(config.logger, self.run_dir) or False,
+                plugins=[hardware.cluster_of(self.hardware)],
                 callbacks=[self.monitor, checkpoints, StopOnRequest(request, checkpoints)],
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -128,7 +130,8 @@ class Session:
         self.module.to(self.hardware.device)
         self.spent["eval"] += self.monitor.eval_seconds
         progress = self.module.progress
-        self.result.steps, self.result.tokens = progress.step, progress.tokens
+        self.result.steps = progress.step
+        self.result.tokens = progress.tokens + (self.result.init.get("tokens") or 0)  # looked at before step 0, too
         self.result.metrics |= {
             "train_loss": self.monitor.last.get("train_loss"),
             "best_val_loss": progress.best_val_loss,
@@ -172,11 +175,11 @@ class Session:
     def _export(self, adapted: Adapted) -> None:
         if self.config.method == "lora":
             folder, structure = self.run_dir / "adapter", adapted.structure
-            exported = export(adapted.net, folder)
+            export(adapted.net, folder)
             verify_export(
                 folder,
                 structure["plan"],
-                scaling=exported.scaling,
+                scaling=scaling_factor(self.config.alpha, self.config.rank, self.config.scaling),  # type: ignore[arg-type]
                 offset=structure["offset"],
                 use_dora=self.config.adapter.use_dora,
             )
@@ -242,15 +245,6 @@ class Session:
         console.print(f"{' · '.join(facts)} · {self.result.seconds['total']:.0f} s · {self.run_dir}")
 
 
-def total_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    """Optimizer steps of the run: whichever of max_steps and max_epochs ends first."""
-    schedule = config.schedule
-    ends = [schedule.max_steps] if schedule.max_steps is not None else []
-    if schedule.max_epochs is not None:
-        ends.append(schedule.max_epochs * steps_per_epoch)
-    return min(ends)
-
-
 def _span(values: dict[str, Any]) -> str:
     low, high = min(values.values()), max(values.values())
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
@@ -258,15 +252,6 @@ def _span(values: dict[str, Any]) -> str:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-def _start_processes(resolved: hardware.Resolved) -> None:
-    """Join the process group early: the base is evaluated, and evidence gathered, before Lightning would."""
-    if resolved.devices == 1 or torch.distributed.is_initialized():
-        return
-    if resolved.accelerator == "gpu":
-        torch.cuda.set_device(resolved.device)
-    torch.distributed.init_process_group("nccl" if resolved.accelerator == "gpu" else "gloo")
 
 
 def environment(resolved: hardware.Resolved) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def job(cfg: DictConfig) -> float:
             choices={key: str(value) for key, value in hydra_cfg.runtime.choices.items() if "/" not in key},
             overrides=overrides,
             alone=hydra_cfg.mode == RunMode.RUN,
+            own_gpu=str(hydra_cfg.launcher.get("_target_")).endswith("JoblibLauncher"),
         )
     except UsageError as error:
         raise ConfigError(str(error)) from None
@@ -75,7 +76,15 @@ def main() -> None:
             sys.argv += launch.resume_in_place(Path(folder))
         except UsageError as error:
             sys.exit(str(error))
-    job()
+    try:
+        job()
+    except SystemExit as end:
+        if end.code == 1:
+            from lab.suggest import suggestions
+
+            for line in suggestions([arg for arg in sys.argv[1:] if "=" in arg]):
+                print(line, file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""What a user may have meant by an option or key that does not exist."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lab.config import CONF, GROUPS
+from lab.errors import nearest
+
+
+def suggestions(overrides: Sequence[str]) -> Iterator[str]:
+    """A line for each override whose option or key is unknown, naming the nearest known ones."""
+    chosen = {"experiment": ""}
+    keys = None
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        folder = CONF / key
+        if folder.is_dir() and value and not (folder / f"{value}.yaml").is_file():
+            options = sorted(path.stem for path in folder.glob("*.yaml"))
+            close = nearest(value, options)
+            if close and "," not in value:
+                yield f"{key}={value}{close}"
+        elif folder.is_dir():
+            chosen[key] = value
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if not key or key.startswith(("-", "hydra")) or (CONF / key).is_dir():
+            continue
+        keys = keys or list(_keys(chosen))
+        if key not in keys:
+            leaves = {known.rsplit(".", 1)[-1]: known for known in keys}
+            close = nearest(key, keys) or nearest(key.rsplit(".", 1)[-1], sorted(leaves))
+            if close:
+                yield f"{key}{close}"
+
+
+def _keys(chosen: dict[str, str]) -> Iterator[str]:
+    """Every key of the default config, with the options that were chosen."""
+    from lab.config import RunConfig
+
+    tree: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(RunConfig))  # type: ignore[assignment]
+    defaults = OmegaConf.load(CONF / "config.yaml")
+    picked = {name: option for item in defaults.defaults if OmegaConf.is_dict(item) for name, option in item.items()}
+    for group in GROUPS:
+        path = CONF / group / f"{chosen.get(group) or picked[group]}.yaml"
+        if path.is_file():
+            loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+            known = tree.get(group)
+            tree[group] = {**(known if isinstance(known, dict) else {}), **(loaded if isinstance(loaded, dict) else {})}
+    yield from _flat(tree, "")
+
+
+def _flat(tree: dict[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
