@@ -174,7 +174,7 @@ def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
     """Paths as seen from the invoking directory, so that a run can be resumed from any other."""
     data, model = dict(plain["data"]), dict(plain["model"])
     for key in ("path", "val_path", "test_path"):
-        if isinstance(data.get(key), str) and "://" not in data[key]:
+        if isinstance(data.get(key), str) and Path(data[key]).exists():
             data[key] = str(Path(data[key]).absolute())
     name = model.get("name_or_path")
     if isinstance(name, str) and Path(name).is_dir():
