@@ -2,57 +2,146 @@
 
 import math
 import os
-import socket
-import subprocess
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab import config as configuration
-from lab import record
+from lab import gpus, process_group, record
 from lab.config import RunConfig
 from lab.errors import UsageError
 
-# What a process group leaves in the environment; a job must not inherit it from another.
-DISTRIBUTED = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
+
+class JobFailed(RuntimeError):
+    """A process of the job died of something that is not its user's mistake."""
 
 
-def launch(config: RunConfig, run_dir: Path, choices: dict[str, str], overrides: list[str], alone: bool) -> float:
+def launch(
+    config: RunConfig,
+    run_dir: Path,
+    choices: dict[str, str],
+    overrides: list[str],
+    alone: bool,
+    own_gpu: bool = False,
+) -> float:
     """Run one job and return the validation loss of its selected weights; inf where it diverged.
 
-    A finished job is not run again; an interrupted one goes on. Raises UsageError for a user's mistake; exits with a
-    status other than 0 where the job was interrupted, or failed, or (when it is the only job) diverged.
+    With `own_gpu`, as beside other jobs on one machine, a single-device job runs on a GPU that no other job holds. A
+    finished job is not run again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where
+    a process died; exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
     """
+    with _environment_restored():
+        result = _launch(config, run_dir, choices, overrides, alone, own_gpu)
+    if result.status == "interrupted":
+        _hand_back((result.error or {}).get("signal"))
+        sys.exit(130)
+    if result.status == "diverged" and alone:
+        sys.exit(1)
+    return _objective(result)
+
+
+def _launch(
+    config: RunConfig, run_dir: Path, choices: dict[str, str], overrides: list[str], alone: bool, own_gpu: bool
+) -> record.RunRecord:
     _make_importable(Path.cwd())
+    group = process_group.outside()
+    if group is not None:
+        _check_outside(group, config.hardware.devices, alone)
+    if group is not None and group.rank > 0:
+        return _join(process_group.agree_on(run_dir, group, config.hardware.accelerator))
     previous = record.read(run_dir) if (run_dir / record.RESULT).exists() else None
     if previous is not None and previous.status == "completed" and not _extends(config, previous):
         print(f"{run_dir} is completed: skipped.")
-        return _objective(previous)
+        return previous
     _early_checks(config)
     configuration.save(config, run_dir)
     if previous is None:
         previous = record.RunRecord(study=config.study, stage=config.stage, arm=config.arm, choices=choices)
     previous.overrides = [*previous.overrides, *overrides]
+    previous.status = "running"
     record.write(run_dir, previous)
-    if config.hardware.devices == 1:
-        from lab import worker
+    from lab import worker
 
-        result = worker.run(run_dir)
-    else:
-        result = _process_group(config, run_dir)
-    if result.status == "interrupted":
-        sys.exit(130)
-    if result.status == "diverged" and alone:
-        sys.exit(1)
-    return _objective(result)
+    worker.forget_ending(run_dir)
+    if group is not None:
+        process_group.agree_on(run_dir, group, config.hardware.accelerator)
+        return worker.run(run_dir)
+    with ExitStack() as stack:
+        extra = {}
+        if own_gpu and config.hardware.devices == 1 and config.hardware.accelerator != "cpu" and gpus.visible():
+            extra["CUDA_VISIBLE_DEVICES"] = stack.enter_context(gpus.claim())
+        if config.hardware.devices == 1 and not extra:
+            return worker.run(run_dir)
+        # A process of its own also where CUDA may be awake here already, on another job's GPU.
+        ending = process_group.run(run_dir, config.hardware.devices, config.hardware.threads, extra)
+    return _after(ending, run_dir)
+
+
+def _check_outside(group: process_group.Outside, devices: int, alone: bool) -> None:
+    if not alone:
+        raise UsageError(
+            f"{group.starter} has started {group.world} processes, and each would run the whole sweep; start the "
+            f"sweep once, without it: every job starts its own processes."
+        )
+    if group.world != devices:
+        raise UsageError(
+            f"{group.starter} has started {group.world} processes and hardware.devices={devices}; give both the same "
+            f"number, or start without {group.starter}: a job starts its own processes."
+        )
+
+
+def _join(run_dir: Path) -> record.RunRecord:
+    """A rank above 0 of a group that someone else started: no file of its own but its log."""
+    from lab import worker
+
+    for name in ("config.yaml", record.RESULT):
+        process_group.wait_for(run_dir / name)
+    return worker.run(run_dir)
+
+
+def _after(ending: process_group.Ending, run_dir: Path) -> record.RunRecord:
+    """The record the workers wrote; completed here where they were killed before they could, and raised if failed."""
+    from lab import worker
+
+    result = record.read(run_dir)
+    if result.status == "running":
+        first = worker.first_ending(run_dir)
+        if first is not None:
+            result.status, result.error = first["status"], first["error"]
+        elif ending.signalled is not None:
+            result.status = "interrupted"
+            result.error = {"type": "Interrupted", "message": f"{ending.signalled} before the first step"}
+        else:
+            result.status, result.error = "failed", {"type": "JobFailed", "message": ending.dead, "traceback": None}
+        record.write(run_dir, result)
+    if result.status == "interrupted" and ending.signalled is not None and result.error is not None:
+        result.error["signal"] = ending.signalled
+    if result.status == "failed":
+        error = result.error or {}
+        if error.get("type") == "UsageError":
+            raise UsageError(error["message"])
+        raise JobFailed(f"the job in {run_dir} failed: {error.get('message')}\n{error.get('traceback') or ''}")
+    return result
+
+
+def _hand_back(name: str | None) -> None:
+    """Give a launcher the signal that we took from it: submitit requeues the job on SIGUSR2."""
+    if name is not None and callable(signal.getsignal(signal.Signals[name])) and name.startswith("SIGUSR"):
+        signal.raise_signal(signal.Signals[name])
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Jobs of a sweep share a process; what one leaves in the environment must not reach the next."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _extends(config: RunConfig, previous: record.RunRecord) -> bool:
@@ -84,33 +173,6 @@ def _early_checks(config: RunConfig) -> None:
         check = getattr(build.make(node), "check", None)
         if check is not None:
             check()
-
-
-def _process_group(config: RunConfig, run_dir: Path) -> record.RunRecord:
-    """Start `devices` workers on a free port, wait for them, and read the record they wrote."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {k: v for k, v in os.environ.items() if k not in DISTRIBUTED and not k.startswith("TORCHELASTIC")}
-    env.setdefault("OMP_NUM_THREADS", str(config.hardware.threads or 1))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=1",
-        f"--nproc-per-node={config.hardware.devices}",
-    ]
-    command += ["--master-addr=127.0.0.1", f"--master-port={port}", "-m", "lab.worker", str(run_dir)]
-    with subprocess.Popen(command, env=env) as group:
-        try:
-            group.wait()
-        except KeyboardInterrupt:
-            group.wait()  # the workers got the signal too and end at their next step
-    result = record.read(run_dir)
-    if result.status in ("running", "failed"):
-        error = result.error or {}
-        raise UsageError(f"the job in {run_dir} failed: {error.get('message', 'a worker died without a word')}")
-    return result
 
 
 def resume_in_place(folder: Path) -> list[str]:

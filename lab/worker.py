@@ -1,6 +1,7 @@
-"""One process of a job: build, fit, record.      python -m torch.distributed.run … -m lab.worker RUN_DIR"""
+"""One process of a job: build, fit, record.      python -m lab.worker RUN_DIR, started by lab.process_group"""
 
 import gc
+import json
 import logging
 import os
 import resource
@@ -9,21 +10,28 @@ import time
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from lab import config as configuration
-from lab import record
+from lab import process_group, record
 from lab.errors import UsageError
 from lab.record import RunRecord
+
+ENDING = ".first_ending.json"  # of the rank that was the first to fail or diverge
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def run(run_dir: Path) -> RunRecord:
     """Run (or continue) the job whose config.yaml lies in a directory, and write its record at every ending.
 
     Raises UsageError for a user's mistake and whatever a bug raises, after recording it as `failed`; a run that
-    diverged or was interrupted returns its record.
+    diverged or was interrupted returns its record. Rank 0 alone writes the record, with the error of the rank that
+    was the first to fail: what follows on the others is only the loss of its connection.
     """
-    main = int(os.environ.get("RANK", "0")) == 0
-    _quiet_lightning(run_dir, main)
+    rank = int(os.environ.get("RANK", "0"))
+    main = rank == 0
+    _log_to_file(run_dir, rank)
+    _quiet_lightning()
     result = record.read(run_dir)
     with ExitStack() as stack:
         if main:
@@ -39,34 +47,85 @@ def run(run_dir: Path) -> RunRecord:
             Session(run_dir, configuration.load(run_dir), result, main).run()
             result.status = "completed"
         except Diverged as error:
-            result.status = "diverged"
-            result.error = {
-                "type": "Diverged",
-                "message": str(error),
-                "step": error.step,
-                "examples": error.examples,
-                "module": error.module,
-            }
+            details = {"step": error.step, "examples": error.examples, "module": error.module}
+            _end(run_dir, result, "diverged", {"type": "Diverged", "message": str(error), **details})
             print(f"diverged: {error}. The weights from before are kept.", file=sys.stderr)
         except (Interrupted, KeyboardInterrupt) as error:
             result.status = "interrupted"
             result.error = {"type": type(error).__name__, "message": str(error) or "interrupted at once"}
+            result.error["signal"] = getattr(error, "signal", None)
             print(f"interrupted: {result.error['message']}", file=sys.stderr)
         except BaseException as error:
-            result.status = "failed"
-            result.error = {
-                "type": type(error).__name__,
-                "message": str(error) or type(error).__name__,
-                "rank": int(os.environ.get("RANK", "0")),
+            shown: BaseException = _out_of_memory(error) or error
+            details = {
+                "type": type(shown).__name__,
+                "message": str(shown) or type(shown).__name__,
+                "rank": rank,
                 "traceback": None if isinstance(error, UsageError) else traceback.format_exc(),
             }
-            raise
+            _end(run_dir, result, "failed", details)
+            if result.status == "failed":
+                if shown is error:
+                    raise
+                raise shown from error
         finally:
             result.peak_memory_bytes = max(result.peak_memory_bytes or 0, _peak_memory_bytes())
-            if main or result.status == "failed":
+            if main:
                 record.write(run_dir, result)
+            _leave_group()
             gc.collect()
     return result
+
+
+def _end(run_dir: Path, result: RunRecord, status: str, error: dict[str, Any]) -> None:
+    """Note a bad ending, for all ranks; where another rank's came first, it is the one to record."""
+    try:
+        with (run_dir / ENDING).open("x") as file:
+            json.dump(record.strict({"status": status, "error": error}), file)
+    except FileExistsError:
+        first = first_ending(run_dir)
+        if first is not None:
+            status, error = first["status"], first["error"]
+    result.status, result.error = status, error
+
+
+def first_ending(run_dir: Path) -> dict[str, Any] | None:
+    """Status and error of the rank that was the first to end badly; None where none did."""
+    path = run_dir / ENDING
+    for _ in range(20):  # the rank that made the file may still be writing it
+        if not path.exists():
+            return None
+        try:
+            ending = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            time.sleep(0.05)
+            continue
+        assert isinstance(ending, dict)
+        return ending
+    return None
+
+
+def forget_ending(run_dir: Path) -> None:
+    """Before a job starts or goes on: how it ended last time no longer counts."""
+    (run_dir / ENDING).unlink(missing_ok=True)
+
+
+def _out_of_memory(error: BaseException) -> UsageError | None:
+    """The sentence for an allocation that failed, on a GPU or on the CPU; None for any other error."""
+    name, text = type(error).__name__, str(error)
+    if name != "OutOfMemoryError" and not isinstance(error, MemoryError) and "can't allocate memory" not in text:
+        return None
+    return UsageError(
+        f"memory ran out ({text.splitlines()[0][:160] if text else name}); the last checkpoint is intact: resume it "
+        f"with a smaller hardware.micro_batch_size, which changes no result, or with hardware.gradient_checkpointing."
+    )
+
+
+def _leave_group() -> None:
+    """Close the connections to the other ranks, so that a job in this process after this one starts afresh."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _peak_memory_bytes() -> int:
@@ -77,12 +136,20 @@ def _peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _quiet_lightning(run_dir: Path, main: bool) -> None:
-    """One log file per process; Lightning's own console handler would repeat every line."""
-    if not main:
-        rank = os.environ["RANK"]
-        logging.basicConfig(filename=run_dir / f"train_rank{rank}.log", level=logging.INFO, force=True)
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for the life of the process
+def _log_to_file(run_dir: Path, rank: int) -> None:
+    """Every rank's log is a file, train.log or train_rank1.log; a rank above 0 has no other output at all."""
+    if rank > 0:
+        log = (run_dir / f"train_rank{rank}.log").open("a", buffering=1)
+        sys.stdout.flush()
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=LOG_FORMAT, force=True)
+    elif not logging.getLogger().handlers:  # where Hydra runs in this process, it has done so
+        logging.basicConfig(filename=run_dir / "train.log", level=logging.INFO, format=LOG_FORMAT)
+
+
+def _quiet_lightning() -> None:
+    """Lightning's own console handler would repeat every line."""
     started = time.perf_counter()
     from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
@@ -96,12 +163,17 @@ def _quiet_lightning(run_dir: Path, main: bool) -> None:
 
 
 def main() -> None:
-    """A process that `launch` started."""
+    """A process that `launch` started; its exit status says whether the record has the ending."""
+    run_dir = Path(sys.argv[1])
+    process_group.stop_when_orphaned()
+    for name in ("config.yaml", record.RESULT):
+        process_group.wait_for(run_dir / name)
     try:
-        result = run(Path(sys.argv[1]))
-    except UsageError as error:
-        sys.exit(str(error))
-    sys.exit(0 if result.status == "completed" else 3)
+        result = run(run_dir)
+    except Exception:
+        logging.getLogger(__name__).exception("rank %s failed", os.environ.get("RANK", "0"))
+        sys.exit(1)  # the process that started us tells the user, once
+    sys.exit(0 if result.status == "completed" else process_group.STOPPED)
 
 
 if __name__ == "__main__":

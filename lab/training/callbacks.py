@@ -158,4 +158,5 @@ class StopOnRequest(AfterStep):
         if int(asked) and module.progress.step < module.total_steps:
             self.checkpoints.save(trainer)
             by = self.request.signal or "a signal to another process"
-            raise Interrupted(f"stopped by {by} at step {module.progress.step}; resume={self.checkpoints.run_dir}")
+            message = f"stopped by {by} at step {module.progress.step}; resume={self.checkpoints.run_dir}"
+            raise Interrupted(message, self.request.signal)

@@ -3,12 +3,17 @@
 import os
 import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 
+from lab import __version__
 from lab.config import Hardware
 from lab.errors import UsageError
+from lab.process_group import RENDEZVOUS
 
 MICRO_BATCH = 16  # examples, where the config leaves the micro-batch open
 
@@ -98,3 +103,43 @@ def resolve(hardware: Hardware, batch_size: int) -> Resolved:
         accumulate=per_device // micro,
         threads=torch.get_num_threads(),
     )
+
+
+def join_group(resolved: Resolved) -> None:
+    """Join the process group early: the base is evaluated, and evidence gathered, before Lightning would.
+
+    Raises UsageError on every rank where the ranks run different versions of what decides a result.
+    """
+    if resolved.devices == 1:
+        return
+    if not dist.is_initialized():
+        if resolved.accelerator == "gpu":
+            torch.cuda.set_device(resolved.device)
+        backend = "nccl" if resolved.accelerator == "gpu" else "gloo"
+        place = {"rank": int(os.environ["RANK"]), "world_size": resolved.devices}
+        dist.init_process_group(backend, init_method=f"file://{os.environ[RENDEZVOUS]}", **place)
+    found: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(found, versions())
+    for name, mine in found[0].items():
+        differing = sorted(
+            {f"{theirs[name]} (rank {rank})" for rank, theirs in enumerate(found) if theirs[name] != mine}
+        )
+        if differing:
+            raise UsageError(
+                f"the ranks run different versions of {name}: {mine} (rank 0), {', '.join(differing)}; install the "
+                f"same environment on every node."
+            )
+
+
+def versions() -> dict[str, str]:
+    """The versions that must agree over the ranks of a job."""
+    names = ("torch", "lightning", "transformers", "peft", "numpy")
+    return {"python": platform.python_version(), "lab": __version__, **{name: version(name) for name in names}}
+
+
+def cluster_of(resolved: Resolved) -> ClusterEnvironment:
+    """How Lightning finds a process's rank: from the environment of its group, never by starting processes itself.
+
+    Given explicitly, since Lightning would otherwise take an sbatch job's variables for those of our processes.
+    """
+    return TorchElasticEnvironment() if resolved.devices > 1 else LightningEnvironment()

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class Diverged(RuntimeError):
     """A loss or gradient that is not finite; raised before the optimizer sees it."""
@@ -20,9 +22,16 @@ class Diverged(RuntimeError):
 class Interrupted(RuntimeError):
     """A signal asked the run to stop; its state is in checkpoints/last.ckpt."""
 
+    def __init__(self, message: str, signal: str | None) -> None:
+        self.signal = signal
+        super().__init__(message)
+
 
 class StopRequest:
-    """Set by SIGTERM or Ctrl-C, read at the next optimizer step; a second Ctrl-C interrupts at once."""
+    """Set by SIGTERM, Ctrl-C or a scheduler's warning (SIGUSR1, SIGUSR2), read at the next optimizer step.
+
+    A second Ctrl-C interrupts at once.
+    """
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -33,7 +42,7 @@ class StopRequest:
         Only the main thread can: in a launcher's thread the launcher keeps its handlers.
         """
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in SIGNALS:
                 signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -45,9 +54,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """A request that SIGTERM and SIGINT set, while the context lasts."""
+    """A request that the signals set, while the context lasts."""
     request = StopRequest()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     request.listen()
     try:
         yield request

@@ -1,0 +1,48 @@
+"""The GPUs of this machine, shared out to the jobs that run beside each other on it. No torch here."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def visible() -> list[str]:
+    """The GPUs a process here may use, as CUDA_VISIBLE_DEVICES names them: that variable's, else all the driver has."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [name.strip() for name in listed.split(",") if name.strip() and name.strip() != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(i) for i in range(sum(line.startswith("GPU ") for line in said.stdout.splitlines()))]
+
+
+def jobs_at_once() -> int:
+    """How many single-device jobs fit beside each other: one per GPU; one where there is none."""
+    return max(1, len(visible()))
+
+
+@contextmanager
+def claim(folder: Path | None = None) -> Iterator[str]:
+    """A GPU that no other job of ours holds, by name; waits for one. The lock ends with the context, or the process."""
+    folder = folder or Path(tempfile.gettempdir()) / f"lab-gpus-{os.getuid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        for name in visible():
+            descriptor = os.open(folder / name.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                continue
+            try:
+                yield name
+            finally:
+                os.close(descriptor)
+            return
+        time.sleep(0.2)
