@@ -1,1 +1,5 @@
+"""From run directories to a report: reads records, needs no torch. load_run and load_study are the way in."""
 
+from lab.report.study import load_run, load_study
+
+__all__ = ["load_run", "load_study"]

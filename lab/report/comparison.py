@@ -62,7 +62,8 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
         return []
     baseline = by_name[judgement.baseline]
     aa = against_itself(baseline, judgement)
-    judged = [_contrast(by_name[name], baseline, judgement.metric, judgement) for name in judgement.contrasts]
+    against = {name: by_name[judgement.opponents.get(name, judgement.baseline)] for name in by_name}
+    judged = [_contrast(by_name[name], against[name], judgement.metric, judgement) for name in judgement.contrasts]
     # A contrast that cannot be judged tests nothing, so it costs the others nothing under Holm.
     ready = [c.statistics.p_value if c.statistics.pairs >= statistics.FEWEST_PAIRS else None for c in judged]
     tested = sum(p is not None for p in ready)
@@ -74,7 +75,7 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
             higher_is_better=judgement.higher_is_better,
             aa_p_value=aa.statistics.p_value if aa else None,
         )
-        refusal = differing(by_name[contrast.arm_a], baseline)
+        refusal = differing(by_name[contrast.arm_a], by_name[contrast.arm_b])
         wanted = None
         s = contrast.statistics
         if verdict == "inconclusive" and s.mean is not None and s.sd:
@@ -90,16 +91,16 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
         )
     others = [arm for arm in arms if arm is not baseline]
     rows += [
-        replace(_contrast(arm, baseline, judgement.metric, judgement), reason="not a declared contrast")
+        replace(_contrast(arm, against[arm.name], judgement.metric, judgement), reason="not a declared contrast")
         for arm in others
         if arm.name not in judgement.contrasts
     ]
     for metric in DESCRIBED:
         if metric != judgement.metric:
-            described = (_contrast(arm, baseline, metric, judgement) for arm in others)
+            described = (_contrast(arm, against[arm.name], metric, judgement) for arm in others)
             rows += [replace(c, reason="not the primary metric") for c in described if c.statistics.pairs]
-    rows += [c for arm in others if (c := equal_time(arm, baseline)).statistics.pairs]
-    return [replace(c, reason=differing(by_name[c.arm_a], baseline) or c.reason) for c in rows]
+    rows += [c for arm in others if (c := equal_time(arm, against[arm.name])).statistics.pairs]
+    return [replace(c, reason=differing(by_name[c.arm_a], by_name[c.arm_b]) or c.reason) for c in rows]
 
 
 def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:

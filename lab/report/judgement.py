@@ -1,8 +1,8 @@
 """By what the arms of a study are judged: its own declaration, or the config's defaults and the command line."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from lab.errors import UsageError, nearest
 from lab.record import Study
@@ -25,6 +25,7 @@ class Judgement:
     margin: float | None  # in units of the metric
     declared: bool
     notes: tuple[str, ...] = ()
+    opponents: Mapping[str, str] = field(default_factory=dict)  # arm -> what it is compared with, if not the baseline
 
 
 def judgement_of(

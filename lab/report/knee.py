@@ -50,7 +50,7 @@ def knee(losses: Mapping[int, Sequence[float]], reference: float | None = None, 
     if not _gains(table, reference):
         return _none(f"the gain {origin} cannot be told from zero over {table.shape[1]} seeds", gain)
     at = int(_first(whole[:, None], np.array([start]), share)[0])
-    reason = f"{share:.0%} of the gain {origin}"
+    reason = f"{100 * share:.0f} % of the gain {origin}"
     if at == len(ranks) - 1:
         reason += "; the largest rank swept, so the true knee may lie beyond"
     elif at == 0:

@@ -9,6 +9,7 @@ from scipy import special
 
 from lab.report.arms import Arm
 from lab.report.comparison import Comparison
+from lab.report.document import MISSING
 from lab.report.judgement import Judgement
 from lab.report.knee import Knee, knee
 from lab.report.statistics import FEWEST_PAIRS, LEVEL, mean_sd
@@ -123,3 +124,38 @@ def _recommend(by_rank: dict[int, Arm], judgement: Judgement, rows: Sequence[Com
     if beaten:
         return reference, f"rank {reference}: every other judged rank was found worse"
     return None, f"no rank is recommended: none was found equivalent to rank {reference}, and not all were found worse"
+
+
+def in_words(answers: RankAnswers, contrasts: Sequence[Comparison]) -> list[str]:
+    """The four questions of a rank sweep, answered in words and numbers."""
+    knee, by_arm = answers.knee, {row.arm_a: row for row in contrasts}
+    if knee.rank is None:
+        lines = [f"Where do returns diminish? No answer: {knee.reason}."]
+    else:
+        interval = MISSING if knee.low is None else f"{knee.low} to {knee.high}"
+        lines = [f"Where do returns diminish? At rank {knee.rank} (95 % interval {interval}): {knee.reason}."]
+    said = {"equivalent": "Yes", "a_better": "No, it is better", "b_better": "No, it is worse"}
+    for rank, name in answers.ranks.items():
+        if name in by_arm:
+            row = by_arm[name]
+            lines.append(f"Is rank {rank} equivalent to {row.arm_b}? {said.get(row.verdict, 'Open')} ({row.reason}).")
+    if answers.parameters_per_rank is None or answers.largest_deviation is None:
+        lines.append("Is the parameter count linear in the rank? Not recorded.")
+    else:
+        off = 100 * answers.largest_deviation
+        lines.append(
+            f"Is the parameter count linear in the rank? {'Yes' if off < 0.1 else 'No'}: "
+            f"{answers.parameters_per_rank:,.0f} per unit of rank, at most {off:.2g} % off the line."
+        )
+    lines.append(f"Does training time depend on the rank? {_time_in_words(answers)}")
+    return [*lines, f"Recommended: {answers.recommendation}."]
+
+
+def _time_in_words(answers: RankAnswers) -> str:
+    mean, low, high = answers.seconds_per_doubling, answers.seconds_low, answers.seconds_high
+    if mean is None:
+        return "Not recorded for a seed that every rank completed."
+    each = f"each doubling of the rank took {mean:+.2f} s"
+    if low is None or high is None:
+        return f"Open: {each}; fewer than {FEWEST_PAIRS} seeds give no interval."
+    return f"{'Not measurably' if low <= 0 <= high else 'Yes'}: {each} (95 % interval {low:+.2f} to {high:+.2f})."

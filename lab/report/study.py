@@ -111,11 +111,12 @@ class LoadedStudy:
     declared: Study | None  # None for a plain multirun
     runs: tuple[Run, ...]
     problems: tuple[Problem, ...]
+    title: str | None = None
 
     @property
     def name(self) -> str:
         """The declared name, or the directory's."""
-        return self.declared.name if self.declared else self.path.name
+        return self.title or (self.declared.name if self.declared else self.path.name)
 
     @property
     def missing(self) -> list[str]:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from lab.report.analysis import Analysis
 from lab.report.figure import style
+from lab.report.quantity import axis
 from lab.report.statistics import mean_sd
 from lab.report.study import Run
 
@@ -26,8 +27,8 @@ def loss_curves(analysis: Analysis) -> Figure | None:
             every = max(1, len(steps) // 8)
             axes.plot(steps, mean, **look, markevery=every, markersize=4, linewidth=1.3, label=style.label(arm))
             axes.fill_between(steps, mean - sd, mean + sd, color=look["color"], alpha=0.13, linewidth=0)
-    upper.set_ylabel(style.axis("validation_loss"))
-    lower.set_ylabel(style.axis("training_loss"))
+    upper.set_ylabel(axis("validation_loss"))
+    lower.set_ylabel(axis("training_loss"))
     lower.set_xlabel("optimizer steps")
     style.legend_below(figure, upper)
     return figure
@@ -72,7 +73,7 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     for place, (rate, colour) in enumerate(diverged):
         axes.plot(
             rate,
-            0.98 - 0.05 * (place % 3),
+            0.97 - 0.06 * (place % 3),
             "x",
             color=colour,
             transform=axes.get_xaxis_transform(),
@@ -87,7 +88,7 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (log scale)")
     axes.set_ylabel(
-        f"{style.axis(study.selection_metric if study else 'val_loss')}\nmean of n = {seeds} seed{'s' * (seeds > 1)}"
+        f"{axis(study.selection_metric if study else 'val_loss')}\nmean of n = {seeds} seed{'s' * (seeds > 1)}"
     )
     style.legend_below(figure, axes)
     return figure

@@ -12,6 +12,7 @@ from scipy import special
 
 from lab.report.analysis import Analysis
 from lab.report.figure import style
+from lab.report.quantity import axis
 from lab.report.statistics import mean_sd
 
 
@@ -40,15 +41,19 @@ def effect_sizes(analysis: Analysis) -> Figure | None:
             ninety = (s.ci_high - s.mean) * _t(0.90, s.pairs) / _t(0.95, s.pairs)
             axes.plot([s.mean - ninety, s.mean + ninety], [y, y], color=colour, linewidth=4, solid_capstyle="butt")
         axes.plot(s.mean, y, "o" if judged else "D", color="white", markeredgecolor=colour, markersize=6)
-    names = [f"{style.short(row.arm_a, 30)} (n = {row.statistics.pairs})" for row in rows]
+    one_reference = len({row.arm_b for row in rows}) == 1
+    names = [
+        f"{style.short(row.arm_a, 30)}{'' if one_reference else chr(10) + 'vs ' + style.short(row.arm_b, 27)} "
+        f"(n = {row.statistics.pairs})"
+        for row in rows
+    ]
     axes.set_yticks(range(len(rows) - 1, -1, -1), names)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(axis="y", visible=False)
     axes.locator_params(axis="x", nbins=6)
     better = "higher" if analysis.judgement.higher_is_better else "lower"
-    axes.set_xlabel(
-        f"difference in {style.axis(analysis.judgement.metric)}\nfrom {style.short(rows[0].arm_b)}; {better} is better"
-    )
+    reference = f"from {style.short(rows[0].arm_b)}; " if one_reference else ""
+    axes.set_xlabel(f"difference in {axis(analysis.judgement.metric)}\n{reference}{better} is better")
     for colour, marker, text in (("#0072B2", "o", "judged"), ("#7F7F7F", "D", "described, not judged")):
         if any((row.kind == "contrast") == (text == "judged") for row in rows):
             dot = Line2D(
@@ -121,6 +126,6 @@ def rank_comparison(analysis: Analysis) -> Figure | None:
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("LoRA rank (log scale)")
-    axes.set_ylabel(style.axis(metric))
+    axes.set_ylabel(axis(metric))
     style.legend_below(figure, axes, columns=1)
     return figure

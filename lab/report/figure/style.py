@@ -35,15 +35,13 @@ RC: Any = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "pdf.fonttype": 42,  # letters stay letters in a PDF
-    "figure.constrained_layout.use": True,
 }
 
 
 def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """A figure and its axes in the house style; height in inches."""
-    with rc_context(RC):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, **options)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def look(index: int) -> dict[str, Any]:
@@ -62,13 +60,13 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
         return
     longest = max(map(len, labels))
     fits = 1 if longest > 34 else columns if longest > 22 else columns + 1
-    with rc_context(RC):
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(fits, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(fits, len(labels)), frameon=False)
 
 
 def short(name: str, most: int = 44) -> str:
     """A label that fits the page, cut in the middle where its two ends still tell it from another."""
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+    cut = name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+    return cut.replace("$", r"\$")  # else matplotlib would read mathematics
 
 
 def label(arm: Arm, n: int | None = None) -> str:
@@ -79,26 +77,8 @@ def label(arm: Arm, n: int | None = None) -> str:
 def save(figure: Figure, stem: Path) -> None:
     """PNG and PDF, without dates, so that the same study draws the same files."""
     with rc_context(RC):
-        figure.savefig(stem.with_suffix(".png"), dpi=DPI, metadata={"Software": None})
-        figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None, "Creator": None, "Producer": None})
-
-
-def units(metric: str) -> str:
-    """What a metric is measured in, as an axis says it."""
-    if metric.endswith("loss") or metric == "forgetting":
-        return "nats per token"
-    if metric.endswith("bpb"):
-        return "bits per byte"
-    if metric.startswith("seconds"):
-        return "s"
-    return {"test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
-
-
-def axis(metric: str) -> str:
-    """A metric's name and unit for an axis: `test loss (nats per token)`."""
-    unit = units(metric)
-    name = metric.replace("_", " ").replace("seconds.", "")
-    return f"{name} ({unit})" if unit else name
+        figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=DPI, metadata={"Software": None})
+        figure.savefig(stem.with_name(f"{stem.name}.pdf"), metadata={"CreationDate": None})
 
 
 def spread(values: Sequence[float]) -> float:

@@ -3,14 +3,17 @@
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from lab.report.analysis import Analysis
 from lab.report.figure import style
+from lab.report.quantity import axis
 from lab.report.statistics import mean_sd
+from lab.report.tables import frontier_arms
 
 
 def frontier(analysis: Analysis) -> Figure | None:
-    """Trainable parameters against the metric; arms that no cheaper arm beats form the frontier."""
+    """Trainable parameters against the metric; None where every arm trains the same number of them."""
     metric = analysis.judgement.metric
     points = []
     for index, arm in enumerate(analysis.arms):
@@ -18,54 +21,47 @@ def frontier(analysis: Analysis) -> Figure | None:
         mean, sd = mean_sd(arm.values(metric))
         if counts and mean is not None:
             points.append((counts[0], mean, sd or 0.0, arm, style.look(index)))
-    if len(points) < 2:
+    if len({count for count, *_ in points}) < 2:
         return None
     figure, axes = style.new(4.2)
     best = frontier_arms(analysis)
     line = sorted((p, m) for p, m, _, arm, _ in points if arm.name in best)
-    axes.plot(
-        *zip(*line, strict=True), color="#999999", linewidth=1, drawstyle="steps-post", label="frontier of the means"
-    )
+    low, high = min(p for p, *_ in points), max(p for p, *_ in points)
+    log = high > 3 * low
+    axes.plot(*zip(*line, strict=True), color="#999999", linewidth=1, drawstyle="steps-post", label="best mean so far")
+    placed: list[int] = []
     for parameters, mean, sd, arm, look in points:
+        near = sum(abs(other / parameters - 1) < 0.002 for other in placed)
+        placed.append(parameters)
+        beside = ScaledTranslation(7 * near / 72, 0, figure.dpi_scale_trans)  # 7 points: the width of a marker
+        # A shifted point does not widen the axes, so an unseen one at its true place does.
+        axes.plot([parameters] * 2, [mean - sd, mean + sd], alpha=0)
         axes.errorbar(
             parameters,
             mean,
             yerr=sd,
             **look | {"linestyle": "none"},
             capsize=3,
+            transform=axes.transData + beside,
             label=style.label(arm, len(arm.values(metric))),
         )
-    low, high = min(p for p, *_ in points), max(p for p, *_ in points)
-    if high > 3 * low:
+    if log:
         axes.set_xscale("log")
-    axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low)) if high - low > 0 and high <= 3 * low else None
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _si(value)))
-    if high > 3 * low:
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("trainable parameters" + (" (log scale)" if high > 3 * low else ""))
-    axes.set_ylabel(f"{style.axis(metric)}\nmean ± 1 SD over seeds")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _si(value)))
+    if not log:
+        axes.locator_params(axis="x", nbins=5)
+    axes.margins(x=0.08)
+    axes.set_xlabel("trainable parameters" + (" (log scale)" if log else ""))
+    axes.set_ylabel(f"{axis(metric)}\nmean ± 1 SD over seeds")
     style.legend_below(figure, axes)
     return figure
-
-
-def frontier_arms(analysis: Analysis) -> list[str]:
-    """Names of the arms whose mean no arm with at most as many trainable parameters beats."""
-    sign = -1.0 if analysis.judgement.higher_is_better else 1.0
-    known = []
-    for arm in analysis.arms:
-        mean, _ = mean_sd(arm.values(analysis.judgement.metric))
-        counts = [run.record.trainable_params for run in arm.runs if run.record.trainable_params]
-        if mean is not None and counts:
-            known.append((counts[0], sign * mean, arm.name))
-    return [
-        name for p, m, name in sorted(known) if not any((q <= p and k < m) or (q < p and k <= m) for q, k, _ in known)
-    ]
 
 
 def _si(value: float) -> str:
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
-            return f"{value / limit:.3g} {unit}"
+            return f"{value / limit:.4g} {unit}"
     return f"{value:.3g}"
 
 
@@ -90,7 +86,9 @@ def forgetting_gain(analysis: Analysis) -> Figure | None:
         )
     if not drawn:
         return None
-    axes.axhline(0, color="black", linewidth=0.8)
+    lowest, highest = axes.get_ylim()
+    if lowest < 0 < highest:
+        axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xlabel("gain: base test loss − test loss (nats per token)")
     axes.set_ylabel("forgetting: loss on the retention text\n− the base's (nats per token)")
     style.legend_below(figure, axes)

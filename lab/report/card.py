@@ -1,0 +1,72 @@
+"""A single run on one page: what was asked, done and measured. No verdict."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lab.report.document import MISSING, Block, Bullets, Heading, Paragraph, Table, number
+from lab.report.study import Run
+
+
+def card(run: Run) -> list[Block]:
+    """The blocks of one run's card."""
+    record = run.record
+    ended = f"{run.status}{f' ({run.error})' if run.error else ''}"
+    blocks: list[Block] = [Heading(f"{run.name}: {ended}", 1), Paragraph(str(run.path))]
+    asked = {
+        **record.choices,
+        "overrides": " ".join(record.overrides) or "none",
+        "seed": record.seed,
+        "data seed": record.data_seed,
+        "learning rate": run.learning_rate,
+    }
+    done = {
+        "base": f"{record.model.get('name_or_path') or MISSING} {run.base[:12]} {record.model.get('dtype') or ''}",
+        "data": f"{record.data.get('name') or MISSING} {str(record.data.get('sha256') or MISSING)[:12]}",
+        "examples (training, validation, test)": ", ".join(
+            str(record.data.get(f"{side}_examples", MISSING)) for side in ("train", "val", "test")
+        ),
+        "truncated examples": record.data.get("truncated"),
+        "masked share of tokens": record.data.get("masked_fraction"),
+        "initialisation": record.init.get("scheme"),
+        "modules initialised of targeted": f"{_shown(record.init.get('modules_initialised'))} of "
+        f"{_shown(record.init.get('modules_targeted'))}",
+        "ranks": _distribution(record.ranks),
+        "scalings": _distribution(record.scalings),
+        "trainable of all parameters": f"{_shown(record.trainable_params)} of {_shown(record.total_params)}",
+        "rank budget used of asked": f"{_shown(record.budget.get('used'))} of {_shown(record.budget.get('asked'))}",
+        "optimizer steps": record.steps,
+        "labelled tokens": record.tokens,
+        **{f"seconds, {part}": value for part, value in record.seconds.items()},
+        "peak memory (bytes)": record.peak_memory_bytes,
+        "layers switched": record.switches,
+        "device": record.environment.get("device"),
+        "commit": record.environment.get("commit"),
+    }
+    blocks += [_table("asked", "Asked", asked), _table("done", "Done, as read back from the run", done)]
+    if record.metrics:
+        blocks.append(_table("measured", "Measured (losses in nats per token)", record.metrics))
+    else:
+        blocks.append(Paragraph("Nothing was measured yet."))
+    return [*blocks, Bullets(["One run gives numbers and no verdict: compare arms over seeds with a study."])]
+
+
+def _table(name: str, caption: str, values: Mapping[str, Any]) -> Table:
+    return Table(name, caption, ["", "value"], [[key, _shown(value)] for key, value in values.items()], ("value",))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, bool | str):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return number(value) if abs(value) >= 0.001 or value == 0 else f"{value:g}"
+
+
+def _distribution(values: Mapping[str, float]) -> str:
+    """`16 × 14, 8 × 7`: a value and in how many modules it is."""
+    found: dict[float, int] = {}
+    for value in values.values():
+        found[value] = found.get(value, 0) + 1
+    return ", ".join(f"{value:g} × {count}" for value, count in sorted(found.items(), reverse=True)) or MISSING

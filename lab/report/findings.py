@@ -1,0 +1,250 @@
+"""What a study shows, in the words of a referee: effect, interval, seeds, conditions, and what it cannot show."""
+
+from collections.abc import Iterable, Sequence
+
+from lab.report import ranks, tables
+from lab.report.analysis import Analysis
+from lab.report.comparison import Comparison
+from lab.report.document import MISSING, Block, Bullets, Figure, Heading, Paragraph, Table, number, p_text, signed
+from lab.report.quantity import units
+from lab.report.statistics import AA_LEVEL, MOST_SEEDS
+from lab.report.study import Run
+
+
+def report(analysis: Analysis, figures: Sequence[Figure], not_drawn: Sequence[str]) -> list[Block]:
+    """The whole report, in the order a reader needs it."""
+    study, declared = analysis.study, analysis.study.declared
+    drawn = {figure.name: figure for figure in figures}
+    blocks: list[Block] = [Heading(f"{study.name}: {declared.question}" if declared else study.name, 1)]
+    blocks += [Paragraph(line) for line in headline(analysis)]
+    blocks += [Bullets([sentence(row, analysis) for row in analysis.contrasts])] if analysis.contrasts else []
+    blocks += [Heading("Conditions"), Bullets(conditions(analysis))]
+    blocks += _with(Heading("Contrasts"), tables.contrasts_table(analysis), drawn.get("effect_sizes"))
+    blocks += _with(tables.information_table(analysis))
+    blocks += [Heading("Noise floor"), Paragraph(noise_floor(analysis))]
+    if analysis.ranks:
+        blocks += [Heading("Rank"), Bullets(ranks.in_words(analysis.ranks, analysis.contrasts))]
+        blocks += _with(tables.ranks_table(analysis), drawn.get("rank_comparison"))
+    if analysis.arms:
+        blocks += [Heading("Arms"), *map(Paragraph, standings(analysis)), tables.arms_table(analysis)]
+    blocks += _with(drawn.get("rank_heatmap"), drawn.get("frontier"), drawn.get("forgetting_gain"))
+    trace = tables.trace_table(
+        analysis, "train_loss", "trace_loss", "Training loss (nats per token), mean over the window and over seeds."
+    )
+    norms = tables.trace_table(
+        analysis, "grad_norm", "trace_grad_norm", "Gradient norm before clipping, mean over the window and over seeds."
+    )
+    blocks += _with(Heading("Training"), drawn.get("loss_curves"), drawn.get("learning_rates"), trace, norms)
+    blocks += _with(Heading("Everything else that was measured"), tables.described_table(analysis))
+    blocks += [Heading("Runs that did not complete, and what is missing"), *gaps(analysis)]
+    blocks += [Heading("What this cannot show"), Bullets(limits(analysis))]
+    blocks += [tables.runs_table(analysis)] if analysis.arms else []
+    blocks += [Paragraph("Not drawn: " + "; ".join(not_drawn) + ".")] if not_drawn else []
+    return blocks
+
+
+def _with(*blocks: Block | None) -> list[Block]:
+    """The blocks that exist; a heading alone is none."""
+    found = [block for block in blocks if block is not None]
+    return [] if all(isinstance(block, Heading) for block in found) else found
+
+
+def headline(analysis: Analysis) -> list[str]:
+    """One paragraph that says how many contrasts ended how, and another for what replaced a declaration."""
+    rows, judgement = analysis.contrasts, analysis.judgement
+    counts = ", ".join(f"{count} {status}" for status, count in analysis.counts.items()) or "none"
+    lines = [f"{len(analysis.study.runs)} runs were read: {counts}."]
+    if rows:
+        words = {
+            "a_better": "better", "b_better": "worse", "equivalent": "equivalent",
+            "inconclusive": "undecided", "withheld": "without a verdict",
+        }  # fmt: skip
+        ends = {word: sum(row.verdict == verdict for row in rows) for verdict, word in words.items()}
+        said = ", ".join(f"{count} {word}" for word, count in ends.items() if count)
+        lines[0] += f" Against {judgement.baseline}, of {len(rows)} judged arms: {said}."
+    else:
+        lines[0] += " Nothing is judged: the study has no contrast with a baseline."
+    return lines + [note[0].upper() + note[1:] + "." for note in judgement.notes]
+
+
+def sentence(row: Comparison, analysis: Analysis) -> str:
+    """One contrast as a referee would put it."""
+    s, name = row.statistics, row.metric.replace("_", " ")
+    if s.mean is None:
+        return f"{row.arm_a} vs {row.arm_b}: no verdict; {row.reason}."
+    interval = f"; 95 % interval {signed(s.ci_low)} to {signed(s.ci_high)}" if s.ci_low is not None else ""
+    effect = f"{name} differs by {signed(s.mean)} {units(row.metric)}".rstrip() + f" (a − b{interval}; {s.pairs} pairs)"
+    match row.verdict:
+        case "a_better" | "b_better":
+            word = "better" if row.verdict == "a_better" else "worse"
+            end = f"{row.arm_a} is {word} than {row.arm_b}: {effect}; Holm-adjusted p {_equals(row.p_adjusted)}."
+        case "equivalent":
+            within = f"within ±{number(s.margin)}"
+            end = f"{row.arm_a} is equivalent to {row.arm_b} {within}: {effect}; TOST p {_equals(s.p_equivalence)}."
+        case "inconclusive":
+            needed = f"about {row.seeds_to_decide} seeds" if row.seeds_to_decide else f"more than {MOST_SEEDS} seeds"
+            end = (
+                f"{row.arm_a} vs {row.arm_b} is undecided: {effect}; {row.reason}. "
+                f"If these are the true mean and spread, {needed} would decide it."
+            )
+        case _:
+            end = f"{row.arm_a} vs {row.arm_b}: no verdict, since {row.reason}; {effect}."
+    return end + (f" Without a partner and left out: {', '.join(row.dropped)}." if row.dropped else "")
+
+
+def _equals(p: float | None) -> str:
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def conditions(analysis: Analysis) -> list[str]:
+    """Base, data, budget and device, as every run recorded them; what differs is listed, not averaged."""
+    runs = [run for arm in analysis.arms for run in (*arm.runs, *arm.twins)]
+    judgement = analysis.judgement
+    better = "higher" if judgement.higher_is_better else "lower"
+    within = "no equivalence margin" if judgement.margin is None else f"equivalence margin ±{number(judgement.margin)}"
+    declared = "declared before the runs" if judgement.declared else "not declared before the runs"
+    lines = [f"Judged by {judgement.metric.replace('_', ' ')} ({better} is better), {within}, {declared}."]
+    if not runs:
+        return [*lines, "No run has completed."]
+    seeds = sorted({run.record.seed for run in runs if run.record.seed is not None})
+    sides = ("train", "val", "test")
+    sizes = _listed("/".join(str(run.record.data.get(f"{side}_examples", MISSING)) for side in sides) for run in runs)
+    names = _listed(str(run.record.data.get("name") or MISSING) for run in runs)
+    hashes = _listed(str(run.record.data.get("sha256"))[:12] for run in runs)
+    models = _listed(str(run.record.model.get("name_or_path") or MISSING) for run in runs)
+    steps = _listed(number(run.value("steps"), 0) for run in runs)
+    devices = _listed(str(run.record.environment.get("device") or MISSING) for run in runs)
+    return [
+        *lines,
+        f"Base: {models}, weights {_listed(run.base[:12] for run in runs)}.",
+        f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
+        f"Budget: {steps} optimizer steps, {_spanned(runs, 'tokens')} labelled tokens.",
+        f"Device: {devices}.",
+        f"Seeds: {', '.join(map(str, seeds))}.",
+    ]
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _spanned(runs: Sequence[Run], name: str) -> str:
+    known = sorted(value for run in runs if (value := run.value(name)) is not None)
+    if not known:
+        return MISSING
+    return f"{known[0]:,.0f}" if known[0] == known[-1] else f"{known[0]:,.0f} to {known[-1]:,.0f}"
+
+
+def noise_floor(analysis: Analysis) -> str:
+    """How far the baseline lies from itself, and whether that lets anything be judged."""
+    aa = analysis.aa
+    if aa is None:
+        return (
+            "Not measured: no two completed runs of the baseline share a data order and differ in the seed. "
+            "Differences below are read against their own interval alone."
+        )
+    s = aa.statistics
+    spread = f"standard deviation {number(s.sd)}, " if s.sd is not None else ""
+    end = ""
+    if s.p_value is not None:
+        quiet = s.p_value >= AA_LEVEL
+        end = f" A/A p {_equals(s.p_value)}, so verdicts {'stand' if quiet else 'are withheld'}."
+    return (
+        f"{s.pairs} pairs of runs of {aa.arm_a} that share the data order and differ only in the seed differ in "
+        f"{aa.metric.replace('_', ' ')} by {signed(s.mean)} on average ({spread}largest "
+        f"{number(max(map(abs, aa.differences)))}). That is what this study cannot resolve in a single pair.{end}"
+    )
+
+
+def standings(analysis: Analysis) -> list[str]:
+    """Best mean and best run, each named as what it is; an order of means is no verdict."""
+    order, best = tables.ranking(analysis), tables.best_run(analysis)
+    if not order or best is None:
+        return ["No arm has a completed run with the primary metric, so nothing is ranked."]
+    metric = analysis.judgement.metric.replace("_", " ")
+    run, value, arm = best
+    listed = ", ".join(f"{each.name} {number(mean)}" for each, mean in order)
+    lines = [
+        f"Best mean {metric}: {order[0][0].name} ({number(order[0][1])}). Best single run: {run.name} of {arm.name} "
+        f"({number(value)}); one run is no evidence. Order of the means, which is no verdict: {listed}."
+    ]
+    counts = {each.runs[0].record.trainable_params for each, _ in order}
+    if len(counts) > 1:
+        frontier = ", ".join(tables.frontier_arms(analysis))
+        lines.append(f"No arm with as few trainable parameters has a better mean than: {frontier}.")
+    return lines
+
+
+def gaps(analysis: Analysis) -> list[Block]:
+    """What did not complete, what was never run, and what could not be read."""
+    blocks: list[Block] = []
+    study = analysis.study
+    unfinished = tables.unfinished_table(analysis)
+    blocks.append(
+        unfinished or Paragraph("Every run that was started completed." if study.runs else "No run was found.")
+    )
+    if study.missing:
+        blocks += [Paragraph(f"{len(study.missing)} declared verdict jobs have no run yet:"), Bullets(study.missing)]
+    if study.problems:
+        lines = [f"{problem.path.name}: {problem.reason}" for problem in study.problems]
+        blocks += [Paragraph(f"{len(study.problems)} things could not be read and were left out:"), Bullets(lines)]
+    return blocks
+
+
+def limits(analysis: Analysis) -> list[str]:
+    """The reasons for which a careful reader should not generalise."""
+    judgement, arms = analysis.judgement, analysis.arms
+    lines = [
+        "One base, one data set and one budget: another base, task or length of training may order the arms otherwise."
+    ]
+    n = max((row.statistics.pairs for row in analysis.contrasts), default=0)
+    if n:
+        lines.append(
+            f"{n} pairs: the t intervals take the differences to be roughly normal, which so few cannot check."
+        )
+    if judgement.metric.startswith("val"):
+        lines.append(
+            "The judged metric is a validation loss, on which the learning rates were chosen too: it flatters all."
+        )
+    on = {arm.chosen_on for arm in arms}
+    if "tune" in on and analysis.study.declared:
+        seeds = ", ".join(map(str, analysis.study.declared.tune_seeds))
+        lines.append(f"Learning rates were chosen half a decade apart, on tuning seed {seeds}, which no verdict uses.")
+    if "verdict" in on:
+        lines.append("Learning rates were chosen on the validation side of the same seeds that are judged.")
+    if analysis.arms and on <= {""}:
+        lines.append("One learning rate per arm was run: an arm that wants another one is judged below its best.")
+    edge = [arm.name for arm in arms if arm.at_edge]
+    if edge:
+        lines.append(
+            f"The chosen learning rate is at the edge of those tried for {', '.join(edge)}: the optimum may be beyond."
+        )
+    if analysis.aa is None and analysis.contrasts:
+        lines.append("No A/A pair was run, so the noise floor is not measured.")
+    budgets = {arm.runs[0].record.trainable_params for arm in arms if arm.runs}
+    if len(budgets) > 1:
+        lines.append("The arms do not train the same number of parameters; a difference may be one of capacity.")
+    dtypes = {run.record.model.get("dtype") for arm in arms for run in arm.runs}
+    if len(dtypes) > 1:
+        lines.append(f"The runs used different precisions: {', '.join(map(str, dtypes))}.")
+    if not judgement.declared:
+        lines.append("Baseline, contrasts and margin were not declared before the runs, so this is exploration.")
+    return lines
+
+
+def console(analysis: Analysis) -> list[Table]:
+    """The tables worth a terminal: contrasts without their prose, and the arms."""
+    found = []
+    contrasts = tables.contrasts_table(analysis)
+    if contrasts:
+        found.append(
+            Table("", contrasts.caption, contrasts.columns[:-1], [row[:-1] for row in contrasts.rows], ("verdict",))
+        )
+    if analysis.arms:
+        arms = tables.arms_table(analysis)
+        keep = [i for i, column in enumerate(arms.columns) if column not in ("role", "perplexity", "best run")]
+        found.append(
+            Table("", arms.caption, [arms.columns[i] for i in keep], [[row[i] for i in keep] for row in arms.rows])
+        )
+    return found

@@ -1,0 +1,125 @@
+"""Writes a report: prose, page, tables, figures and data, all from one analysis."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from lab.errors import UsageError
+from lab.record import strict
+from lab.report import document, findings
+from lab.report.analysis import Analysis, all_results, run_row
+from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table
+from lab.report.figure import FIGURES, draw, style
+from lab.report.methods import methods
+
+# Why a figure has nothing to draw, in words.
+NOTHING = {
+    "effect_sizes": "no arm shares a completed seed with the baseline",
+    "loss_curves": "no completed run has a metrics.csv",
+    "rank_comparison": "fewer than three arms that differ in one rank",
+    "frontier": "every arm trains the same number of parameters",
+    "learning_rates": "one learning rate per arm",
+    "rank_heatmap": "every module of an arm has the same rank",
+    "forgetting_gain": "no run measured forgetting",
+}
+NARROWEST = 120  # columns of a console that is no terminal: a log keeps whole tables
+
+
+def write_report(analysis: Analysis, folder: Path) -> Path:
+    """Write everything of design §3 into a folder, replacing an older report there; returns README.md.
+
+    Raises UsageError where the folder cannot be written.
+    """
+    try:
+        (folder / "tables").mkdir(parents=True, exist_ok=True)
+        drawn, not_drawn = _draw(analysis, folder)
+        blocks = findings.report(analysis, drawn, not_drawn)
+        title = analysis.study.name
+        (folder / "README.md").write_text(document.markdown(blocks))
+        (folder / "report.html").write_text(document.page(title, blocks, folder))
+        (folder / "methods.md").write_text(methods(analysis))
+        _json(folder / "all_results.json", all_results(analysis))
+        _json(folder / "comparisons.json", [row.row() for row in analysis.comparisons])
+        _runs(folder / "runs.csv", analysis)
+        for old in (folder / "tables").glob("*.tex"):
+            old.unlink()
+        for block in blocks:
+            if isinstance(block, Table):
+                (folder / "tables" / f"{block.name}.tex").write_text(document.latex(block))
+    except OSError as error:
+        raise UsageError(
+            f"could not write the report to {folder}: {error.strerror}; choose a folder with --to."
+        ) from error
+    return folder / "README.md"
+
+
+def _draw(analysis: Analysis, folder: Path) -> tuple[list[Figure], list[str]]:
+    """Draw what can be drawn; returns the figures, and a phrase for each that has nothing to show."""
+    drawn, not_drawn = [], []
+    for name, (_, caption) in FIGURES.items():
+        for suffix in ("png", "pdf"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
+        figure = draw(name, analysis)
+        if figure is None:
+            not_drawn.append(f"{name.replace('_', ' ')} ({NOTHING[name]})")
+        else:
+            style.save(figure, folder / name)
+            drawn.append(Figure(name, caption))
+    return drawn, not_drawn
+
+
+def _json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(strict(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _runs(path: Path, analysis: Analysis) -> None:
+    rows = [strict(run_row(run)) for run in analysis.study.runs]
+    columns = list(dict.fromkeys(column for row in rows for column in row)) or ["run", "status"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)  # None is written as an empty cell
+
+
+def show(blocks: Sequence[Block]) -> None:
+    """Print blocks to the console; nothing in them is read as markup."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(NARROWEST, console.width))
+    for block in blocks:
+        match block:
+            case Heading(text):
+                console.print(Text(text, style="bold"))
+            case Paragraph(text):
+                console.print(Text(text))
+            case Bullets(items):
+                for item in items:
+                    console.print(Text(f"- {item}"))
+            case Table():
+                table = RichTable(title=Text(block.caption), title_justify="left", show_edge=False)
+                for index, column in enumerate(block.columns):
+                    is_text = index == 0 or column in block.text
+                    table.add_column(Text(column), justify="left" if is_text else "right", overflow="fold")
+                for row in block.rows:
+                    table.add_row(*map(Text, row))
+                console.print(table)
+                console.print()
+
+
+def summary(analysis: Analysis) -> list[Block]:
+    """What the console shows of a report: the headline, a sentence per contrast, two tables, and the gaps."""
+    blocks: list[Block] = [Paragraph(line) for line in findings.headline(analysis)]
+    blocks.append(Bullets([findings.sentence(row, analysis) for row in analysis.contrasts]))
+    blocks += [Paragraph("Noise floor: " + findings.noise_floor(analysis)), *findings.console(analysis)]
+    missing, problems = analysis.study.missing, analysis.study.problems
+    if missing:
+        blocks.append(Paragraph(f"{len(missing)} declared verdict jobs have no run yet; README.md lists them."))
+    if problems:
+        blocks.append(Paragraph(f"{len(problems)} things could not be read and were left out:"))
+        blocks.append(Bullets([f"{problem.path.name}: {problem.reason}" for problem in problems]))
+    return blocks

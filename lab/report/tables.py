@@ -1,0 +1,293 @@
+"""The tables of a report, each cell formatted; a value nobody measured is a dash."""
+
+import math
+from collections.abc import Sequence
+
+from lab.report import statistics
+from lab.report.analysis import Analysis
+from lab.report.arms import Arm
+from lab.report.comparison import Comparison
+from lab.report.document import MISSING, Table, number, p_text, signed
+from lab.report.statistics import mean_sd
+from lab.report.study import Run
+
+MOST_TRACE_ROWS = 10
+TRACE_STEP = 10  # optimizer steps a row of the trace averages over, or a multiple of it
+
+
+def arms_table(analysis: Analysis) -> Table:
+    """Every arm: its part in the study, what it cost and what it reached."""
+    metric, judgement = analysis.judgement.metric, analysis.judgement
+    rows = []
+    for arm in analysis.arms:
+        values = arm.values(metric)
+        mean, sd = mean_sd(values)
+        best = _best(arm, analysis)
+        role = (
+            "baseline"
+            if arm.name == judgement.baseline
+            else "judged"
+            if arm.name in judgement.contrasts
+            else "described"
+        )
+        rows.append(
+            [
+                arm.name,
+                role,
+                str(len(values)),
+                str(len(arm.unfinished)),
+                "–" if arm.learning_rate is None else f"{arm.learning_rate:g}" + (" (edge)" if arm.at_edge else ""),
+                _count([run.record.trainable_params for run in arm.runs]),
+                number(mean),
+                number(sd),
+                _perplexity(metric, mean),
+                number(best[1] if best else None),
+                number(mean_sd(_known(arm.runs, "seconds.total"))[0], 1),
+            ]
+        )
+    columns = [
+        "arm", "role", "runs", "not completed", "learning rate", "trainable parameters",
+        f"mean {metric}", "SD", "perplexity", "best run", "seconds",
+    ]  # fmt: skip
+    caption = (
+        "Arms at their own learning rate: mean and standard deviation over seeds. Perplexity is exp of the mean loss."
+    )
+    return Table("arms", caption, columns, rows, text=("role",))
+
+
+def _perplexity(metric: str, mean: float | None) -> str:
+    """exp of the mean loss: the mean of exp would grow with the spread (Jensen)."""
+    return number(math.exp(mean), 2) if mean is not None and metric.endswith("loss") and mean < 50 else MISSING
+
+
+def best_run(analysis: Analysis) -> tuple[Run, float, Arm] | None:
+    """The single best run of all arms; None where none has the metric."""
+    found = [(best[0], best[1], arm) for arm in analysis.arms if (best := _best(arm, analysis))]
+    sign = -1 if analysis.judgement.higher_is_better else 1
+    return min(found, key=lambda each: sign * each[1]) if found else None
+
+
+def ranking(analysis: Analysis) -> list[tuple[Arm, float]]:
+    """Arms by their mean, best first; an arm without a completed run has no place."""
+    means = [
+        (arm, mean) for arm in analysis.arms if (mean := mean_sd(arm.values(analysis.judgement.metric))[0]) is not None
+    ]
+    return sorted(means, key=lambda each: each[1], reverse=analysis.judgement.higher_is_better)
+
+
+def frontier_arms(analysis: Analysis) -> list[str]:
+    """Names of the arms whose mean no arm with at most as many trainable parameters beats."""
+    sign = -1.0 if analysis.judgement.higher_is_better else 1.0
+    known = []
+    for arm in analysis.arms:
+        mean, _ = mean_sd(arm.values(analysis.judgement.metric))
+        counts = [run.record.trainable_params for run in arm.runs if run.record.trainable_params]
+        if mean is not None and counts:
+            known.append((counts[0], sign * mean, arm.name))
+    return [
+        name for p, m, name in sorted(known) if not any((q <= p and k < m) or (q < p and k <= m) for q, k, _ in known)
+    ]
+
+
+def _best(arm: Arm, analysis: Analysis) -> tuple[Run, float] | None:
+    runs = [(run, value) for run in arm.runs if (value := run.value(analysis.judgement.metric)) is not None]
+    sign = -1 if analysis.judgement.higher_is_better else 1
+    return min(runs, key=lambda each: sign * each[1]) if runs else None
+
+
+def contrasts_table(analysis: Analysis) -> Table | None:
+    """The judged contrasts and the A/A row, with everything a verdict rests on."""
+    rows = ([analysis.aa] if analysis.aa else []) + analysis.contrasts
+    if not rows:
+        return None
+    columns = ["contrast", "pairs", "difference", "95 % interval", "p", "Holm p", "TOST p", "verdict", "because"]
+    cells = [
+        [
+            _versus(row),
+            str(row.statistics.pairs),
+            signed(row.statistics.mean),
+            _interval(row.statistics.ci_low, row.statistics.ci_high),
+            p_text(row.statistics.p_value),
+            p_text(row.p_adjusted),
+            p_text(row.statistics.p_equivalence),
+            _verdict(row),
+            row.reason,
+        ]
+        for row in rows
+    ]
+    unit = "" if analysis.judgement.margin is None else f" Margin ±{number(analysis.judgement.margin)}."
+    caption = f"Differences a − b in {analysis.judgement.metric}, paired by seed.{unit}"
+    return Table("contrasts", caption, columns, cells, text=("verdict", "because"))
+
+
+def information_table(analysis: Analysis) -> Table | None:
+    """What is shown beside the verdicts and decides none of them."""
+    rows = [row for row in analysis.contrasts if row.differences]
+    if not rows:
+        return None
+    cells = []
+    for row in rows:
+        low, high = statistics.bootstrap_interval(row.differences)
+        wanted = number(row.seeds_to_decide, 0) if row.seeds_to_decide else MISSING
+        if row.verdict == "inconclusive" and row.seeds_to_decide is None:
+            wanted = f"> {statistics.MOST_SEEDS}"
+        cells.append(
+            [
+                _versus(row),
+                number(row.statistics.sd),
+                _interval(low, high),
+                p_text(statistics.wilcoxon_p(row.differences)),
+                wanted,
+            ]
+        )
+    columns = ["contrast", "SD of differences", "bootstrap interval", "Wilcoxon p", "seeds that would decide"]
+    caption = "Information, not verdicts. Seeds that would decide: at 80 % power, were mean and spread the true ones."
+    return Table("information", caption, columns, cells)
+
+
+def described_table(analysis: Analysis) -> Table | None:
+    """Everything else that was measured, against the baseline: numbers without a verdict."""
+    rows = [row for row in analysis.comparisons if row.kind == "described" and row.statistics.mean is not None]
+    if not rows:
+        return None
+    cells = [
+        [
+            row.arm_a,
+            row.metric.replace("_", " "),
+            str(row.statistics.pairs),
+            _plain(row.statistics.mean, row.metric),
+            _span(row),
+        ]
+        for row in rows
+    ]
+    caption = (
+        f"Described, not judged: differences from {analysis.judgement.baseline}, without correction for their number."
+    )
+    return Table(
+        "described", caption, ["arm", "metric", "pairs", "difference", "95 % interval"], cells, text=("metric",)
+    )
+
+
+def ranks_table(analysis: Analysis) -> Table | None:
+    """A row per rank of a rank sweep."""
+    answers = analysis.ranks
+    if answers is None:
+        return None
+    by_name = {arm.name: arm for arm in analysis.arms}
+    found = {rank: by_name[name] for rank, name in answers.ranks.items()}
+    means = {rank: mean_sd(arm.values(analysis.judgement.metric))[0] for rank, arm in found.items()}
+    known = [mean for mean in means.values() if mean is not None]
+    start = answers.base if answers.base is not None else means[min(found)]
+    best = (max if analysis.judgement.higher_is_better else min)(known) if known else None
+    rows = []
+    for rank, arm in found.items():
+        mean = means[rank]
+        share = None
+        if mean is not None and start is not None and best is not None and start != best:
+            share = 100 * (start - mean) / (start - best)
+        seconds, _ = mean_sd(_known(arm.runs, "seconds.train"))
+        rows.append(
+            [
+                str(rank),
+                arm.name,
+                str(len(arm.values(analysis.judgement.metric))),
+                number(mean),
+                number(share, 1),
+                _count([run.record.trainable_params for run in arm.runs]),
+                number(seconds, 1),
+            ]
+        )
+    mean_of = f"mean {analysis.judgement.metric}"
+    columns = ["rank", "arm", "runs", mean_of, "share of the gain (%)", "trainable parameters", "training seconds"]
+    origin = "the untrained base" if answers.base is not None else f"rank {min(found)}"
+    return Table("ranks", f"Ranks; the gain is counted from {origin}.", columns, rows, text=("arm",))
+
+
+def trace_table(analysis: Analysis, column: str, name: str, caption: str) -> Table | None:
+    """A column of metrics.csv over the steps of training, each row a mean over its window and over seeds."""
+    arms = [arm for arm in analysis.arms if any(run.curve(column)[0] for run in arm.runs)]
+    if not arms:
+        return None
+    last = int(max(run.curve(column)[0][-1] for arm in arms for run in arm.runs if run.curve(column)[0]))
+    window = TRACE_STEP * max(1, math.ceil(last / TRACE_STEP / MOST_TRACE_ROWS))
+    rows = []
+    for end in [*range(window, last, window), last]:
+        start = (end - 1) // window * window
+        cells = []
+        for arm in arms:
+            per_run = [_mean_within(run, column, start, end) for run in arm.runs]
+            cells.append(number(mean_sd([value for value in per_run if value is not None])[0]))
+        rows.append([f"{start + 1} to {end}", *cells])
+    return Table(name, caption, ["steps", *(arm.name for arm in arms)], rows)
+
+
+def _mean_within(run: Run, column: str, start: int, end: int) -> float | None:
+    inside = [value for step, value in zip(*run.curve(column), strict=True) if start < step <= end]
+    return mean_sd(inside)[0]
+
+
+def unfinished_table(analysis: Analysis) -> Table | None:
+    """Every run that did not complete; none of them is in any mean or ranking."""
+    if not analysis.unfinished:
+        return None
+    rows = [
+        [run.name, run.record.arm or MISSING, run.record.stage or MISSING, run.status, run.error or MISSING]
+        for run in analysis.unfinished
+    ]
+    columns = ["run", "arm", "stage", "status", "reason"]
+    return Table("not_completed", "Runs that did not complete.", columns, rows, text=columns)
+
+
+def runs_table(analysis: Analysis) -> Table:
+    """Every completed run that a mean or an A/A pair rests on."""
+    metric = analysis.judgement.metric
+    shown = list(dict.fromkeys([metric, "test_loss", "val_loss", "train_loss", "test_accuracy", "forgetting"]))
+    pairs = [(arm, run) for arm in analysis.arms for run in (*arm.runs, *arm.twins)]
+    kept = [name for name in shown if any(run.value(name) is not None for _, run in pairs)]
+    rows = [
+        [
+            run.name,
+            arm.name + (" (A/A)" if run in arm.twins else ""),
+            str(run.record.seed),
+            str(run.record.data_seed),
+            *(number(run.value(name)) for name in kept),
+            number(run.value("seconds.total"), 1),
+        ]
+        for arm, run in pairs
+    ]
+    columns = ["run", "arm", "seed", "data seed", *(name.replace("_", " ") for name in kept), "seconds"]
+    return Table("runs", "Every completed run at its arm's learning rate.", columns, rows, text=("arm",))
+
+
+def _known(runs: Sequence[Run], name: str) -> list[float]:
+    return [value for run in runs if (value := run.value(name)) is not None]
+
+
+def _count(values: Sequence[int | None]) -> str:
+    known = sorted({value for value in values if value is not None})
+    return MISSING if not known else f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
+
+
+def _verdict(row: Comparison) -> str:
+    """The verdict with the winner's name in it."""
+    named = {"a_better": f"{row.arm_a} better", "b_better": f"{row.arm_b} better"}
+    return named.get(row.verdict, row.verdict.replace("_", " "))
+
+
+def _versus(row: Comparison) -> str:
+    return f"{row.arm_a} vs itself (A/A)" if row.kind == "aa" else f"{row.arm_a} vs {row.arm_b}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return MISSING if low is None or high is None else f"{signed(low)} to {signed(high)}"
+
+
+def _plain(value: float | None, metric: str) -> str:
+    if metric == "peak_memory_bytes" and value is not None:
+        return f"{value / 1e6:+,.1f} MB"
+    return signed(value, 1 if metric.startswith("seconds") else 4)
+
+
+def _span(row: Comparison) -> str:
+    s = row.statistics
+    return MISSING if s.ci_low is None else f"{_plain(s.ci_low, row.metric)} to {_plain(s.ci_high, row.metric)}"
