@@ -98,7 +98,7 @@ def read(run_dir: Path) -> Recorded:
     path = Path(run_dir) / FOLDER / FILE
     if not path.is_file():
         raise UsageError(
-            f"{run_dir} holds no ledger; only runs with svd_policy=observe or a policy that decides keep one."
+            f"{run_dir} holds no ledger; run with svd_policy=observe, or a policy that decides, to keep one."
         )
     lines, cut = _whole_lines(path)
     if not lines or lines[0].get("schema") != SCHEMA:

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--suggest", action="store_true", help="propose thresholds from what was recorded")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="where your own svd_policy/*.yaml are")
     parser.add_argument("--to", type=Path, metavar="DIR", help="where results go; default RUN/replay")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
         _run(given)
     except UsageError as error:

@@ -14,19 +14,19 @@ class Blocked:
 
     reason: str  # of the rule
     clause: Reach  # where its best value comes closest to the limit
-    layers: int  # where this clause cannot hold
-    of_layers: int
+    failing: int  # spectra at which this clause cannot hold
+    of: int
 
     def __str__(self) -> str:
         best = "undefined" if self.clause.best is None else f"{self.clause.best:.4g}"
         return (
-            f"{self.reason} cannot fire: {self.clause.name} {self.clause.op} {self.clause.limit:g} can hold in "
-            f"{self.of_layers - self.layers} of {self.of_layers} layers (best {best}); it needs {self.clause.needs}."
+            f"{self.reason} cannot fire: {self.clause.name} {self.clause.op} {self.clause.limit:g} can hold at "
+            f"{self.of - self.failing} of {self.of} spectra (best {best}); it needs {self.clause.needs}."
         )
 
 
 def blocked_rules(policy: SvdPolicy, rows: Iterable[Row]) -> list[Blocked]:
-    """The rules that can fire in no layer at the given rows' spectra (one row per layer); empty where all can."""
+    """The rules that can fire at none of the given rows' spectra; empty where each can at some."""
     reaches = [reach for row in rows if (reach := {item.name: item for item in policy.reach(row)})]
     found = []
     for reason, names in policy.rules.items():
@@ -34,9 +34,9 @@ def blocked_rules(policy: SvdPolicy, rows: Iterable[Row]) -> list[Blocked]:
         everywhere = all(any(not reach[name].can_hold for name in names) for reach in reaches)
         if not misses or not everywhere:
             continue
-        name, layers = misses.most_common(1)[0]
+        name, failing = misses.most_common(1)[0]
         nearest = min((reach[name] for reach in reaches), key=_shortfall)
-        found.append(Blocked(reason, nearest, layers, len(reaches)))
+        found.append(Blocked(reason, nearest, failing, len(reaches)))
     return found
 
 

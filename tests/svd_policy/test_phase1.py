@@ -109,9 +109,8 @@ def test_phase1_decides_as_the_seed_did_and_bit_for_bit_on_the_same_numbers(name
                 assert decision.rank == seed_next_r(S, before[1], r)
         before = (U, S)
     assert reasons[0] == "first_analysis"
-    assert ("gradient_clobbering_risk" in reasons) and (
-        ("optimal_lowrank_conditions" in reasons) == (kind == "low_rank")
-    )
+    assert "gradient_clobbering_risk" in reasons
+    assert ("optimal_lowrank_conditions" in reasons) == (kind == "low_rank")
 
 
 @pytest.mark.parametrize("drift", [0.01, 0.3, None])
@@ -151,7 +150,7 @@ def test_a_gaussian_weight_cannot_meet_the_seeds_rule_and_the_arithmetic_says_so
     assert "always so when principal_danger does not hold" in reach["minor_safe"].needs
     (blocked,) = blocked_rules(make_policy(settings()), [row])
     assert str(blocked).startswith(
-        "optimal_lowrank_conditions cannot fire: reconstruction_safe < 0.01 can hold in 0 of 1"
+        "optimal_lowrank_conditions cannot fire: reconstruction_safe < 0.01 can hold at 0 of 1"
     )
 
 

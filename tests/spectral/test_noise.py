@@ -1,0 +1,65 @@
+"""Edges and spikes on matrices of pure noise and of noise with planted signal."""
+
+import math
+
+import pytest
+import torch
+
+from lab.spectral.noise import (
+    gavish_donoho_threshold,
+    intruders,
+    marchenko_pastur_edge,
+    noise_level,
+    spikes,
+    spikes_of_change,
+)
+
+
+def noise(shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_edge_is_where_noise_ends():
+    top = torch.linalg.svdvals(2 * noise((600, 300), 0))[0]
+    assert float(top) == pytest.approx(marchenko_pastur_edge((600, 300), 2.0), rel=0.02)
+
+
+def test_the_noise_level_survives_a_signal():
+    W = 0.5 * noise((300, 200), 1) + 40 * noise((300, 3), 2) @ noise((3, 200), 3)
+    assert noise_level(torch.linalg.svdvals(W), (300, 200)) == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.5, 0.25, 0.1])
+def test_the_hard_threshold_is_the_published_one(beta):
+    found = gavish_donoho_threshold(torch.ones(100), (int(100 / beta), 100))
+    # the authors' cubic, which they give as accurate to about 0.02; 2.858 for square is theirs too
+    assert found == pytest.approx(0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43, abs=0.02)
+    assert beta < 1 or found == pytest.approx(2.858, abs=1e-3)
+
+
+def test_pure_noise_has_spikes_as_rarely_as_stated():
+    counts = [spikes(torch.linalg.svdvals(noise((96, 64), seed)), (96, 64)) for seed in range(200)]
+    assert sum(count > 0 for count in counts) <= 10  # 1 in 100 expected, and the noise level is itself estimated
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 96)])
+def test_planted_directions_are_counted(shape):
+    edge = math.sqrt(shape[0]) + math.sqrt(shape[1])
+    U, V = torch.linalg.qr(noise((shape[0], 3), 5)).Q, torch.linalg.qr(noise((shape[1], 3), 6)).Q
+    change = noise(shape, 7) + 2 * edge * U @ V.T
+    W0 = noise(shape, 8)
+    assert spikes_of_change(W0 + change, W0) == 3
+
+
+def test_a_change_of_low_rank_without_noise_counts_its_rank_and_no_change_counts_nothing():
+    W0 = noise((60, 40), 9)
+    assert spikes_of_change(W0 + noise((60, 2), 1) @ noise((2, 40), 2), W0) == 2
+    assert spikes_of_change(W0, W0) == 0
+
+
+def test_intruders_are_new_directions_and_scaled_old_ones_are_not():
+    U, S, Vh = torch.linalg.svd(noise((60, 40), 10), full_matrices=False)
+    W0 = U[:, :20] @ torch.diag(S[:20]) @ Vh[:20]
+    assert intruders(W0 + 5 * S[0] * U[:, 3:4] @ Vh[3:4], W0, k=5) == 0
+    assert intruders(W0 + 5 * S[0] * U[:, 30:31] @ Vh[30:31], W0, k=5) == 1
+    assert intruders(W0, torch.zeros(60, 40), k=5) == 5

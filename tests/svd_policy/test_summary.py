@@ -1,0 +1,55 @@
+"""What was in the way, from decisions with known numbers."""
+
+import pytest
+
+from lab.svd_policy.summary import approaches, summarise
+
+RULES = {"both": ("a", "b")}
+
+
+def decision(step, a, b, layer="q"):
+    clauses = [
+        {"name": "a", "op": ">", "value": a, "limit": 1.0, "margin": a - 1, "holds": a > 1, "chance": None},
+        {"name": "b", "op": "<", "value": b, "limit": 0.1, "margin": 0.1 - b, "holds": b < 0.1, "chance": None},
+    ]
+    fires = a > 1 and b < 0.1
+    return {"step": step, "layer": layer, "reason": "both" if fires else "no", "clauses": clauses}
+
+
+def test_the_binding_clause_is_the_one_that_failed_most_and_alone():
+    rows = [decision(20, 0.5, 0.3), decision(40, 2, 0.2), decision(60, 2, 0.15), decision(80, 0.9, 0.05)]
+    (found,) = summarise(rows, RULES)
+    assert (found.ticks, found.fired, found.first_fire) == (4, 0, None)
+    assert (found.binding, found.failed, found.alone) == ("b", {"a": 2, "b": 3}, {"b": 2, "a": 1})
+
+
+def test_the_nearest_miss_is_the_smallest_worst_shortfall_relative_to_its_limit():
+    rows = [decision(20, 0.5, 0.05), decision(40, 0.9, 0.12), decision(60, 2, 0.15)]
+    (found,) = summarise(rows, RULES)
+    # worst shortfalls: 0.5 of 1 at 20; 0.1 of 1 and 0.02 of 0.1 at 40; 0.05 of 0.1 at 60
+    assert (found.nearest.step, found.nearest.clause) == (40, "b")
+    assert found.nearest.shortfall == pytest.approx(0.2)
+
+
+def test_a_rule_that_fires_says_when_first_and_warm_up_ticks_do_not_count():
+    rows = [
+        {"step": 0, "layer": "q", "reason": "warmup", "clauses": []},
+        decision(20, 2, 0.05),
+        decision(40, 0.5, 0.05),
+    ]
+    (found,) = summarise(rows, RULES)
+    assert (found.ticks, found.fired, found.first_fire, found.binding) == (2, 1, 20, "a")
+
+
+def test_layers_are_summarised_apart():
+    found = summarise([decision(20, 2, 0.05, "q"), decision(20, 0.5, 0.5, "k")], RULES)
+    assert [(row.layer, row.fired) for row in found] == [("q", 1), ("k", 0)]
+
+
+def test_an_approach_extrapolates_the_line_through_the_last_ticks():
+    rows = [decision(step, 0.5 + step / 200, 0.5) for step in (20, 40, 60, 80)]
+    found = {item.clause: item for item in approaches(rows)}
+    assert found["a"].slope == pytest.approx(1 / 200)
+    assert found["a"].eta == pytest.approx(20)  # 0.9 at step 80 reaches 1.0 at step 100
+    assert found["b"].eta is None  # it does not move
+    assert approaches(rows)[0].clause == "a"  # nearest to its limit
