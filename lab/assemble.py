@@ -3,14 +3,14 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from lab import build
 from lab.adapter.initialise import initialise
-from lab.adapter.install import install, scaling_factor
+from lab.adapter.install import Scaling, install, scaling_factor
 from lab.adapter.state import load_adapter_state
 from lab.adapter.verify import Applied, verify
 from lab.config import RunConfig
@@ -22,6 +22,9 @@ from lab.layer import Target, find_targets, weight_of
 from lab.model import weights_sha256
 from lab.training.hardware import Resolved
 from lab.training.look import Look
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass
@@ -122,7 +125,7 @@ def adapt(
     weights = {target.name: weight_of(modules[target.name]) for target in targets}
     generator = torch.Generator().manual_seed(config.seed)
     plan = strategy.allocate(targets, config.rank, weights, of_strategy, generator)
-    scaling = scaling_factor(config.alpha, config.rank, config.scaling)
+    scaling = scaling_factor(config.alpha, config.rank, cast(Scaling, config.scaling))
     adapted = _installed(net, targets, plan, config)
     filled = initialise(adapted, scheme, targets, of_scheme, seed=config.seed)
     applied = verify(adapted, targets, plan, scaling, filled, use_dora=config.adapter.use_dora)
@@ -164,14 +167,14 @@ def readapt(net: nn.Module, targets: list[Target], config: RunConfig, checkpoint
     return Adapted(adapted, targets, structure)
 
 
-def _installed(net: nn.Module, targets: list[Target], plan: dict[str, int], config: RunConfig) -> nn.Module:
+def _installed(net: nn.Module, targets: list[Target], plan: dict[str, int], config: RunConfig) -> "PeftModel":
     return install(
         net,
         targets,
         plan,
         rank=config.rank,
         alpha=config.alpha,
-        scaling=config.scaling,
+        scaling=cast(Scaling, config.scaling),
         dropout=config.adapter.dropout,
         use_dora=config.adapter.use_dora,
     )

@@ -27,6 +27,7 @@ class Svd(WithOffset):
     source: Literal["gradient", "warmup", "teacher"]
     size: float  # ‖s B A‖_F as a share of ‖W‖_F; source=gradient only
     warmup_steps: int  # optimizer steps of the full-rank run whose ΔW is taken; source=warmup only
+    warmup_lr: float  # AdamW's rate in that run, constant
     teacher: str | None  # folder or hub name of the fine-tuned model; source=teacher only
     svd: Algorithm
     offset: Offset | Literal["auto"]  # type: ignore[assignment]
@@ -43,6 +44,8 @@ class Svd(WithOffset):
             raise UsageError(
                 f"init.warmup_steps={self.warmup_steps} leaves no weight change to decompose; use 1 or more."
             )
+        if not self.warmup_lr > 0:
+            raise UsageError(f"init.warmup_lr={self.warmup_lr} must be above 0, such as 1e-4.")
         if not (self.size > 0 and math.isfinite(self.size)):
             raise UsageError(f"init.size={self.size} is not a positive number; it is a share of ‖W‖ such as 0.01.")
 

@@ -1,18 +1,27 @@
 """What training data says about each layer before the first step: gathered once, on training examples only."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from lab.data.encode import Sample
 from lab.errors import UsageError
 from lab.init import Evidence, Need
-from lab.layer import Target, weight_of
+from lab.layer import Target
 from lab.training.evaluate import batches_of
 from lab.training.loader import collate
 from lab.training.loss import LabelGate, token_loss
+from lab.training.progress import console
+
+GATHERED: frozenset[Need] = frozenset({"gradient", "gradient_square", "activations"})
+TOKENS_PER_BATCH = 4096  # padded; a backward pass keeps its activations, so half of what an evaluation takes
+SHARE_OF_FREE_MEMORY = 0.5  # of a GPU's free memory may hold sums; the rest is for the backward pass
 
 
 def choose(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
@@ -28,97 +37,202 @@ def gather(
     needs: frozenset[Need],
     pad_id: int,
     device: torch.device,
+    sum_bytes: int | None = None,
 ) -> dict[str, Evidence]:
     """The Evidence each target needs, from a few training examples; the net comes back as it was.
 
-    Gradients are of the mean loss over the labelled tokens, float32, (out, in); activations are the mean of x xᵀ over
-    all real tokens that reach the layer. Raises UsageError where a gradient is not finite, naming the layer.
+    All float32. `gradient` (out, in) is of the mean loss over all labelled tokens; `gradient_square` (out, in) the
+    mean over *examples* of the square of each one's own mean-loss gradient, the diagonal of the empirical Fisher
+    information (Kunstner et al. 2019, arXiv:1905.12558), so it takes one backward pass per example; `activations`
+    (in, in) is the mean of x xᵀ over all real tokens that reach the layer. Processes share the examples, and every one
+    returns the same means. Sums beyond `sum_bytes` (None: half of a GPU's free memory, no limit on a CPU) are gathered
+    for a group of layers at a time, a pass over the examples each, and put in host memory: the numbers are the same.
+    Raises UsageError without samples, on a packed weight whose gradient is wanted, and naming the first layer where
+    something is not finite.
     """
-    known: frozenset[Need] = frozenset({"gradient", "activations"})
-    if needs - known:
-        raise UsageError(f"evidence {', '.join(sorted(needs - known))} cannot be gathered in a plain run.")
+    if needs - GATHERED:
+        raise UsageError(f"evidence {', '.join(sorted(needs - GATHERED))} is not known; there are {sorted(GATHERED)}.")
     if not needs:
         return {target.name: Evidence() for target in targets}
     if not samples:
         raise UsageError("this init or rank strategy looks at training data, and the data set has no training side.")
-    modules = dict(net.named_modules())
-    gradients: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    rows: dict[str, int] = {}
-    real: list[Tensor] = []  # which positions of the batch in flight are real tokens
-    handles = []
-    frozen = {name: p.requires_grad for name, p in net.named_parameters()}
-    for p in net.parameters():
-        p.requires_grad_(False)
-    for target in targets:
-        module = modules[target.name]
-        if "gradient" in needs:
-            module.weight.requires_grad_(True)
-            handles.append(module.weight.register_post_accumulate_grad_hook(_adder(gradients, target, module)))
-        if "activations" in needs:
-            handles.append(module.register_forward_pre_hook(_observer(moments, rows, real, target.name)))
-    gate = LabelGate(net)
-    labels = 0
-    was_training = net.training
-    net.eval()
-    try:
-        with torch.set_grad_enabled("gradient" in needs):
-            for batch in batches_of(samples, tokens=4096):
-                tensors = {key: value.to(device) for key, value in collate(batch, pad_id).items()}
-                lengths = torch.tensor([len(sample.input_ids) for sample in batch], device=device)
-                real[:] = [torch.arange(tensors["input_ids"].shape[1], device=device) < lengths[:, None]]
-                nats = token_loss(net, gate, **tensors)
-                if "gradient" in needs:
-                    nats.backward()
-                labels += sum(int((sample.labels != -100).sum()) for sample in batch)
-    finally:
-        net.train(was_training)
-        for handle in handles:
-            handle.remove()
-        for name, p in net.named_parameters():
-            p.requires_grad_(frozen[name])
-            p.grad = None
-    out = {}
-    for target in targets:
-        gradient = gradients[target.name] / labels if "gradient" in needs else None
-        activation = moments[target.name] / rows[target.name] if "activations" in needs else None
-        for what, tensor in (("gradient", gradient), ("activations", activation)):
-            if tensor is not None and not torch.isfinite(tensor).all():
-                raise UsageError(
-                    f"the {what} of {target.name} is not finite; lower precision or bad data? Nothing was trained."
-                )
-        out[target.name] = Evidence(gradient=gradient, activations=activation, num_tokens=labels)
+    if sum_bytes is None and device.type == "cuda":
+        sum_bytes = int(SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0])
+    groups = list(_groups(targets, needs, sum_bytes))
+    batches = [[s] for s in samples] if "gradient_square" in needs else list(batches_of(samples, TOKENS_PER_BATCH))
+    out: dict[str, Evidence] = {}
+    with _observed(net) as gate, _bar(len(groups) * len(batches), needs) as advance:
+        for group in groups:
+            sums = _pass(net, gate, group, batches, needs, pad_id, device, advance)
+            out |= {target.name: sums.evidence(target, offload=len(groups) > 1) for target in group}
     return out
 
 
-def _adder(gradients: dict[str, Tensor], target: Target, module: nn.Module):  # type: ignore[no-untyped-def]
-    def hook(weight: Tensor) -> None:
-        assert weight.grad is not None
-        gradient = (weight.grad.T if target.transposed else weight.grad).float()
-        gradients[target.name] = gradients[target.name] + gradient if target.name in gradients else gradient.clone()
-        weight.grad = None
-
-    assert weight_of(module).shape == target.shape
-    return hook
+def _size(target: Target, needs: frozenset[Need]) -> int:
+    out, inner = target.shape
+    return 4 * (len(needs - {"activations"}) * out * inner + ("activations" in needs) * inner * inner)
 
 
-def _observer(moments: dict[str, Tensor], rows: dict[str, int], real: list[Tensor], name: str):  # type: ignore[no-untyped-def]
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach()[real[0]].float()
-        moment = x.T @ x
-        moments[name] = moments[name] + moment if name in moments else moment
-        rows[name] = rows.get(name, 0) + len(x)
+def _groups(targets: Sequence[Target], needs: frozenset[Need], limit: int | None) -> Iterator[list[Target]]:
+    """Neighbouring targets whose sums fit the limit together; a single one may exceed it."""
+    group: list[Target] = []
+    used = 0
+    for target in targets:
+        size = _size(target, needs)
+        if group and limit is not None and used + size > limit:
+            yield group
+            group, used = [], 0
+        group.append(target)
+        used += size
+    yield group
 
-    return hook
 
+@dataclass
+class _Sums:
+    """Running sums of one pass over the examples."""
 
-def average_over_ranks(evidence: dict[str, Evidence]) -> dict[str, Evidence]:
-    """The mean of every tensor over the processes; a no-op in a single one."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return evidence
-    for item in evidence.values():
-        for tensor in (item.gradient, item.activations):
-            if tensor is not None:
+    gradient: dict[str, Tensor] = field(default_factory=dict)
+    gradient_square: dict[str, Tensor] = field(default_factory=dict)
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    rows: int = 0  # real tokens
+    labels: int = 0
+    examples: int = 0
+    real: Tensor | None = None  # (examples, time): which positions of the batch in flight are real tokens
+    batch_labels: int = 0
+
+    def adder(self, target: Target, needs: frozenset[Need]) -> Callable[[Tensor], None]:
+        """A hook that takes a weight's gradient into the sums and frees it."""
+
+        def hook(weight: Tensor) -> None:
+            assert weight.grad is not None
+            gradient = (weight.grad.T if target.transposed else weight.grad).float()
+            if "gradient" in needs:
+                self.gradient[target.name].add_(gradient)
+            if "gradient_square" in needs:
+                self.gradient_square[target.name].addcmul_(gradient, gradient, value=max(1, self.batch_labels) ** -2)
+            weight.grad = None
+
+        return hook
+
+    def observer(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """A hook that takes a layer's inputs into the sum of x xᵀ."""
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0].detach()[self.real].float()
+            self.activations[name].addmm_(x.T, x)
+
+        return hook
+
+    def share(self, device: torch.device) -> None:
+        """Add up over the processes."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        for sums in (self.gradient, self.gradient_square, self.activations):
+            for tensor in sums.values():
                 dist.all_reduce(tensor)
-                tensor /= dist.get_world_size()
-    return evidence
+        counts = torch.tensor([self.rows, self.labels, self.examples], device=device)
+        dist.all_reduce(counts)
+        self.rows, self.labels, self.examples = counts.tolist()
+
+    def evidence(self, target: Target, offload: bool) -> Evidence:
+        """The means of one layer; raises UsageError where one is not finite."""
+        found: dict[str, Tensor] = {}
+        for what, count in (
+            ("gradient", self.labels),
+            ("gradient_square", self.examples),
+            ("activations", self.rows),
+        ):
+            total: Tensor | None = getattr(self, what).pop(target.name, None)
+            if total is None:
+                continue
+            mean = total / count
+            if not bool(torch.isfinite(mean).all()):
+                raise UsageError(
+                    f"the {what} of {target.name} is not finite on the training examples, so nothing was trained; look "
+                    f"for broken weights or data, or raise hardware.precision."
+                )
+            found[what] = mean.cpu() if offload else mean
+        return Evidence(**found, num_tokens=self.labels)
+
+
+def _pass(
+    net: nn.Module,
+    gate: LabelGate,
+    group: Sequence[Target],
+    batches: Sequence[list[Sample]],
+    needs: frozenset[Need],
+    pad_id: int,
+    device: torch.device,
+    advance: Callable[[], None],
+) -> _Sums:
+    """One pass over this process's share of the batches, for a group of layers."""
+    sums, handles = _Sums(), []
+    backward = bool(needs & {"gradient", "gradient_square"})
+    modules: dict[str, Any] = dict(net.named_modules())
+    for target in group:
+        module = modules[target.name]
+        if backward:
+            if not module.weight.is_floating_point():
+                raise UsageError(
+                    f"{target.name} is quantised and has no gradient; load the base unquantised, or choose an init and "
+                    f"a rank strategy that look at weights or activations."
+                )
+            module.weight.requires_grad_(True)
+            handles.append(module.weight.register_post_accumulate_grad_hook(sums.adder(target, needs)))
+        if "activations" in needs:
+            sums.activations[target.name] = torch.zeros(target.shape[1], target.shape[1], device=device)
+            handles.append(module.register_forward_pre_hook(sums.observer(target.name)))
+        for what in needs - {"activations"}:
+            getattr(sums, what)[target.name] = torch.zeros(target.shape, device=device)
+    distributed = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    try:
+        with torch.set_grad_enabled(backward):
+            for i, batch in enumerate(batches):
+                advance()
+                if i % world != rank:
+                    continue
+                tensors = {key: value.to(device) for key, value in collate(batch, pad_id).items()}
+                lengths = torch.tensor([len(sample.input_ids) for sample in batch], device=device)
+                sums.real = torch.arange(tensors["input_ids"].shape[1], device=device) < lengths[:, None]
+                sums.batch_labels = sum(int((sample.labels[1:] != -100).sum()) for sample in batch)
+                nats = token_loss(net, gate, **tensors)
+                if backward:
+                    nats.backward()  # type: ignore[no-untyped-call]
+                sums.rows += int(lengths.sum())
+                sums.labels += sums.batch_labels
+                sums.examples += len(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for target in group:
+            modules[target.name].weight.requires_grad_(False)
+    sums.share(device)
+    return sums
+
+
+@contextmanager
+def _observed(net: nn.Module) -> Iterator[LabelGate]:
+    """The net frozen, in eval mode and gated; given back as it was."""
+    trainable = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
+    was_training = net.training
+    net.requires_grad_(False).eval()
+    gate = LabelGate(net)
+    try:
+        yield gate
+    finally:
+        gate.handle.remove()
+        net.train(was_training)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(trainable[name])
+            parameter.grad = None
+
+
+@contextmanager
+def _bar(total: int, needs: frozenset[Need]) -> Iterator[Callable[[], None]]:
+    """A bar over the batches on a terminal, nothing elsewhere."""
+    what = ", ".join(sorted(needs)).replace("_", " ")
+    columns = (TextColumn(f"gathering {what}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)

@@ -17,6 +17,7 @@ def svd(source="gradient", **changes):
     defaults = {
         "size": 0.01,
         "warmup_steps": 20,
+        "warmup_lr": 1e-4,
         "teacher": "folder" if source == "teacher" else None,
         "svd": "randomised",
         "magnitude": "native",
