@@ -28,6 +28,14 @@ def make_optimizer(net: nn.Module, optim: Optim, device: torch.device) -> torch.
     )
 
 
+def total_steps(schedule: Schedule, steps_per_epoch: int) -> int:
+    """Optimizer steps of the run: whichever of max_steps and max_epochs ends first."""
+    ends = [schedule.max_steps] if schedule.max_steps is not None else []
+    if schedule.max_epochs is not None:
+        ends.append(schedule.max_epochs * steps_per_epoch)
+    return min(ends)
+
+
 def make_lr_lambda(schedule: Schedule, total_steps: int) -> "LrFactor":
     """The factor on the learning rate at a step."""
     return LrFactor(schedule.lr_scheduler, schedule.warmup_steps, total_steps)
