@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 
 def visible() -> list[str]:
     """The GPUs a process here may use, as CUDA_VISIBLE_DEVICES names them: that variable's, else all the driver has."""
@@ -46,3 +48,7 @@ def claim(folder: Path | None = None) -> Iterator[str]:
                 os.close(descriptor)
             return
         time.sleep(0.2)
+
+
+# For conf/hydra/launcher/joblib.yaml: how many jobs run at once is known only where they run.
+OmegaConf.register_new_resolver("gpu_count", jobs_at_once, replace=True)

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -90,6 +91,19 @@ def _check_outside(group: process_group.Outside, devices: int, alone: bool) -> N
             f"{group.starter} has started {group.world} processes and hardware.devices={devices}; give both the same "
             f"number, or start without {group.starter}: a job starts its own processes."
         )
+
+
+@contextmanager
+def directory_of_its_rank() -> Iterator[None]:
+    """Under torchrun or srun, keep Hydra of the ranks above 0 from making run directories: only rank 0's is one."""
+    group = process_group.outside()
+    if group is None or group.rank == 0:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="lab-rank-") as folder:
+        given = [arg for arg in sys.argv[1:] if not arg.startswith(("hydra.run.dir=", "hydra.output_subdir="))]
+        sys.argv[1:] = [*given, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+        yield
 
 
 def _join(run_dir: Path) -> record.RunRecord:

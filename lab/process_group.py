@@ -24,7 +24,7 @@ from lab.errors import UsageError
 RENDEZVOUS = "LAB_RENDEZVOUS"  # a file through which the ranks of our own group find each other; no port to be in use
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # USR1, USR2: Slurm's warning before the end
 STOPPED = 3  # a worker's exit status after an ending that is in the record: interrupted or diverged
-FAILURE_GRACE = 20.0  # seconds the other ranks have to notice that one has died
+FAILURE_GRACE = 10.0  # seconds the other ranks have to notice that one has died
 STOP_GRACE = 300.0  # seconds from a signal to the checkpoint; a scheduler that is in more of a hurry kills us itself
 
 # What a process group leaves in the environment; a job must not inherit it from another.

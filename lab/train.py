@@ -76,6 +76,11 @@ def main() -> None:
             sys.argv += launch.resume_in_place(Path(folder))
         except UsageError as error:
             sys.exit(str(error))
+    with launch.directory_of_its_rank():
+        _run_job()
+
+
+def _run_job() -> None:
     try:
         job()
     except SystemExit as end:

@@ -116,8 +116,8 @@ def join_group(resolved: Resolved) -> None:
         if resolved.accelerator == "gpu":
             torch.cuda.set_device(resolved.device)
         backend = "nccl" if resolved.accelerator == "gpu" else "gloo"
-        place = {"rank": int(os.environ["RANK"]), "world_size": resolved.devices}
-        dist.init_process_group(backend, init_method=f"file://{os.environ[RENDEZVOUS]}", **place)
+        meet = f"file://{os.environ[RENDEZVOUS]}"
+        dist.init_process_group(backend, init_method=meet, rank=int(os.environ["RANK"]), world_size=resolved.devices)
     found: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(found, versions())
     for name, mine in found[0].items():
