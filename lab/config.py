@@ -37,7 +37,7 @@ class Hardware:
 
 @dataclass
 class Optim:
-    """AdamW and clipping."""
+    """AdamW, optionally with Muon for matrices, and clipping."""
 
     lr: float = MISSING
     weight_decay: float = MISSING
@@ -45,6 +45,8 @@ class Optim:
     eps: float = MISSING
     max_grad_norm: float = MISSING
     lora_plus_ratio: float = MISSING
+    matrix_lr: float | None = None  # not null: Muon for the matrices of the blocks
+    momentum: float = 0.95
 
 
 @dataclass
@@ -226,6 +228,8 @@ def _problems(plain: dict[str, Any]) -> "Sequence[str]":
         found.append(f"adapter.dropout is a probability below 1; got {plain['adapter']['dropout']}.")
     if plain["schedule"]["max_epochs"] is None and plain["schedule"]["max_steps"] is None:
         found.append("schedule.max_epochs and schedule.max_steps are both null; give the run an end.")
+    if plain["method"] == "lora" and plain["optim"]["matrix_lr"] is not None:
+        found.append("optim=muon is for method=full: orthogonalising a LoRA factor's update is not Muon on the weight.")
     found += _batch_problems(plain)
     for pair, reason in INCOMPATIBLE:
         if all(_get(plain, key) == value for key, value in pair.items()):

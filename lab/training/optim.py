@@ -1,14 +1,36 @@
 """The optimizer and the learning-rate schedule."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from lab.config import Optim, Schedule
+from lab.training.muon import MuonAdamW
 
 
-def make_optimizer(net: nn.Module, optim: Optim, device: torch.device) -> torch.optim.AdamW:
+def make_optimizer(net: nn.Module, optim: Optim, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer that the config asks for, over the trainable parameters in module order."""
+    return make_adamw(net, optim, device) if optim.matrix_lr is None else make_muon(net, optim)
+
+
+def make_muon(net: Any, optim: Optim) -> MuonAdamW:
+    """Muon over the matrices of the blocks, AdamW over embeddings, output head and vectors."""
+    outside = {id(p) for module in net.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    head = net.get_output_embeddings() if hasattr(net, "get_output_embeddings") else None
+    outside |= {id(p) for p in head.parameters()} if head is not None else set()
+    trainable = [p for p in net.parameters() if p.requires_grad]
+    matrices = [p for p in trainable if p.ndim == 2 and id(p) not in outside]
+    inside = {id(p) for p in matrices}
+    rest = [p for p in trainable if id(p) not in inside]
+    shared = {"weight_decay": optim.weight_decay}
+    adamw = {"kind": "adamw", "lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps, **shared}
+    muon = {"kind": "muon", "lr": optim.matrix_lr, "momentum": optim.momentum, **shared}
+    return MuonAdamW([{"params": rest, **adamw}, {"params": matrices, **muon}])
+
+
+def make_adamw(net: nn.Module, optim: Optim, device: torch.device) -> torch.optim.AdamW:
     """Fused AdamW over the trainable parameters, in module order; B trains at lora_plus_ratio times the rate of A."""
     plain: list[tuple[str, nn.Parameter]] = []
     faster: list[tuple[str, nn.Parameter]] = []

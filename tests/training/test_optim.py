@@ -1,0 +1,61 @@
+"""The optimizers against torch's own and against what their papers promise."""
+
+import pytest
+import torch
+from torch import nn
+
+from lab import build, config
+from lab.training.muon import MuonAdamW, orthogonalise
+from lab.training.optim import LrFactor, make_optimizer
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96)])
+def test_orthogonalise_flattens_the_spectrum_and_keeps_the_frame(shape):
+    generator = torch.Generator().manual_seed(0)
+    update = torch.randn(shape, generator=generator)
+    u, _, vh = torch.linalg.svd(update, full_matrices=False)
+    found = orthogonalise(update)
+    core = u.T @ found @ vh.T
+    values = core.diagonal()
+    assert (core - torch.diag(values)).abs().max() < 1e-3
+    # Jordan et al.: the quintic takes singular values to about [0.7, 1.2]; tiny ones need more than five steps
+    large = torch.linalg.svdvals(update) > 0.05 * torch.linalg.matrix_norm(update, 2)
+    assert ((values > 0.6) & (values < 1.3))[large].all()
+
+
+def test_the_adamw_part_is_torchs_adamw():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 3), nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    settings = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    one = MuonAdamW([{"params": list(ours.parameters()), "kind": "adamw", **settings}])
+    other = torch.optim.AdamW(theirs.parameters(), **settings)
+    x, y = torch.randn(16, 5), torch.randn(16, 3)
+    for _ in range(20):
+        for net, optimizer in ((ours, one), (theirs, other)):
+            optimizer.zero_grad()
+            (net(x) - y).square().mean().backward()
+            optimizer.step()
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
+    settings = config.compose("model=micro", "method=full", "optim=muon")
+    net = build.make(settings.model).load(torch.float32, 0)
+    optimizer = make_optimizer(net, settings.optim, torch.device("cpu"))
+    kinds = {group["kind"]: group["params"] for group in optimizer.param_groups}
+    assert len(kinds["muon"]) == 2 * 7
+    assert all(p.ndim == 2 for p in kinds["muon"])
+    embedding = net.get_input_embeddings().weight
+    assert any(p is embedding for p in kinds["adamw"])
+    assert sum(len(params) for params in kinds.values()) == len(list(net.parameters()))
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    linear = LrFactor("linear", warmup=4, total=14)
+    assert [linear(k) for k in range(4)] == [0.2, 0.4, 0.6, 0.8]
+    assert linear(4) == 1.0
+    assert linear(9) == pytest.approx(0.5)
+    assert linear(14) == 0.0
+    assert LrFactor("cosine", 0, 10)(5) == pytest.approx(0.5)
+    assert LrFactor("constant", 0, 10)(9) == 1.0
