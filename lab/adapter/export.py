@@ -13,7 +13,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lab.adapter.delta import pair, truncate
+from lab.adapter.delta import pair, trained_base, truncate
 from lab.adapter.install import rank_settings
 from lab.adapter.layer import ADAPTER, adapted_layers
 from lab.adapter.mismatch import Mismatch
@@ -21,6 +21,7 @@ from lab.errors import UsageError
 from lab.rank_strategy import RankPlan
 
 WEIGHTS = "adapter_model.safetensors"
+BASE = "base"  # folder inside an adapter's that holds the base it was trained on, where that is not the pristine one
 PREFIX = "base_model.model."
 
 
@@ -45,7 +46,8 @@ def export(
     With an offset the folder holds [A; A₀] and [B, −B₀], rank 2r, scaling unchanged. `rank` cuts each module to at
     most that many directions, the best ones, and the result states the energy dropped. `base_model` overrides the
     name of the base that the config gives. Where a scheme replaced weights (LoftQ) the adapter belongs on that base,
-    `delta.trained_base`, and `bases_replaced` counts them. Raises UsageError for a rank below 1, or any with DoRA.
+    so it is saved beside, in `directory/base`; `bases_replaced` counts those weights. Raises UsageError for a rank
+    below 1, or any with DoRA.
     """
     layers = adapted_layers(model)
     use_dora = any(layer.magnitude is not None for layer in layers.values())
@@ -90,6 +92,9 @@ def export(
     save_file({key: t.float().cpu().contiguous() for key, t in tensors.items()}, partial, metadata={"format": "pt"})
     partial.replace(directory / WEIGHTS)
     config.save_pretrained(str(directory))
+    replaced = sum(layer.base_replaced for layer in layers.values())
+    if replaced:
+        trained_base(model).save_pretrained(directory / BASE)
     total = sum(energy.values())
     return Exported(
         directory=directory,
@@ -97,7 +102,7 @@ def export(
         scaling=scaling,
         dropped_energy={name: dropped[name] / energy[name] if energy[name] else 0.0 for name in layers},
         total_dropped_energy=sum(dropped.values()) / total if total else 0.0,
-        bases_replaced=sum(layer.base_replaced for layer in layers.values()),
+        bases_replaced=replaced,
     )
 
 
