@@ -10,9 +10,9 @@ LAB = Path(__file__).resolve().parent.parent / "lab"
 
 # Every part may import only those before it, so every arrow runs down and there are no circles.
 ORDER = (
-    *("errors", "cache", "record", "spectral", "ledger", "layer", "data", "model"),
+    *("errors", "cache", "record", "gpus", "process_group", "spectral", "ledger", "layer", "data", "model"),
     *("init", "rank_strategy", "svd_policy", "adapter", "switch", "sweep", "report"),
-    *("build", "config", "training", "assemble", "session", "worker", "launch", "train"),
+    *("build", "config", "suggest", "training", "assemble", "dry_run", "session", "worker", "launch", "train"),
     *("replay", "export", "assets", "testing", "bench"),
 )
 
@@ -31,7 +31,7 @@ ONLY_IMPORTERS = {
     "peft": {"adapter", "bench"},
     "lightning": {"training", "session", "worker", "bench"},  # session starts the Trainer, worker quiets it
     "hydra": {"build", "config", "train", "replay"},
-    "omegaconf": {"build", "config", "train", "replay", "session"},  # session saves and reads configs of other jobs
+    "omegaconf": {"build", "config", "train", "replay", "suggest", "gpus"},  # gpus is a resolver
 }
 # Parts that must start fast or know nothing of training.
 NEVER = {

@@ -78,8 +78,11 @@ def run(command: list[str], installed: Path, cwd: Path) -> str:
 def test_wheel_carries_every_config_and_asset_and_no_test(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"lab/conf/{path.relative_to(CHECKOUT / 'conf')}" for path in (CHECKOUT / "conf").rglob("*.yaml")}
-    expected |= {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "lab" / "assets" / "base").iterdir()}
-    expected |= {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "lab").rglob("*.py")}
+    expected |= {
+        str(path.relative_to(CHECKOUT))
+        for path in (CHECKOUT / "lab").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert expected <= names
     assert not [name for name in names if name.startswith(("tests/", "conf/", "docs/"))]
 
