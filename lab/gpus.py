@@ -50,5 +50,5 @@ def claim(folder: Path | None = None) -> Iterator[str]:
         time.sleep(0.2)
 
 
-# For conf/hydra/launcher/joblib.yaml: how many jobs run at once is known only where they run.
+# For conf/hydra/launcher/joblib_gpus.yaml: how many jobs run at once is known only where they run.
 OmegaConf.register_new_resolver("gpu_count", jobs_at_once, replace=True)

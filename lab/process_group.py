@@ -153,8 +153,8 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]], received: list[str]) -> No
     """Until all have ended; returns early, for the others to be killed, some time after one failed or a signal."""
     deadline: float | None = None
     stopping = False
-    while any(worker.poll() is None for worker in workers):
-        failed = any(worker.returncode not in (None, 0) for worker in workers)
+    while None in (statuses := [worker.poll() for worker in workers]):
+        failed = any(status not in (None, 0) for status in statuses)
         if failed and deadline is None:
             deadline = time.monotonic() + FAILURE_GRACE
         elif received and not stopping:

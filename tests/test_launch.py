@@ -80,8 +80,8 @@ def processes_of(folder):
 def sweep(tmp_path_factory):
     """One multirun of the basic launcher: a job of two processes, then one of one, on the same seed."""
     folder = tmp_path_factory.mktemp("sweep")
-    arguments = small("init=svd", "hardware.precision=32-true", LOOK, "hydra.sweep.dir=out", "-m")
-    done = start(folder, *arguments, "hardware=cpu_ddp2,cpu")
+    arguments = small("init=svd", "hardware.precision=32-true", LOOK, "hydra.sweep.dir=out")
+    done = start(folder, "-m", *arguments, "hardware=cpu_ddp2,cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done
 
@@ -184,11 +184,11 @@ def test_under_torchrun_the_ranks_share_rank_0s_run_directory(sweep, tmp_path):
 
 
 def test_optuna_under_joblib_runs_each_trial_once_with_its_ranks_agreed(tmp_path):
-    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
+    search = ("hydra/sweeper=optuna_tpe", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
     space = "hydra.sweeper.params={rank: 'choice(2, 4, 8)', optim.lr: 'tag(log, interval(1e-4, 1e-2))'}"
-    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=out", "-m")
+    launcher = ("hydra/launcher=joblib_gpus", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=out")
     given = [item for item in small(*TWO, LOOK, "schedule.max_steps=2") if item != "rank=4"]
-    done = start(tmp_path, *given, *search, space, *launcher)
+    done = start(tmp_path, "-m", *given, *search, space, *launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(seen(tmp_path)) == 4
     assert len({item["weights"] for item in seen(tmp_path)}) == 2, "two trials, each with one set of weights"
@@ -200,9 +200,9 @@ def test_optuna_under_joblib_runs_each_trial_once_with_its_ranks_agreed(tmp_path
 
 def test_a_job_pre_empted_under_submitit_is_requeued_and_completes(tmp_path):
     checkout = str(Path(__file__).resolve().parent.parent)
-    arguments = [*small(*TWO, "schedule.max_epochs=8"), "hydra/launcher=submitit_local", "hydra.sweep.dir=out", "-m"]
+    arguments = [*small(*TWO, "schedule.max_epochs=8"), "hydra/launcher=local", "hydra.sweep.dir=out"]
     env = {**os.environ, "PYTHONPATH": checkout}
-    line = [sys.executable, "-m", "lab.train", *arguments]
+    line = [sys.executable, "-m", "lab.train", "-m", *arguments]
     sweep = subprocess.Popen(line, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     metrics = tmp_path / "out/0/metrics.csv"
     deadline = time.monotonic() + 300
@@ -242,7 +242,7 @@ def test_eight_a100s_are_refused_on_a_cpu_machine_in_one_sentence(tmp_path):
 
 def test_a_sweep_under_torchrun_is_refused(tmp_path):
     done = subprocess.run(
-        [*command(*TWO), "seed=0,1", "-m"],
+        [*command(*TWO), "seed=0,1", "--multirun"],
         cwd=tmp_path,
         env={**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
         capture_output=True,
