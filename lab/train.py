@@ -1,5 +1,6 @@
 """Train one model, or many.      python -m lab.train init=svd rank=16"""
 
+import os
 import sys
 from pathlib import Path
 
@@ -68,6 +69,19 @@ def _extend(plain: DictConfig, max_steps: int) -> None:
     plain.schedule.max_steps, plain.schedule.max_epochs = max_steps, None
 
 
+def _check_writable(arguments: list[str]) -> None:
+    """Hydra makes the run directory before any code of ours runs; say in a sentence where it could not."""
+    given = [arg.split("=", 1)[1] for arg in arguments if arg.startswith(("hydra.run.dir=", "hydra.sweep.dir="))]
+    for folder in given or ["multirun"]:
+        path = Path(folder.split("$", 1)[0]).absolute()
+        while not path.exists():
+            path = path.parent
+        if not path.is_dir() or not os.access(path, os.W_OK):
+            raise UsageError(
+                f"{folder} cannot be written: {path} is read-only or no folder; set hydra.run.dir elsewhere."
+            )
+
+
 def main() -> None:
     """The console script: Hydra with `resume=RUN` writing in place."""
     folder = next((arg.split("=", 1)[1] for arg in sys.argv[1:] if arg.startswith("resume=")), None)
@@ -82,7 +96,10 @@ def main() -> None:
 
 def _run_job() -> None:
     try:
+        _check_writable(sys.argv[1:])
         job()
+    except UsageError as error:
+        sys.exit(str(error))
     except SystemExit as end:
         if end.code == 1:
             from lab.suggest import suggestions
