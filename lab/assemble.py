@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -21,9 +22,12 @@ from lab.errors import UsageError
 from lab.layer import Target, find_targets, weight_of
 from lab.model import weights_sha256
 from lab.training.hardware import Resolved
+from lab.training.learned import FirstStepWatch
 from lab.training.look import Look
+from lab.training.plan_shown import PlanFigure
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Callback
     from peft import PeftModel
 
 
@@ -88,6 +92,12 @@ class Adapted:
     applied: Applied | None = None
     init_record: dict[str, Any] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)  # at step 0, where they were gathered
+
+    def watchers(self, run_dir: Path) -> "list[Callback]":
+        """What looks at a fresh run of adapters from outside: the figure of its ranks, its first step."""
+        if self.applied is None:
+            return []
+        return [PlanFigure(self.applied.ranks, self.targets), FirstStepWatch(run_dir, self.gradients)]
 
 
 def load_base(model: Any, config: RunConfig, hardware: Resolved) -> tuple[nn.Module, list[Target]]:

@@ -18,7 +18,7 @@ from lab.assemble import Adapted, adapt, load_base, load_corpus, readapt
 from lab.config import RunConfig, plain_of
 from lab.data.encode import preview
 from lab.record import RunRecord
-from lab.training import checkpoint, hardware
+from lab.training import checkpoint, hardware, learned
 from lab.training.answers import Answers
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
 from lab.training.evaluate import Evaluation, evaluate
@@ -27,6 +27,7 @@ from lab.training.loss import Scorer
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
 from lab.training.optim import total_steps
+from lab.training.plan_shown import print_plan
 from lab.training.progress import ProgressBar, console
 from lab.training.stop import stop_on_signal
 
@@ -40,7 +41,7 @@ class Session:
         self.run_dir, self.config, self.result, self.main = run_dir, config, result, main
         self.started = time.perf_counter()
         self.seconds_before = dict(result.seconds)
-        self.spent = {"init": 0.0, "eval": 0.0}
+        self.spent = {"init": 0.0, "eval": 0.0, "analysis": 0.0}
 
     def run(self) -> None:
         """The whole run; raises Diverged or Interrupted where it ends early."""
@@ -113,7 +114,12 @@ class Session:
                 accumulate_grad_batches=self.hardware.accumulate,
                 logger=build.make_logger(config.logger, self.run_dir) or False,
                 plugins=[hardware.cluster_of(self.hardware)],
-                callbacks=[self.monitor, checkpoints, StopOnRequest(request, checkpoints)],
+                callbacks=[
+                    self.monitor,
+                    *adapted.watchers(self.run_dir),
+                    checkpoints,
+                    StopOnRequest(request, checkpoints),
+                ],
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
@@ -158,6 +164,10 @@ class Session:
         for name, node in self.config.metrics.items():
             metrics[name] = float(build.make({**node, "_partial_": True})(adapted.net, self.tokenizer))
         self.spent["eval"] += time.perf_counter() - began
+        began = time.perf_counter()
+        if self.main and self.config.method == "lora":
+            metrics |= learned.measure(adapted.net, self.run_dir)
+        self.spent["analysis"] += time.perf_counter() - began
         if self.main:
             self._export(adapted)
         total = time.perf_counter() - self.started
@@ -166,7 +176,7 @@ class Session:
             "init": self.seconds_before.get("init", 0.0) + self.spent["init"],
             "train": self.module.progress.train_seconds,
             "eval": self.seconds_before.get("eval", 0.0) + self.spent["eval"],
-            "analysis": 0.0,
+            "analysis": self.seconds_before.get("analysis", 0.0) + self.spent["analysis"],
         }
         self.result.switches = 0
         if self.main:
@@ -230,6 +240,7 @@ class Session:
         result = self.result
         if adapted.applied is not None:
             init = result.init
+            print_plan(result.ranks, adapted.targets)
             console.print(
                 f"{init['scheme']}: {init['modules_initialised']} of {init['modules_targeted']} modules initialised, "
                 f"rank {_span(result.ranks)}, scaling {_span(result.scalings)}, "

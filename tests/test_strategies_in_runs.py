@@ -1,0 +1,176 @@
+"""Every rank strategy in a real run: its plan is what the model holds, saves and shows."""
+
+import csv
+import logging
+
+import pytest
+from jobs import losses, run
+from safetensors.torch import load_file
+
+from lab.adapter.mismatch import Mismatch
+from lab.config import CONF
+from lab.errors import UsageError
+
+STRATEGIES = sorted(path.stem for path in (CONF / "rank_strategy").glob("*.yaml"))
+SHORT = (
+    "schedule.max_steps=2",
+    "evaluate.accuracy=false",
+    "evaluate.num_samples=0",
+    "data.val_examples=7",
+    "data.test_examples=7",
+    "evidence.num_examples=4",
+)
+MAP = "rank_strategy.ranks={q_proj: 6, k_proj: 2, v_proj: 4, o_proj: 4, gate_proj: 3, up_proj: 4, down_proj: 5}"
+FOUR = "rank_strategy.ranks={q_proj: 4, k_proj: 4, v_proj: 4, o_proj: 4, gate_proj: 4, up_proj: 4, down_proj: 4}"
+
+
+def asked(strategy: str) -> tuple[str, ...]:
+    """The overrides that make a strategy run; only `custom` has no default plan."""
+    return (f"rank_strategy={strategy}", *([MAP] if strategy == "custom" else []))
+
+
+@pytest.fixture(scope="module")
+def uniform(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uniform")
+    return folder, run(folder, *SHORT)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_runs_within_the_budget_and_saves_its_plan(strategy, tmp_path, uniform):
+    result = run(tmp_path, *SHORT, *asked(strategy))
+    assert result.status == "completed"
+    assert result.init["modules_initialised"] == result.init["modules_targeted"] == len(result.ranks) == 14
+    assert set(result.scalings.values()) == {8.0}  # alpha 32 over the root rank 4, whatever a layer's own rank
+    assert result.budget["asked"] == uniform[1].budget["used"]
+    assert result.budget["used"] == result.trainable_params
+    if strategy != "custom":  # its ranks are literal
+        assert 0 <= result.budget["asked"] - result.budget["used"] < 64 + 176  # the dearest layer's cost
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, rank in result.ranks.items():
+        assert saved[f"base_model.model.{name}.lora_A.weight"].shape[0] == rank
+
+
+def evened(strategy: str) -> tuple[str, ...]:
+    """What leaves a strategy no choice but rank 4 everywhere."""
+    if strategy == "custom":
+        return (FOUR,)
+    key = "rank_strategy.of" if strategy == "shuffled" else "rank_strategy"
+    return () if strategy == "uniform" else (f"{key}.min_rank=4", f"{key}.max_rank=4")
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "uniform"])
+def test_with_one_rank_to_choose_from_every_strategy_trains_bitwise_like_uniform(strategy, tmp_path, uniform):
+    result = run(tmp_path, *SHORT, f"rank_strategy={strategy}", *evened(strategy))
+    assert set(result.ranks.values()) == {4}
+    assert losses(tmp_path) == losses(uniform[0])
+    mine, theirs = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path, uniform[0]))
+    assert mine.keys() == theirs.keys()
+    assert all(mine[name].equal(theirs[name]) for name in mine)
+
+
+def test_a_layer_whose_rank_is_not_the_planned_one_aborts_the_run(tmp_path, monkeypatch):
+    from lab import assemble
+
+    real = assemble.install
+
+    def one_less(net, targets, plan, **rest):
+        first = next(iter(plan))
+        return real(net, targets, {**plan, first: plan[first] - 1}, **rest)
+
+    monkeypatch.setattr(assemble, "install", one_less)
+    with pytest.raises(Mismatch, match="the rank is"):
+        run(tmp_path, *SHORT, "rank_strategy=linear_decay")
+
+
+def test_a_budget_that_no_allocation_meets_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="can spend"):
+        run(tmp_path, *SHORT, "rank_strategy=linear_decay", "rank_strategy.min_rank=8")
+
+
+def test_gradients_that_are_not_finite_name_the_layer(tmp_path, monkeypatch):
+    import torch
+
+    from lab.model.scratch import Scratch
+
+    real = Scratch.load
+
+    def broken(self, dtype, seed):
+        net = real(self, dtype, seed)
+        with torch.no_grad():
+            net.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+        return net
+
+    monkeypatch.setattr(Scratch, "load", broken)
+    with pytest.raises(UsageError, match=r"the gradient of model\.layers\.0\S+ is not finite"):
+        run(tmp_path, *SHORT, "rank_strategy=gora")
+
+
+def test_an_uneven_plan_is_shown_as_a_table_and_as_a_figure(tmp_path, capsys):
+    run(tmp_path, *SHORT, "rank_strategy=linear_decay", "logger=tensorboard")
+    assert "LoRA rank by block and role" in capsys.readouterr().out
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert "init/ranks" in events.Tags()["images"]
+
+
+def test_lora_plus_trains_b_faster_and_a_at_the_rate(tmp_path):
+    import torch
+
+    from lab import build, config
+    from lab.adapter.install import install
+    from lab.layer import find_targets
+    from lab.training.optim import make_optimizer
+
+    settings = config.compose("model=micro", "optim.lora_plus_ratio=16", "optim.lr=1e-3")
+    net = build.make(settings.model).load(torch.float32, 0)
+    targets = find_targets(net)
+    adapted = install(
+        net,
+        targets,
+        {target.name: 4 for target in targets},
+        rank=4,
+        alpha=8,
+        scaling="alpha_over_r",
+        dropout=0.0,
+        use_dora=False,
+    )
+    groups = make_optimizer(adapted, settings.optim, torch.device("cpu")).param_groups
+    assert [group["lr"] for group in groups] == [1e-3, 16e-3]
+    names = {id(parameter): name for name, parameter in adapted.named_parameters()}
+    for group, letter in zip(groups, ("lora_A", "lora_B"), strict=True):
+        assert len(group["params"]) == 14
+        assert all(letter in names[id(parameter)] for parameter in group["params"])
+
+
+def test_what_was_learned_has_a_row_for_every_module_and_its_medians_are_in_the_record(tmp_path):
+    result = run(tmp_path, *SHORT, "init=svd", "rank_strategy=linear_decay")
+    with open(tmp_path / "learned.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["module"] for row in rows] == list(result.ranks)
+    for row in rows:
+        assert int(row["rank"]) == result.ranks[row["module"]]
+        assert 0 < float(row["utilisation"]) <= 2  # an offset leaves a change of twice the rank
+        assert float(row["relative_norm"]) > 0
+        assert 0 <= float(row["energy_core"]) <= 1
+        assert -1 <= float(row["first_step_cosine"]) <= 1
+    for name in ("effective_rank", "stable_rank", "utilisation", "energy_core", "energy_core_chance", "relative_norm"):
+        assert result.metrics[f"learned_{name}"] > 0
+    assert result.metrics["learned_intruders"] == sum(float(row["intruders"]) for row in rows)
+    assert result.metrics["first_step_cosine"] is not None
+
+
+def test_layers_too_wide_for_a_full_basis_are_left_out_with_the_reason(tmp_path, monkeypatch, caplog):
+    from lab.training import learned
+
+    monkeypatch.setattr(learned, "LARGEST_SIDE", 40)  # k_proj and v_proj are 32 x 64, the rest 64 and more
+    with caplog.at_level(logging.INFO):
+        result = run(tmp_path, *SHORT)
+    assert "10 of 14" in caplog.text
+    with open(tmp_path / "learned.csv", newline="") as file:
+        rows = {row["module"].rsplit(".", 1)[-1]: row for row in csv.DictReader(file)}
+    assert rows["q_proj"]["intruders"] == ""
+    assert float(rows["q_proj"]["effective_rank"]) > 0
+    assert float(rows["k_proj"]["intruders"]) >= 0
+    assert result.metrics["first_step_cosine"] is None  # no gradient was gathered for init=random
