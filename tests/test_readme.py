@@ -1,0 +1,59 @@
+"""What README tells a user to type is true."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lab import config
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+LINES = [
+    line.split(" #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+TRAIN = [line for line in LINES if "lab.train" in line]
+
+
+def test_readme_has_commands():
+    assert len(LINES) > 8
+    assert len(TRAIN) > 4
+
+
+@pytest.mark.parametrize("line", TRAIN)
+def test_every_training_command_composes(line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = [word for word in shlex.split(line.split("lab.train", 1)[1]) if word != "-m"]
+    if any(word.startswith("resume=") for word in words):
+        assert len(words) == 1, "resume needs no other argument"
+        return
+    first_of_each = [re.sub(r"=([^,\[{]+),.*", r"=\1", word) for word in words]  # a grid's first job
+    assert config.compose(*first_of_each).rank >= 1
+
+
+def test_every_make_target_exists_and_explains_itself():
+    makefile = (ROOT / "Makefile").read_text()
+    asked = {word for line in LINES for word in re.findall(r"\bmake ([a-z]+)", line)}
+    asked |= set(re.findall(r"`make ([a-z]+)`", README))
+    for target in asked:
+        assert re.search(rf"^{target}:.*##", makefile, flags=re.MULTILINE), target
+
+
+def test_every_option_in_the_tables_is_a_file():
+    for group, options in re.findall(r"^\| `(\w+)` \| (.*) \|$", README, flags=re.MULTILINE):
+        if not (config.CONF / group).is_dir():
+            continue
+        for option in re.findall(r"`(\w+)`", options):
+            if option == "_target_":
+                continue
+            assert (config.CONF / group / f"{option}.yaml").is_file(), f"{group}={option}"
+
+
+def test_every_link_leads_somewhere():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
