@@ -18,8 +18,8 @@ def visible() -> list[str]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [name.strip() for name in listed.split(",") if name.strip() and name.strip() != "-1"]
-    if shutil.which("nvidia-smi") is None:
-        return []
+    if shutil.which("nvidia-smi") is None:  # a container may have the devices and not the tool
+        return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return [str(i) for i in range(sum(line.startswith("GPU ") for line in said.stdout.splitlines()))]
 

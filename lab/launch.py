@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -33,6 +33,8 @@ def launch(
     finished job is not run again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where
     a process died; exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
     """
+    if config.dry_run:
+        return _dry_run(config)
     with _environment_restored():
         result = _launch(config, run_dir, choices, overrides, alone, own_gpu)
     if result.status == "interrupted":
@@ -78,6 +80,17 @@ def _launch(
         # A process of its own also where CUDA may be awake here already, on another job's GPU.
         ending = process_group.run(run_dir, config.hardware.devices, config.hardware.threads, extra)
     return _after(ending, run_dir)
+
+
+def _dry_run(config: RunConfig) -> float:
+    """Print what the run would take; nothing is trained, and nothing written."""
+    _make_importable(Path.cwd())
+    for check in _checks(config):
+        check()
+    from lab import dry_run
+
+    print(dry_run.report(config))
+    return math.inf
 
 
 def _check_outside(group: process_group.Outside, devices: int, alone: bool) -> None:
@@ -179,14 +192,26 @@ def _make_importable(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
-def _early_checks(config: RunConfig) -> None:
-    """What can be known before anything heavy is imported: files, hub names, devices."""
+def _checks(config: RunConfig) -> Iterator[Callable[[], None]]:
+    """What the model and the data can tell before anything heavy is imported: files and hub names."""
     from lab import build
 
     for node in (config.model, config.data):
         check = getattr(build.make(node), "check", None)
         if check is not None:
-            check()
+            yield check
+
+
+def _early_checks(config: RunConfig) -> None:
+    """What can be known before anything heavy is imported: files, hub names, devices."""
+    asked, there = config.hardware, len(gpus.visible())
+    if asked.accelerator == "gpu" and asked.devices > there:
+        raise UsageError(
+            f"hardware asks for {asked.devices} CUDA device(s) and this machine shows {there}; use hardware=cpu or "
+            f"hardware.devices={max(1, there)}, or start the job where the GPUs are (dry_run=true works without them)."
+        )
+    for check in _checks(config):
+        check()
 
 
 def resume_in_place(folder: Path) -> list[str]:

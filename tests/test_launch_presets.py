@@ -1,0 +1,125 @@
+"""What the launcher presets submit, and how jobs beside each other share the GPUs."""
+
+import os
+import re
+import stat
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+
+from lab import gpus, process_group
+from lab.config import CONF
+from lab.errors import UsageError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def launcher_of(preset, sweep_dir, *overrides):
+    """The launcher of a preset and the config it would start jobs from."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        given = [f"hydra/launcher={preset}", f"hydra.sweep.dir={sweep_dir}", "hydra.mode=MULTIRUN", *overrides]
+        cfg = compose("config", overrides=given, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return instantiate(cfg.hydra.launcher), cfg
+
+
+def nothing(cfg):
+    return 0.0
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """sbatch and srun on PATH: sbatch keeps the script it is given and answers as Slurm does."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {"sbatch": f'cp "$1" {tmp_path}/script; echo Submitted batch job 7', "srun": "exit 1"}.items():
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    import submitit
+
+    monkeypatch.setattr(submitit.Job, "results", lambda job: [None])
+    return tmp_path
+
+
+@pytest.mark.parametrize("preset", ["slurm", "slurm_a100x8"])
+def test_the_sbatch_script_is_the_golden_one(preset, slurm):
+    sweep = slurm / "sweep"
+    launcher, cfg = launcher_of(preset, sweep, "hydra.launcher.partition=gpu")
+    launcher.setup(hydra_context=None, task_function=nothing, config=cfg)
+    launcher.launch([["rank=4"], ["rank=8"]], 0)
+    script = (slurm / "script").read_text()
+    for found, name in ((str(sweep), "SWEEP"), (sys.executable, "PYTHON")):
+        script = script.replace(found, name)
+    # submitit sorts and quotes by version: what Slurm reads is compared, line by line
+    lines = [re.sub(r"\s+", " ", line).strip() for line in script.splitlines() if line.strip()]
+    assert lines == (GOLDEN / f"{preset}.sbatch").read_text().splitlines()
+
+
+def test_without_a_gpu_joblib_runs_one_job_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    launcher, _ = launcher_of("joblib_gpus", tmp_path)
+    assert launcher.joblib["n_jobs"] == 1
+
+
+def test_joblib_runs_as_many_jobs_as_there_are_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3,5")
+    launcher, _ = launcher_of("joblib_gpus", tmp_path)
+    assert launcher.joblib["n_jobs"] == 3
+
+
+def test_each_job_has_a_gpu_of_its_own_and_the_third_waits_for_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    third = []
+    with gpus.claim(tmp_path) as first:
+        with gpus.claim(tmp_path) as second:
+            assert [first, second] == ["2", "5"]
+
+            def wait():
+                with gpus.claim(tmp_path) as name:
+                    third.append(name)
+
+            waiting = threading.Thread(target=wait)
+            waiting.start()
+            waiting.join(0.5)
+            assert not third
+        waiting.join(10)
+    assert third == ["5"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu[03-05,9],login1", "gpu03"), ("node7", "node7"), ("a1,b[2-3]", "a1"), ("rack-2n[001]", "rack-2n001")],
+)
+def test_the_first_host_of_a_slurm_node_list(nodes, first):
+    assert process_group.first_host(nodes) == first
+
+
+def test_a_step_of_several_slurm_tasks_is_a_group_from_outside(monkeypatch):
+    for name in process_group.DISTRIBUTED:
+        monkeypatch.setenv(name, "")  # restored afterwards, whatever the code sets
+        monkeypatch.delenv(name)
+    step = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    for name, value in {**step, "SLURM_JOB_ID": "123", "SLURM_STEP_NODELIST": "n[4-5]"}.items():
+        monkeypatch.setenv(name, value)
+    group = process_group.outside()
+    assert (group.starter, group.rank, group.world) == ("srun", 1, 2)
+    assert os.environ["MASTER_ADDR"] == "n4"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    assert process_group.outside() is None, "a job that submitit started starts its own processes"
+
+
+def test_a_file_that_another_node_has_not_shown_yet_is_waited_for(tmp_path):
+    later = threading.Timer(0.3, lambda: (tmp_path / "config.yaml").write_text(""))
+    later.start()
+    process_group.wait_for(tmp_path / "config.yaml", seconds=10)
+    with pytest.raises(UsageError, match=r"other.yaml is not visible on this node after 0 s"):
+        process_group.wait_for(tmp_path / "other.yaml", seconds=0)
