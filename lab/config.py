@@ -148,11 +148,25 @@ AT_LEAST = {
 }
 ABOVE_ZERO = ("alpha", "optim.lr", "optim.eps", "optim.lora_plus_ratio")
 
+# Inits whose product is not zero at step 0, which DoRA needs (a user's own is judged by the pair it returns).
+MOVING_INITS = (
+    *("components.Components", "olora.Olora", "corda.Corda", "loftq.Loftq"),
+    *("lora_ga.LoraGa", "lora_one.LoraOne", "gora.Gora", "svd.Svd"),
+)
+
 # Pairs that make no sense, in one place: (what is chosen, what it excludes, why).
 INCOMPATIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     (
         {"method": "full", "adapter.use_dora": True},
         "adapter.use_dora decomposes an adapter, and method=full has none",
+    ),
+    *(
+        (
+            {"adapter.use_dora": True, "init._target_": f"lab.init.{name}"},
+            "DoRA rescales the whole weight, so it starts from B A = 0, and this init's product is not zero; "
+            "use init=random, gaussian, init_b, orthogonal or eva",
+        )
+        for name in MOVING_INITS
     ),
 )
 
