@@ -1,24 +1,23 @@
 """A run from start to end in one process: assemble, evaluate the base, fit, evaluate, export."""
 
+import logging
 import os
-import platform
-import subprocess
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from rich.text import Text
 
-from lab import __version__, build
+from lab import build, record
 from lab.adapter.export import export, verify_export
 from lab.adapter.install import scaling_factor
 from lab.assemble import Adapted, adapt, load_base, load_corpus, readapt
 from lab.config import RunConfig, plain_of
 from lab.data.encode import preview
+from lab.environment import environment
 from lab.record import RunRecord
-from lab.training import checkpoint, hardware, learned
+from lab.training import checkpoint, hardware, learned, memory
 from lab.training.answers import Answers
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
 from lab.training.evaluate import Evaluation, evaluate
@@ -31,6 +30,7 @@ from lab.training.plan_shown import print_plan
 from lab.training.progress import ProgressBar, console
 from lab.training.stop import stop_on_signal
 
+log = logging.getLogger(__name__)
 PROBE_SAMPLES = 16  # validation samples on which step 0 is compared with the base
 
 
@@ -58,6 +58,10 @@ class Session:
         net, targets = load_base(model, config, self.hardware)
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
         adapted = self._fresh(net, targets, model) if found is None else readapt(net, targets, config, found[1])
+        if config.hardware.micro_batch_size is None:
+            autocast = config.method == "full" and self.hardware.precision == "bf16-mixed"
+            train, pad_id = self.corpus.train.samples, self.corpus.pad_id
+            self.hardware = memory.fit(adapted.net, self.hardware, train, pad_id, autocast)
         self._fit(adapted, found[0] if found else None)
         self._finish(adapted)
 
@@ -88,7 +92,8 @@ class Session:
         self.result.init = {**adapted.init_record, "base_loss": base_loss, "step0_loss": step0}
         if self.main:
             self._say_start(adapted)
-            MetricsFile(self.run_dir).append({"step": 0, "tokens": 0, "val_loss": metrics["base_val_loss"]})
+            MetricsFile(self.run_dir).start({"step": 0, "tokens": 0, "val_loss": metrics["base_val_loss"]})
+            record.write(self.run_dir, self.result)  # what was read back so far outlives a kill
         return adapted
 
     def _fit(self, adapted: Adapted, resume_from: Path | None) -> None:
@@ -149,8 +154,9 @@ class Session:
         if self.config.select == "best" and self.module.progress.best_step != self.module.progress.step:
             best = checkpoint.load(checkpoint.folder(self.run_dir) / checkpoint.BEST)
             self.module.load_state_dict(best["state_dict"])
+            self.monitor.final = None
         scorer, metrics = self.module.scorer, self.result.metrics
-        val = self._evaluate(scorer, "val")
+        val = self.monitor.final or self._evaluate(scorer, "val")
         metrics |= {"val_loss": val.loss, "val_perplexity": val.perplexity, "val_bpb": val.bpb}
         if self.corpus.test.samples:
             metrics["test_loss"] = self._evaluate(scorer, "test").loss
@@ -209,6 +215,7 @@ class Session:
 
     def _show_samples(self, step: int) -> None:
         for prompt, text in self.answers.samples(self.module.net):
+            log.info("step %d: %r -> %r", step, prompt, text)
             for logger in self.module.trainer.loggers:
                 add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
                 if add_text is not None:
@@ -263,26 +270,3 @@ def _span(values: dict[str, Any]) -> str:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-def environment(resolved: hardware.Resolved) -> dict[str, Any]:
-    """Versions, device and commit: what a number needs beside it."""
-    versions = {}
-    for name in ("torch", "lightning", "transformers", "peft", "hydra-core", "numpy"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "absent"
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "lab": __version__,
-        "python": platform.python_version(),
-        **versions,
-        "device": resolved.device_name,
-        "devices": resolved.devices,
-        "precision": resolved.precision,
-        "threads": resolved.threads,
-        "commit": commit or None,
-    }

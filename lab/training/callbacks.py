@@ -46,6 +46,7 @@ class Monitor(AfterStep):
         self.file: MetricsFile | None = None
         self.started = started
         self.eval_seconds = 0.0
+        self.final: Evaluation | None = None  # of the last step's weights
         self.last: Row = {}
         self.tick = 0.0  # when the current micro-batch began
         self.since = (0, 0.0)  # tokens and training seconds at the last logged row
@@ -89,6 +90,7 @@ class Monitor(AfterStep):
         began = time.perf_counter()
         result = self.evaluate()
         progress = module.progress
+        self.final = result if progress.step == module.total_steps else None
         if progress.best_val_loss is None or result.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = result.loss, progress.step
             checkpoint.save(self.run_dir, checkpoint.BEST, trainer.save_checkpoint, trainer.is_global_zero)

@@ -14,6 +14,11 @@ class MetricsFile:
         if not self.path.exists():
             self.path.write_text(",".join(COLUMNS) + "\n")
 
+    def start(self, row: dict[str, float | int | None]) -> None:
+        """Begin anew with one row, whatever an earlier start that reached no checkpoint had written."""
+        self.path.write_text(",".join(COLUMNS) + "\n")
+        self.append(row)
+
     def append(self, row: dict[str, float | int | None]) -> None:
         """Add one row; floats keep all their digits, so that runs can be compared bitwise."""
         assert set(row) <= set(COLUMNS), set(row) - set(COLUMNS)

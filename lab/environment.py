@@ -1,0 +1,33 @@
+"""Versions, device and commit: what a number needs beside it."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lab import __version__
+from lab.training.hardware import Resolved
+
+
+def environment(resolved: Resolved) -> dict[str, Any]:
+    """The `environment` field of a RunRecord."""
+    versions = {}
+    for name in ("torch", "lightning", "transformers", "peft", "hydra-core", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "absent"
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "lab": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "device": resolved.device_name,
+        "devices": resolved.devices,
+        "precision": resolved.precision,
+        "threads": resolved.threads,
+        "commit": commit or None,
+    }
