@@ -186,7 +186,7 @@ def test_every_scaling_keeps_step_0_at_the_base_and_is_what_the_model_holds(kind
 
 
 def test_an_odd_rank_for_orthogonal_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="even"):
+    with pytest.raises(UsageError, match="is odd"):
         run(tmp_path, *SHORT, "init=orthogonal", "rank=3")
 
 
