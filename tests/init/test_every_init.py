@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-import yaml
 from hydra.utils import get_class
+from omegaconf import OmegaConf
 from torch import Generator
 
 from lab.build import make
@@ -23,7 +23,7 @@ TARGET = Target("block.0.q_proj", "attention", 0, SHAPE, False)
 
 
 def config(name: str) -> dict:
-    return yaml.safe_load((CONF / "init" / f"{name}.yaml").read_text())
+    return OmegaConf.to_container(OmegaConf.load(CONF / "init" / f"{name}.yaml"))
 
 
 def scheme(name: str, **changes):
