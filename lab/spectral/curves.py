@@ -20,6 +20,7 @@ from lab.spectral.diagnosis import (
     counts_for,
 )
 from lab.spectral.energy import concentration, fractions, sketched_concentration
+from lab.spectral.iteration import times
 from lab.spectral.spectrum import energy
 from lab.spectral.subspace import angle_curve, gram, overlap_curve, rotation
 
@@ -69,26 +70,32 @@ def turns(before: Sequence[Directions], now: Sequence[Directions], k: int) -> li
     """How the directions of layers of one shape turned between two ticks, as far as both ticks have them."""
     widest = max(basis.directions for basis in now)
     angle_counts = angle_counts_for(widest, k)
-    last = int(angle_counts[-1])
-    curves: dict[str, Curve] = {}
-    for side in ("U", "V"):
-        earlier = torch.stack([getattr(basis, side)[:, :widest] for basis in before])
-        later = torch.stack([getattr(basis, side)[:, :widest] for basis in now])
-        curves[f"overlap_{side}"] = curve(overlap_curve(earlier, later))
-        curves[f"angle_{side}"] = curve(angle_curve(earlier[..., :last], later[..., :last], angle_counts.tolist()))
+    sides = [
+        (torch.stack([getattr(basis, side)[:, :widest] for basis in before]), [getattr(basis, side) for basis in now])
+        for side in ("U", "V")
+    ]
+    square = sides[0][0].shape == sides[1][0].shape
+    batches = [(torch.cat([sides[0][0], sides[1][0]]), sides[0][1] + sides[1][1])] if square else sides
+    overlaps, angles = [], []
+    for earlier, bases in batches:
+        later = torch.stack([basis[:, :widest] for basis in bases])
+        overlaps.append(curve(overlap_curve(earlier, later)))
+        last = int(angle_counts[-1])
+        angles.append(curve(angle_curve(earlier[..., :last], later[..., :last], angle_counts.tolist())))
+    overlap, angle = np.concatenate(overlaps), np.concatenate(angles)  # left of every layer, then right of every layer
     found = []
     for i, (old, new) in enumerate(zip(before, now, strict=True)):
         shared = min(old.directions, new.directions)
-        counts, angles = counts_for(new.directions, k), angle_counts_for(new.directions, k)
+        counts, held = counts_for(new.directions, k), angle_counts_for(new.directions, k)
         places = counts[counts <= shared] - 1
-        angle_places = np.searchsorted(angle_counts, angles[angles <= shared])
+        angle_places = np.searchsorted(angle_counts, held[held <= shared])
         found.append(
             Turn(
                 tick=old.tick,
-                angle_left=curves["angle_U"][i][angle_places],
-                angle_right=curves["angle_V"][i][angle_places],
-                overlap_left=curves["overlap_U"][i][places],
-                overlap_right=curves["overlap_V"][i][places],
+                angle_left=angle[i][angle_places],
+                angle_right=angle[len(now) + i][angle_places],
+                overlap_left=overlap[i][places],
+                overlap_right=overlap[len(now) + i][places],
             )
         )
     return found
@@ -114,29 +121,51 @@ def norm_ratios(
 
 @dataclass(frozen=True)
 class Spread:
-    """How the matrices X (b, out, in) lie on bases U and V of K directions; float64 on the device."""
+    """How matrices X (b, out, in) lie on bases U and V of K directions."""
 
-    totals: Sequence[float]
+    totals: Sequence[float]  # ‖X‖²; not finite where X is not
     concentrations: Sequence[float]
     sketched: bool
-    left: Tensor  # (b, K)
-    right: Tensor
-    core: Tensor
+    left: Curve  # (b, K)
+    right: Curve
+    core: Curve
     across_left: Tensor  # (b, K, K) Gram of XV
     across_right: Tensor  # (b, K, K) Gram of XᵀU
-    within: Tensor  # (b, K, K) UᵀXV
+    within: Tensor  # (b, K, K) UᵀXV, float64
 
-    def rates(self, i: int, S: Tensor, counts: Counts, k: int) -> dict[str, Any]:
-        """Of the i-th X as an applied update: rotation of the k directions, relative growth of each; per step."""
-        k = min(k, int(counts[-1]))
-        S = S[: self.within.shape[-1]].double()
-        growth = self.within[i].diagonal() / S.clamp_min(torch.finfo(torch.float32).tiny)
-        head, within = S[:k], self.within[i, :k, :k]
-        return {
-            "growth": curve(growth)[counts - 1],
-            "rotation_left": float(rotation(self.across_left[i, :k, :k], within, head)),
-            "rotation_right": float(rotation(self.across_right[i, :k, :k], within.mT, head)),
-        }
+    def shares(self, i: int, counts: Counts) -> Shares:
+        """The i-th matrix's energy curves at `counts`; empty curves for a zero or non-finite one."""
+        total = self.totals[i]
+        if not 0 < total < float("inf"):
+            none = np.zeros(0, np.float32)
+            given = 0.0 if total == 0 else None
+            return Shares(total=given, concentration=0.0, sketched=False, left=none, right=none, core=none)
+        return Shares(
+            total=total,
+            concentration=self.concentrations[i],
+            sketched=self.sketched,
+            left=self.left[i][counts - 1],
+            right=self.right[i][counts - 1],
+            core=self.core[i][counts - 1],
+        )
+
+    def rates(self, values: Tensor, counts: Sequence[Counts], k: int) -> list[dict[str, Any]]:
+        """Of applied updates, with the weights' singular values (b, K): rotation of k directions, growth of each."""
+        S = values.double()
+        growth = curve(self.within.diagonal(dim1=-2, dim2=-1) / S.clamp_min(torch.finfo(torch.float32).tiny))
+        widths = [min(k, int(held[-1])) for held in counts]
+        rotations: dict[int, tuple[float, float]] = {}
+        for width in set(widths):
+            rows = [i for i, other in enumerate(widths) if other == width]
+            cut = (rows, slice(width), slice(width))
+            within, head = self.within[cut], S[rows, :width]
+            left = rotation(self.across_left[cut], within, head).tolist()
+            right = rotation(self.across_right[cut], within.mT, head).tolist()
+            rotations |= {i: pair for i, *pair in zip(rows, left, right, strict=True)}  # type: ignore[misc]
+        return [
+            {"growth": growth[i][held - 1], "rotation_left": rotations[i][0], "rotation_right": rotations[i][1]}
+            for i, held in enumerate(counts)
+        ]
 
 
 def spread(matrices: Sequence[Tensor], U: Tensor, V: Tensor, probes: Tensor | None) -> Spread:
@@ -149,7 +178,7 @@ def spread(matrices: Sequence[Tensor], U: Tensor, V: Tensor, probes: Tensor | No
     X = [matrix if good else torch.zeros_like(matrix) for matrix, good in zip(matrices, sound, strict=True)]
     K = V.shape[-1]
     wide = V if probes is None else torch.cat([V, probes.expand(len(X), -1, -1)], -1)
-    image = torch.stack([matrix @ block for matrix, block in zip(X, wide, strict=True)])
+    image = times(X, wide)
     XV, UX = image[..., :K], torch.stack([block.mT @ matrix for matrix, block in zip(X, U, strict=True)])
     within = UX @ V
     scale = torch.tensor(
@@ -159,31 +188,8 @@ def spread(matrices: Sequence[Tensor], U: Tensor, V: Tensor, probes: Tensor | No
     if probes is None:
         concentrations = [concentration(matrix) if good else 0.0 for matrix, good in zip(X, sound, strict=True)]
     else:
-        concentrations = torch.where(
-            torch.tensor(sound), sketched_concentration(image[..., K:]).cpu(), torch.zeros(())
-        ).tolist()
-    return Spread(totals, concentrations, probes is not None, left, right, core, gram(XV), gram(UX.mT), within.double())
-
-
-def shares(spread: Spread, i: int, counts: Counts) -> Shares:
-    """The i-th matrix's energy curves at `counts`; empty curves for a zero or non-finite one."""
-    total = spread.totals[i]
-    finite = total < float("inf")  # NaN compares false too
-    if not (finite and total > 0):
-        nothing = np.zeros(0, np.float32)
-        return Shares(
-            total=0.0 if total == 0 else None,
-            concentration=0.0,
-            sketched=False,
-            left=nothing,
-            right=nothing,
-            core=nothing,
-        )
-    return Shares(
-        total=total,
-        concentration=spread.concentrations[i],
-        sketched=spread.sketched,
-        left=curve(spread.left[i])[counts - 1],
-        right=curve(spread.right[i])[counts - 1],
-        core=curve(spread.core[i])[counts - 1],
+        concentrations = sketched_concentration(image[..., K:]).nan_to_num(0.0).tolist()
+    across = gram(XV), gram(UX.mT)
+    return Spread(
+        totals, concentrations, probes is not None, curve(left), curve(right), curve(core), *across, within.double()
     )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.spectral.curves import curve, empty, norm_ratios, shares, spread, turns
+from lab.spectral.curves import curve, empty, norm_ratios, spread, turns
 from lab.spectral.diagnosis import Diagnosis, Engine, angle_counts_for, counts_for
 from lab.spectral.iteration import iterate
 from lab.spectral.noise import intruders, spikes_of_change
@@ -25,8 +25,9 @@ from lab.spectral.spectrum import (
     stable_rank,
 )
 
-RESIDUAL = 2e-3  # of σ; leaves singular values within 1e-5 and angles within 1e-3 rad on a NanoChat's weights
-FIRST_DEPTH, MOST_DEPTH = 5, 8  # of the block Krylov space; then what the layer's last residual asks for
+RESIDUAL = 4e-3  # of σ; leaves singular values within 1e-4 and angles within 1e-3 rad on a NanoChat's weights
+FIRST_DEPTH, MOST_DEPTH = 3, 6  # of the block Krylov space; then what the layer's last residual asks for
+BLOCK = 16  # columns come in multiples of it: 18 cost a processor's matrix unit as much as 32
 STALE = 1e-3  # of σ₁; a spectrum further than this from the exact one was followed from a basis that missed something
 FRESH = 2  # columns drawn anew at each tick, so that a direction the basis has never seen is found
 
@@ -71,12 +72,12 @@ class Tracker:
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also spikes and intruders, at exact ticks."""
-        self._begun = {}
+        self._begun, energies = {}, {}
         groups: dict[Any, list[str]] = defaultdict(list)
         for name, weight in weights.items():
             if self.k > min(weight.shape):
                 raise ValueError(f"k={self.k} directions of {name}, which is {weight.shape[0]}x{weight.shape[1]}.")
-            total = energy(weight.detach())
+            total = energies[name] = energy(weight.detach())
             if not 0 < total < float("inf"):
                 reason = ZERO if total == 0 else NON_FINITE
                 self._begun[name] = empty(tick, _shape(weight), self.engine, reason, self.k)
@@ -85,7 +86,7 @@ class Tracker:
             groups[weight.shape, weight.device, depth].append(name)
         for names in groups.values():
             chosen = [weights[name].detach().float() for name in names]
-            self._measure(tick, names, chosen, gradients or {}, initial or {})
+            self._measure(tick, names, chosen, [energies[name] for name in names], gradients or {}, initial or {})
 
     def finish(self, updates: Mapping[str, Tensor] | None = None) -> dict[str, Diagnosis]:
         """The diagnoses of the tick begun, with the updates W_after − W_before of the one step added."""
@@ -126,6 +127,7 @@ class Tracker:
         tick: int,
         names: Sequence[str],
         weights: Sequence[Tensor],
+        energies: Sequence[float],
         gradients: Mapping[str, Tensor],
         initial: Mapping[str, Tensor],
     ) -> None:
@@ -135,15 +137,15 @@ class Tracker:
         turned: dict[int, dict[str, Any]] = defaultdict(dict)
         if known:
             before, now = [self._bases[names[i]] for i in known], [found[i] for i in known]
-            for key, earlier in (("previous", before), ("first", [basis.first or basis for basis in before])):
-                for i, turn in zip(known, turns(earlier, now, self.k), strict=True):
-                    turned[i][key] = turn
+            both = turns([*before, *(basis.first or basis for basis in before)], now * 2, self.k)
+            for place, i in enumerate(known):
+                turned[i] = {"previous": both[place], "first": both[place + len(known)]}
         for position, (name, weight) in enumerate(zip(names, weights, strict=True)):
             basis = found[position]
             counts = counts_for(basis.directions, self.k)
             angle_counts = angle_counts_for(basis.directions, self.k)
-            total, whole = energy(weight), spectra[position]
-            held = basis.S if whole is None else whole
+            total, whole = energies[position], spectra[position]
+            held = basis.S[: self.k + self.oversample] if whole is None else whole
             fields = turned[position]
             if self.is_exact(tick) and name in initial:
                 fields["spikes"] = spikes_of_change(weight, initial[name])
@@ -186,22 +188,38 @@ class Tracker:
                 for name, spectrum in zip(names, exact, strict=True)
             ]
             return bases, [None] * len(names), [spectrum.S for spectrum in exact]
-        q = min(self.k + self.oversample, *weights[0].shape)
+        q = -(-(self.k + self.oversample) // BLOCK) * BLOCK
+        if min(weights[0].shape) < 4 * q:  # a block would be a large part of the whole, which is cheap anyway
+            return self._small(tick, names, weights)
         depth = self._bases[names[0]].depth if names[0] in self._bases else FIRST_DEPTH
         result = iterate(weights, self._guess(tick, names, weights, q), self.k, depth, RESIDUAL)
         self.products += result.products
         bases, residuals, spectra = [], [], []
+        reached, after_one = result.residual.tolist(), result.first_residual.tolist()
         for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
             U, S, V = result.U[i], result.S[i], result.V[i]
-            residual: float | None = float(result.residual[i])
+            residual: float | None = reached[i]
             whole = singular_values(weight) if self.is_exact(tick) else None
             if whole is not None and float((whole[: self.k] - S[: self.k]).abs().max()) > STALE * float(whole[0]):
                 exact_one = decompose(weight, q)
                 U, S, V, residual = exact_one.U, exact_one.S, exact_one.V, None
-            bases.append(self._basis(tick, name, U, S, V, _next_depth(depth, float(result.first_residual[i]))))
+            bases.append(self._basis(tick, name, U, S, V, _next_depth(depth, after_one[i])))
             residuals.append(residual)
             spectra.append(whole)
         return bases, residuals, spectra
+
+    def _small(
+        self, tick: int, names: Sequence[str], weights: Sequence[Tensor]
+    ) -> tuple[list[Basis], list[float | None], list[Tensor | None]]:
+        """The warm engine's answer by full decompositions."""
+        exact = [decompose(weight) for weight in weights]
+        q = self.k + self.oversample
+        bases = [
+            self._basis(tick, name, found.U[:, :q], found.S[:q], found.V[:, :q], FIRST_DEPTH)
+            for name, found in zip(names, exact, strict=True)
+        ]
+        spectra = [found.S if self.is_exact(tick) else None for found in exact]
+        return bases, [None] * len(names), spectra
 
     def _basis(self, tick: int, name: str, U: Tensor, S: Tensor, V: Tensor, depth: int) -> Basis:
         most = len(S) if self.engine == "exact" else self.k
@@ -215,15 +233,15 @@ class Tracker:
     def _guess(self, tick: int, names: Sequence[str], weights: Sequence[Tensor], q: int) -> Tensor:
         """Where the iteration starts: last tick's right directions, the last few drawn anew; (b, in, q)."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + tick)
-        drawn = torch.randn(weights[0].shape[1], q, generator=generator).to(weights[0].device)
-        starts = []
-        for name in names:
-            start = drawn
-            if name in self._bases:
-                start = self._bases[name].V.clone()
-                start[:, q - FRESH :] = drawn[:, q - FRESH :]
-            starts.append(start)
-        return torch.linalg.qr(torch.stack(starts)).Q
+        known = all(name in self._bases for name in names)
+        drawn = torch.randn(weights[0].shape[1], FRESH if known else q, generator=generator).to(weights[0].device)
+        if not known:
+            old = [self._bases[name].V[:, : q - FRESH] if name in self._bases else drawn[:, FRESH:] for name in names]
+            return torch.linalg.qr(torch.cat([torch.stack(old), drawn[:, :FRESH].expand(len(names), -1, -1)], -1)).Q
+        kept = torch.stack([self._bases[name].V[:, : q - FRESH] for name in names])
+        new = drawn - kept @ (kept.mT @ drawn)
+        new = torch.linalg.qr(new - kept @ (kept.mT @ new)).Q
+        return torch.cat([kept, new], -1)
 
     def _shares(
         self,
@@ -248,15 +266,15 @@ class Tracker:
             torch.stack([basis.V[:, :columns] for basis in bases]),
             probes,
         )
-        key = "update" if rates else "gradient"
-        fields = []
-        for i, (name, basis) in enumerate(zip(names, bases, strict=True)):
-            counts = diagnoses[name].counts
-            found: dict[str, Any] = {key: shares(measured, i, counts)}
-            if rates and found[key].total:
-                found |= measured.rates(i, basis.S, counts, self.k)
-            fields.append(found)
-        return fields
+        counts = [diagnoses[name].counts for name in names]
+        if not rates:
+            return [{"gradient": measured.shares(i, held)} for i, held in enumerate(counts)]
+        values = torch.stack([basis.S[:columns] for basis in bases])
+        found = measured.rates(values, counts, self.k)
+        for i, held in enumerate(counts):
+            update = measured.shares(i, held)
+            found[i] = {"update": update, **found[i]} if update.total else {"update": update}
+        return found
 
 
 def _next_depth(depth: int, residual: float) -> int:
