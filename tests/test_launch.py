@@ -185,10 +185,10 @@ def test_under_torchrun_the_ranks_share_rank_0s_run_directory(sweep, tmp_path):
 
 def test_optuna_under_joblib_runs_each_trial_once_with_its_ranks_agreed(tmp_path):
     search = ("hydra/sweeper=optuna_tpe", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
-    space = "hydra.sweeper.params={rank: 'choice(2, 4, 8)', optim.lr: 'tag(log, interval(1e-4, 1e-2))'}"
+    space = ("rank=choice(2,4,8)", "optim.lr=tag(log,interval(1e-4,1e-2))")
     launcher = ("hydra/launcher=joblib_gpus", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=out")
     given = [item for item in small(*TWO, LOOK, "schedule.max_steps=2") if item != "rank=4"]
-    done = start(tmp_path, "-m", *given, *search, space, *launcher)
+    done = start(tmp_path, "-m", *given, *search, *space, *launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(seen(tmp_path)) == 4
     assert len({item["weights"] for item in seen(tmp_path)}) == 2, "two trials, each with one set of weights"
