@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from adapter_models import base, installed, logits, train
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from peft import PeftModel
 
 from lab.adapter.delta import trained_base
@@ -23,7 +23,7 @@ EVEN = {target.name: 4 for target in find_targets(base("llama"))}
 
 @pytest.fixture(params=SCHEMES, ids=lambda path: path.stem)
 def scheme(request):
-    return instantiate(yaml.safe_load(request.param.read_text()))
+    return instantiate(OmegaConf.load(request.param), _convert_="all")
 
 
 def evidence_for(targets, scheme):

@@ -42,7 +42,7 @@ SPECTRAL = [name for name in CONTROLLED if name != "eva"]  # eva never looks at 
 
 @pytest.mark.parametrize("path", YAMLS, ids=NAMES)
 def test_the_yaml_holds_every_default_and_the_class_none(path):
-    given = yaml.safe_load(path.read_text())
+    given = OmegaConf.to_container(OmegaConf.load(path))
     fields = dataclasses.fields(get_class(given.pop("_target_")))
     assert set(given) == {field.name for field in fields}
     assert all(field.default is dataclasses.MISSING for field in fields)
