@@ -1,5 +1,6 @@
 """Runs sorted into arms whose labels carry everything that differs, each at its own learning rate."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,8 +54,11 @@ def arms(study: LoadedStudy, selection_metric: str = "val_loss") -> list[Arm]:
         tuned = [run for run in tuning if (run.record.arm or "–") == name]
         parts = _by_difference(own)
         twins = set(declared.twin_seeds) if name == declared.baseline else set()
+        # A run that went wrong under other settings must not take the arm's name from those that completed.
+        done = [differs for differs, runs in parts if any(run.status == "completed" for run in runs)]
         for differs, runs in parts or [({}, [])]:
-            full = name if len(parts) < 2 else f"{name} [{_label(differs, 'as declared')}]"
+            plain = len(parts) < 2 or done == [differs]
+            full = name if plain else f"{name} [{_label(differs, 'as declared')}]"
             found.append(_arm(full, runs, tuned, declared.selection_metric, twins, differs))
     return found
 
@@ -63,7 +67,7 @@ def _arm(
     name: str, runs: Sequence[Run], tuned: Sequence[Run], metric: str, twins: set[int], differs: Mapping[str, str]
 ) -> Arm:
     outcomes = _outcomes(tuned or runs, metric)
-    rates = {run.learning_rate for run in runs}
+    rates = {run.learning_rate for run in runs} - {None}
     if len(rates) == 1:
         rate = rates.pop()
     elif runs:
@@ -77,7 +81,7 @@ def _arm(
         differs=differs,
         runs=tuple(run for run in done if run.record.seed not in twins),
         twins=tuple(run for run in done if run.record.seed in twins),
-        unfinished=tuple(run for run in chosen if run.status != "completed"),
+        unfinished=tuple(run for run in runs if run.status != "completed" and run.learning_rate in (rate, None)),
         learning_rate=rate,
         outcomes=outcomes,
         chosen_on="tune" if tuned else "verdict" if len(outcomes) > 1 else "",
@@ -103,11 +107,26 @@ def _label(differs: Mapping[str, str], nothing: str) -> str:
 
 
 def _by_difference(runs: Sequence[Run]) -> list[tuple[dict[str, str], list[Run]]]:
-    """Runs grouped by every choice and setting in which any two of them differ."""
-    parts = [labels(run) for run in runs]
+    """Runs grouped by every choice and setting in which any two of those that trained to an end differ.
+
+    A run that failed early knows less about itself; it joins the first group that it does not contradict.
+    """
+    trained = [run for run in runs if run.status in ("completed", "diverged")] or list(runs)
+    varying = _varying([labels(run) for run in trained])
+    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in [*trained, *(run for run in runs if run not in trained)]:
+        own = labels(run)
+        key = tuple((name, own[name]) for name in varying if name in own)
+        if run not in trained:
+            key = next((group for group in found if _agrees(own, dict(group))), key)
+        found.setdefault(key, []).append(run)
+    return [(dict(differs), group) for differs, group in found.items()]
+
+
+def _varying(parts: Sequence[Mapping[str, str]]) -> list[str]:
+    """The keys in which any two differ, without those that a differing choice already implies."""
     keys = list(dict.fromkeys(key for part in parts for key in part))
     varying = [key for key in keys if len({part.get(key) for part in parts}) > 1]
-    # Settings inside a group whose choice differs say nothing new, unless runs with the same choice differ in them.
     inner = {key: key.split(".")[0] for key in varying if "." in key and key.split(".")[0] in varying}
     for key, group in inner.items():
         by_choice: dict[str | None, set[str | None]] = {}
@@ -115,10 +134,12 @@ def _by_difference(runs: Sequence[Run]) -> list[tuple[dict[str, str], list[Run]]
             by_choice.setdefault(part.get(group), set()).add(part.get(key))
         if all(len(values) == 1 for values in by_choice.values()):
             varying.remove(key)
-    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-    for run, part in zip(runs, parts, strict=True):
-        found.setdefault(tuple((key, part[key]) for key in varying if key in part), []).append(run)
-    return [(dict(differs), group) for differs, group in found.items()]
+    return varying
+
+
+def _agrees(own: Mapping[str, str], group: Mapping[str, str]) -> bool:
+    """True where nothing a run knows contradicts the group; `svd` does not contradict `svd[gradient]`."""
+    return all(key not in own or own[key] in (value, value.split("[")[0]) for key, value in group.items())
 
 
 def labels(run: Run) -> dict[str, str]:
@@ -133,7 +154,7 @@ def labels(run: Run) -> dict[str, str]:
 
 
 def _free(key: str) -> bool:
-    return key in _FREE or key.split(".")[0] in _FREE_GROUPS
+    return key in _FREE or re.split(r"[./@]", key)[0] in _FREE_GROUPS
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -96,7 +96,7 @@ def markdown(blocks: Sequence[Block]) -> str:
 def _md(text: str) -> str:
     """Text that Markdown shows as it is: no tags, no emphasis, no links, one line."""
     flat = " ".join(text.split())
-    return re.sub(r"([\\`*<>]|(?<=\])\(|(?<!\w)_|_(?!\w)|^#|^[-+](?= ))", r"\\\1", flat)
+    return re.sub(r"([\\`*]|<(?=[A-Za-z/!?])|^>|(?<=\])\(|(?<!\w)_|_(?!\w)|^#|^[-+](?= ))", r"\\\1", flat)
 
 
 def _cell(text: str) -> str:
@@ -140,7 +140,7 @@ def _html(block: Block, figures: Path) -> str:
             ]
             body = "".join(f"<tr>{row}</tr>" for row in rows[1:])
             return (
-                f'<div class="scroll"><table><caption>{html.escape(block.caption)}</caption>'
+                f'<p class="caption">{html.escape(block.caption)}</p><div class="scroll"><table>'
                 f"<thead><tr>{rows[0]}</tr></thead><tbody>{body}</tbody></table></div>"
             )
 
@@ -149,13 +149,13 @@ STYLE = """
 :root{color-scheme:light dark;--ink:#1c1f24;--soft:#5a6270;--rule:#d5d9e0;--paper:#fff}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e8ec;--soft:#a2a9b5;--rule:#3a404b;--paper:#16181c}}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem;overflow-wrap:anywhere}
+main{max-width:64rem;margin:0 auto;padding:1.5rem 1rem 4rem;overflow-wrap:anywhere}
 h1{font-size:1.6rem;line-height:1.25}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid var(--rule)}
-.scroll{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;font-size:.875rem;overflow-wrap:normal}
-caption{text-align:left;color:var(--soft);padding-bottom:.4rem}
-th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--rule);font-variant-numeric:tabular-nums}
-th{vertical-align:bottom}th.t,td.t{text-align:left}td{white-space:nowrap}td.t{white-space:normal;min-width:6rem}
-figure{margin:1.5rem 0}img{max-width:100%;background:#fff}figcaption{color:var(--soft);font-size:.875rem}
+.scroll{overflow-x:auto;margin:0 0 1rem}table{border-collapse:collapse;font-size:.875rem;overflow-wrap:normal}
+.caption{color:var(--soft);font-size:.875rem;margin:1.2rem 0 .3rem}
+th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--rule);font-variant-numeric:tabular-nums}
+th{vertical-align:bottom}th.t,td.t{text-align:left}td{white-space:nowrap}td.t{white-space:normal}td.t:last-child{min-width:12rem}
+figure{margin:1.5rem 0}img{max-width:min(100%,44rem);background:#fff}figcaption{color:var(--soft);font-size:.875rem}
 """
 
 

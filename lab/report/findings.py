@@ -38,7 +38,7 @@ def report(analysis: Analysis, figures: Sequence[Figure], not_drawn: Sequence[st
     blocks += _with(Heading("Everything else that was measured"), tables.described_table(analysis))
     blocks += [Heading("Runs that did not complete, and what is missing"), *gaps(analysis)]
     blocks += [Heading("What this cannot show"), Bullets(limits(analysis))]
-    blocks += [tables.runs_table(analysis)] if analysis.arms else []
+    blocks += [Heading("Every run"), tables.runs_table(analysis)] if analysis.arms else []
     blocks += [Paragraph("Not drawn: " + "; ".join(not_drawn) + ".")] if not_drawn else []
     return blocks
 
@@ -107,7 +107,9 @@ def conditions(analysis: Analysis) -> list[str]:
     lines = [f"Judged by {judgement.metric.replace('_', ' ')} ({better} is better), {within}, {declared}."]
     if not runs:
         return [*lines, "No run has completed."]
-    seeds = sorted({run.record.seed for run in runs if run.record.seed is not None})
+    twins = {run.record.seed for arm in analysis.arms for run in arm.twins}
+    seeds = sorted({run.record.seed for run in runs if run.record.seed is not None} - twins)
+    again = f"; the baseline again on {', '.join(map(str, sorted(twins, key=str)))}" if twins else ""
     sides = ("train", "val", "test")
     sizes = _listed("/".join(str(run.record.data.get(f"{side}_examples", MISSING)) for side in sides) for run in runs)
     names = _listed(str(run.record.data.get("name") or MISSING) for run in runs)
@@ -121,7 +123,7 @@ def conditions(analysis: Analysis) -> list[str]:
         f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
         f"Budget: {steps} optimizer steps, {_spanned(runs, 'tokens')} labelled tokens.",
         f"Device: {devices}.",
-        f"Seeds: {', '.join(map(str, seeds))}.",
+        f"Seeds: {', '.join(map(str, seeds))}{again}.",
     ]
 
 
@@ -234,13 +236,11 @@ def limits(analysis: Analysis) -> list[str]:
 
 
 def console(analysis: Analysis) -> list[Table]:
-    """The tables worth a terminal: contrasts without their prose, and the arms."""
+    """The tables worth a terminal: the contrasts, and the arms with fewer columns."""
     found = []
     contrasts = tables.contrasts_table(analysis)
     if contrasts:
-        found.append(
-            Table("", contrasts.caption, contrasts.columns[:-1], [row[:-1] for row in contrasts.rows], ("verdict",))
-        )
+        found.append(contrasts)
     if analysis.arms:
         arms = tables.arms_table(analysis)
         keep = [i for i, column in enumerate(arms.columns) if column not in ("role", "perplexity", "best run")]

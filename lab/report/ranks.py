@@ -103,8 +103,9 @@ def _per_doubling(seconds: dict[int, list[float]]) -> tuple[float | None, float 
     x = np.log2(list(seconds))
     slopes = np.polyfit(x, np.array(list(seconds.values())), 1)[0]
     mean, sd = mean_sd(slopes.tolist())
-    if mean is None or sd is None or n < FEWEST_PAIRS:
-        return mean, None, None
+    # Equal times leave a slope of rounding size, which no interval should dignify.
+    if mean is None or sd is None or n < FEWEST_PAIRS or sd < 1e-9 * max(map(max, seconds.values())):
+        return None if mean is None else round(mean, 9), None, None
     half = float(special.stdtrit(n - 1, 1 - LEVEL / 2)) * sd / math.sqrt(n)
     return mean, mean - half, mean + half
 
@@ -157,5 +158,5 @@ def _time_in_words(answers: RankAnswers) -> str:
         return "Not recorded for a seed that every rank completed."
     each = f"each doubling of the rank took {mean:+.2f} s"
     if low is None or high is None:
-        return f"Open: {each}; fewer than {FEWEST_PAIRS} seeds give no interval."
+        return f"Open: {each}; too few seeds, or no spread, to give an interval."
     return f"{'Not measurably' if low <= 0 <= high else 'Yes'}: {each} (95 % interval {low:+.2f} to {high:+.2f})."

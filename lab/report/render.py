@@ -16,6 +16,7 @@ from lab.report.analysis import Analysis, all_results, run_row
 from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from lab.report.figure import FIGURES, draw, style
 from lab.report.methods import methods
+from lab.report.tensorboard import write_events
 
 # Why a figure has nothing to draw, in words.
 NOTHING = {
@@ -40,7 +41,9 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         drawn, not_drawn = _draw(analysis, folder)
         blocks = findings.report(analysis, drawn, not_drawn)
         title = analysis.study.name
-        (folder / "README.md").write_text(document.markdown(blocks))
+        prose = document.markdown(blocks)
+        (folder / "README.md").write_text(prose)
+        write_events(analysis, prose, folder / "tensorboard")
         (folder / "report.html").write_text(document.page(title, blocks, folder))
         (folder / "methods.md").write_text(methods(analysis))
         _json(folder / "all_results.json", all_results(analysis))

@@ -156,9 +156,10 @@ def seeds_to_decide(mean: float, sd: float, margin: float | None, level: float =
 def difference_power(mean: float, sd: float, n: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """The chance that a two-sided paired t on n pairs finds a true difference `mean` of standard deviation `sd`."""
     critical = special.stdtrit(n - 1, 1 - level / 2)
-    # The noncentral cdf loses its digits far out, where the power is 1 to every digit shown.
-    shift = np.minimum(abs(mean) / sd * np.sqrt(n), 30.0)
-    return np.asarray(1 - special.nctdtr(n - 1, shift, critical) + special.nctdtr(n - 1, shift, -critical))
+    shift = abs(mean) / sd * np.sqrt(n)
+    power = 1 - special.nctdtr(n - 1, shift, critical) + special.nctdtr(n - 1, shift, -critical)
+    # scipy's noncentral cdf is nan beyond a shift of about ten standard errors, where the power is as good as 1.
+    return np.where(np.isnan(power), 1.0, power)
 
 
 def equivalence_power(mean: float, sd: float, n: np.ndarray, margin: float) -> np.ndarray:

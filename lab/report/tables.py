@@ -100,7 +100,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
     rows = ([analysis.aa] if analysis.aa else []) + analysis.contrasts
     if not rows:
         return None
-    columns = ["contrast", "pairs", "difference", "95 % interval", "p", "Holm p", "TOST p", "verdict", "because"]
+    columns = ["contrast", "pairs", "difference", "95 % interval", "p", "Holm p", "TOST p", "verdict"]
     cells = [
         [
             _versus(row),
@@ -111,13 +111,12 @@ def contrasts_table(analysis: Analysis) -> Table | None:
             p_text(row.p_adjusted),
             p_text(row.statistics.p_equivalence),
             _verdict(row),
-            row.reason,
         ]
         for row in rows
     ]
     unit = "" if analysis.judgement.margin is None else f" Margin ±{number(analysis.judgement.margin)}."
     caption = f"Differences a − b in {analysis.judgement.metric}, paired by seed.{unit}"
-    return Table("contrasts", caption, columns, cells, text=("verdict", "because"))
+    return Table("contrasts", caption, columns, cells, text=("verdict",))
 
 
 def information_table(analysis: Analysis) -> Table | None:

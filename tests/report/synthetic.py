@@ -40,6 +40,7 @@ def make_run(
     data_seed = seed if data_seed is None else data_seed
     ranks = ranks or ({f"model.layers.{i}.{name}": rank for i in range(4) for name in LAYERS} if rank else {})
     completed = status == "completed"
+    wait = random.Random(str(directory)).uniform(0, 2)  # another process wanted the machine too
     measured = {
         "train_loss": loss - 0.1,
         "val_loss": loss + 0.02,
@@ -73,7 +74,7 @@ def make_run(
         metrics=measured if completed else {"val_loss": None},
         steps=STEPS if completed else 17,
         tokens=STEPS * 900,
-        seconds={"total": seconds, "init": 0.5, "train": 0.8 * seconds, "eval": 0.1 * seconds, "analysis": 0.0},
+        seconds={"total": seconds + wait, "init": 0.5, "train": 0.8 * seconds + wait, "eval": 1.0, "analysis": 0.0},
         peak_memory_bytes=310_000_000,
         environment={"torch": "2.13.0", "python": "3.11", "device": "cpu", "threads": 1, "commit": "0" * 40},
         data={
@@ -135,10 +136,11 @@ def declare(directory: Path, arms: dict[str, list[str]], baseline: str, **fields
 
 def make_study(directory: Path, means: dict[str, float], *, noise: float = 0.01, tuned: bool = True, **fields) -> Study:
     """A study whose arms have these mean test losses and seed noise `noise`; the first arm is the baseline."""
-    per_arm = fields.pop("per_arm", {})
+    per_arm, draw = fields.pop("per_arm", {}), random.Random(fields.pop("draw", 7))
     study = declare(directory, {arm: [f"init={arm}"] for arm in means}, next(iter(means)), **fields)
-    draw, number = random.Random(7), 0
-    common = {seed: draw.gauss(0, 0.03) for seed in study.seeds}
+    number = 0
+    shared = random.Random(7)
+    common = {seed: shared.gauss(0, 0.03) for seed in study.seeds}
     for arm, mean in means.items():
         for lr in study.learning_rates[arm] if tuned else []:
             bent = mean + 0.08 * math.log10(lr / 1e-3) ** 2

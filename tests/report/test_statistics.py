@@ -140,6 +140,7 @@ def test_the_number_of_seeds_to_decide_is_the_first_with_the_power():
     assert seeds_to_decide(0.0, 1.0, 0.5) < 50  # an absent effect is decided by equivalence
     assert seeds_to_decide(0.5, 1.0, 0.5) == 34  # an effect as large as the margin can only be found different
     assert seeds_to_decide(0.01, 1.0, None) is None
+    assert seeds_to_decide(100.0, 1.0, None) == 4
 
 
 def test_a_deviation_of_one_value_is_missing_not_zero():

@@ -4,6 +4,7 @@ import pytest
 from synthetic import declare, make_run, make_study, rank_sweep
 
 from lab.errors import UsageError
+from lab.record import RunRecord, write
 from lab.report.arms import arms
 from lab.report.comparison import compare
 from lab.report.judgement import judgement_of
@@ -147,6 +148,17 @@ def test_an_arm_that_mixes_settings_is_split_and_labelled(tmp_path):
     make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
     make_run(tmp_path / "80_verdict_a_lr=0.001_seed=7", arm="a", seed=7, loss=2.0, rank=8)
     assert [arm.name for arm in judged(tmp_path)[0]] == ["a [rank=16]", "a [rank=8]", "b"]
+
+
+def test_a_run_that_went_wrong_never_costs_its_arm_the_name(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
+    early = make_run(tmp_path / "90", arm="b", seed=7, loss=2.0, status="failed")
+    write(early, RunRecord(status="failed", stage="verdict", arm="b", choices={"init": "b"}, overrides=["rank=16"]))
+    make_run(tmp_path / "91", arm="b", seed=8, loss=2.0, rank=8, status="diverged")
+    found, rows = judged(tmp_path)
+    assert [arm.name for arm in found] == ["a", "b", "b [rank=8]"]
+    assert len(found[1].unfinished) + len(found[2].unfinished) == 2
+    assert contrast(rows, "b").statistics.pairs == 6
 
 
 def plain(path, *, inits=("random", "svd"), ranks=(16,), lrs=(1e-3,), seeds=(0, 1, 2, 3, 4)):

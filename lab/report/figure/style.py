@@ -21,6 +21,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 WIDTH = 6.0  # inches: at 100 dpi a figure is 600 pixels wide and its smallest text 12 pixels high
 DPI = 200
+ROOM = 3  # legend rows that a figure's height allows for
 RC: Any = {
     "font.size": 9.5,
     "axes.titlesize": 10,
@@ -60,7 +61,10 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
         return
     longest = max(map(len, labels))
     fits = 1 if longest > 34 else columns if longest > 22 else columns + 1
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(fits, len(labels)), frameon=False)
+    columns = min(fits, len(labels))
+    more = max(0, -(-len(labels) // columns) - ROOM)
+    figure.set_figheight(figure.get_figheight() + 0.19 * more)  # inches a row, so that the axes keep theirs
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def short(name: str, most: int = 44) -> str:

@@ -1,0 +1,78 @@
+"""The study in TensorBoard: a row per run in the hparams tab, the report in the text tab. No torch, no tensorflow."""
+
+import shutil
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import summary_v2 as hparams
+from tensorboard.plugins.scalar import metadata as scalar
+from tensorboard.plugins.text import metadata as text
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util import tensor_util
+
+from lab.report.analysis import Analysis
+from lab.report.study import Run
+
+METRICS = ("val_loss", "test_loss", "test_accuracy", "forgetting")
+
+
+def write_events(analysis: Analysis, report: str, folder: Path) -> None:
+    """One log directory per run below `folder`, and the report's Markdown at its top; replaces an older one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    arms = {run.path: arm.name for arm in analysis.arms for run in (*arm.runs, *arm.twins)}
+    runs = [run for run in analysis.study.runs if run.path in arms]
+    measured = [name for name in METRICS if any(run.value(name) is not None for run in runs)]
+    _write(folder, [_text("report", report), *_experiment(measured)])
+    unique = len({run.name for run in runs}) == len(runs)
+    for run in runs:
+        values = {name: value for name in measured if (value := run.value(name)) is not None}
+        session = hparams.hparams_pb(_hparams(run, arms[run.path]), trial_id=run.name)
+        place = folder / (run.name if unique else f"{run.path.parent.name}_{run.name}")
+        _write(place, [session, *(_scalar(name, value) for name, value in values.items())])
+
+
+def _hparams(run: Run, arm: str) -> dict[str, str | float | int]:
+    found = {
+        "arm": arm,
+        "seed": run.record.seed,
+        "data_seed": run.record.data_seed,
+        "learning_rate": run.learning_rate,
+        "rank": run.rank,
+        "trainable_params": run.record.trainable_params,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _experiment(metrics: list[str]) -> list[Summary]:
+    names = ("arm", "seed", "data_seed", "learning_rate", "rank", "trainable_params")
+    columns = [hparams.HParam(name) for name in names]
+    return [hparams.hparams_config_pb(columns, [hparams.Metric(name) for name in metrics])]
+
+
+def _scalar(name: str, value: float) -> Summary:
+    summary = Summary()
+    summary.value.add(
+        tag=name,
+        metadata=scalar.create_summary_metadata(name, ""),
+        tensor=tensor_util.make_tensor_proto(value),
+    )
+    return summary
+
+
+def _text(name: str, content: str) -> Summary:
+    summary = Summary()
+    summary.value.add(
+        tag=name,
+        metadata=text.create_summary_metadata(name, ""),
+        tensor=tensor_util.make_tensor_proto([content]),
+    )
+    return summary
+
+
+def _write(folder: Path, summaries: list[Summary]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = EventFileWriter(str(folder))
+    for summary in summaries:
+        writer.add_event(Event(summary=summary, step=0))
+    writer.close()

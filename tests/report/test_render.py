@@ -1,0 +1,266 @@
+import csv
+import html.parser
+import json
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+from synthetic import declare, init_comparison, make_run, make_study, rank_strategies, rank_sweep
+
+from lab.errors import UsageError
+from lab.report.__main__ import main
+from lab.report.analysis import analyse
+from lab.report.document import Bullets, Paragraph, Table, latex, markdown, number, p_text, page
+from lab.report.findings import report
+from lab.report.methods import ALWAYS, CITED, references
+from lab.report.render import write_report
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["lab-report", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    return ended.value.code, out, err
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A rank sweep with a hostile name among its failures, reported once."""
+    folder = tmp_path_factory.mktemp("sweep")
+    rank_sweep(folder)
+    make_run(
+        folder / "99_verdict_r8_lr=0.001_seed=9", arm="r8", seed=9, loss=9.0, status="failed", rank=8,
+        error={"type": "RuntimeError", "message": "<script>alert('x')</script> | a*b_c & \\cite{x}"},
+    )  # fmt: skip
+    write_report(analyse(folder), folder / "report")
+    return folder
+
+
+def test_everything_the_contract_names_is_written(sweep):
+    names = {path.name for path in (sweep / "report").iterdir()}
+    assert names >= {"README.md", "report.html", "all_results.json", "runs.csv", "comparisons.json", "methods.md"}
+    assert names >= {"rank_comparison.png", "rank_comparison.pdf", "loss_curves.png", "effect_sizes.pdf", "tables"}
+    assert (sweep / "report" / "tables" / "contrasts.tex").read_text().count(r"\toprule") == 1
+
+
+def test_json_is_strict_and_the_table_is_tidy(sweep):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    for name in ("all_results.json", "comparisons.json"):
+        json.loads((sweep / "report" / name).read_text(), parse_constant=refuse)
+    with (sweep / "report" / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 7 * 5 + 7 * 6 + 6 + 1
+    failed = next(row for row in rows if row["status"] == "failed")
+    assert failed["test_loss"] == ""
+    assert "RuntimeError" in failed["error"]
+
+
+def test_the_summary_answers_the_question_in_words(sweep):
+    text = (sweep / "report" / "README.md").read_text()
+    assert "r32 is equivalent to r64" in text
+    assert "r4 is worse than r64" in text
+    assert "Where do returns diminish? At rank 16" in text
+    assert "Recommended: rank 16" in text
+    assert "2,048" not in text.split("linear in the rank")[0]
+    assert re.search(r"linear in the rank\? Yes: 14,336 per unit of rank", text)
+    assert "Noise floor" in text
+    assert not re.search(r"clear advantage|validates|significant improvement|✓", text)
+
+
+def test_the_page_is_self_contained_and_escaped(sweep):
+    text = (sweep / "report" / "report.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "http" not in re.sub(r"data:[^\"]+", "", text)
+
+    class Balanced(html.parser.HTMLParser):
+        stack: list[str]
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "img"):
+                self.stack.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.stack.pop() == tag
+
+    parser = Balanced()
+    parser.stack = []
+    parser.feed(text)
+    assert parser.stack == []
+
+
+def test_markdown_and_latex_escape_what_a_name_may_hold():
+    table = Table("x", "50 % & more", ["a|b", "n_1"], [["<b>", "–"], ["svd[gradient]", "1 ± 2"]])
+    assert "a\\|b" in markdown([table])
+    assert "\\<b>" in markdown([Paragraph("<b>")])
+    assert markdown([Paragraph("[x](http://y) `z` *w* val_loss _u_")]).count("\\") == 7
+    text = latex(table)
+    assert r"50 \% \& more" in text
+    assert r"n\_1" in text
+    assert "--" in text
+    assert "<b>" not in page("<t>", [Bullets(["<b>"])], None)
+
+
+def test_a_missing_value_is_a_dash_and_a_zero_is_a_zero():
+    assert number(None) == "–"
+    assert number(0.0) == "0.0000"
+    assert p_text(None) == "–"
+    assert p_text(1e-9) == "< 0.001"
+
+
+def test_perplexity_is_exp_of_the_mean_loss(tmp_path):
+    declare(tmp_path, {"a": []}, "a", contrasts=[], seeds=[1, 2])
+    for seed, loss in ((1, 1.0), (2, 3.0)):
+        make_run(tmp_path / f"{seed}", arm="a", seed=seed, loss=loss)
+    arms = next(b for b in report(analyse(tmp_path), [], []) if isinstance(b, Table) and b.name == "arms")
+    # exp(2) = 7.39; the mean of exp would be 11.40
+    assert arms.rows[0][list(arms.columns).index("perplexity")] == "7.39"
+
+
+@pytest.mark.parametrize("make", [init_comparison, rank_strategies])
+def test_every_study_has_its_words(tmp_path, make):
+    make(tmp_path)
+    text = markdown(report(analyse(tmp_path), [], []))
+    assert "## What this cannot show" in text
+    assert "None" not in text
+    assert "nan" not in text.lower().replace("nan at step", "")
+
+
+def test_an_empty_study_says_so(tmp_path, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, tmp_path)
+    assert code == 0
+    assert "0 runs were read: none" in out
+    assert "No run was found" in (tmp_path / "report" / "README.md").read_text()
+
+
+def test_a_half_finished_study_reports_what_is_there_and_names_what_is_missing(tmp_path, monkeypatch, capsys):
+    declare(tmp_path, {"a": [], "b": []}, "a")
+    for seed in (1, 2):
+        make_run(tmp_path / f"{seed}_a", arm="a", seed=seed, loss=2.0 + 0.1 * seed)
+    make_run(tmp_path / "3_b", arm="b", seed=1, loss=2.0, status="running")
+    (tmp_path / "4_b" / ".hydra").mkdir(parents=True)
+    code, out, _ = run(monkeypatch, capsys, tmp_path)
+    assert code == 0
+    assert "declared verdict jobs have no run yet" in out
+    readme = (tmp_path / "report" / "README.md").read_text()
+    assert "- b, seed 2" in readme
+    assert "interrupted" in readme
+    assert "4_b" in readme
+    assert "no verdict" in readme
+
+
+def test_refusing_to_compare_says_which_and_ends_unwell(tmp_path, monkeypatch, capsys):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, per_arm={"b": {"data": "e" * 64}})
+    code, _, err = run(monkeypatch, capsys, tmp_path)
+    assert code == 1
+    assert "data differ" in err
+    assert "e" * 64 in err
+    assert '"verdict": "withheld"' in (tmp_path / "report" / "comparisons.json").read_text()
+
+
+def test_a_single_run_has_a_card_and_no_verdict(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "0", arm="a", seed=1, loss=2.0, overrides=("init=svd",))
+    code, out, _ = run(monkeypatch, capsys, tmp_path / "0")
+    assert code == 0
+    assert "16 × 28" in out
+    assert "test_loss" in out
+    assert "no verdict" in out
+    assert not (tmp_path / "0" / "report").exists()
+    assert run(monkeypatch, capsys, tmp_path / "0", "--margin", "1%")[0] == 2
+
+
+def test_two_studies_are_compared_arm_by_arm(tmp_path, monkeypatch, capsys):
+    make_study(tmp_path / "first", {"a": 2.0, "b": 2.1}, tuned=False, name="before")
+    make_study(tmp_path / "second", {"a": 1.9, "b": 2.1}, tuned=False, name="after", draw=8)
+    code, out, _ = run(monkeypatch, capsys, tmp_path / "first", tmp_path / "second")
+    assert code == 0
+    rows = json.loads((tmp_path / "first" / "report" / "vs_second" / "comparisons.json").read_text())
+    judged = {(row["arm_a"], row["arm_b"]): row["verdict"] for row in rows if row["kind"] == "contrast"}
+    assert judged == {("after: a", "before: a"): "a_better", ("after: b", "before: b"): "equivalent"}
+    assert "not declared before the runs" in out
+
+
+def test_studies_without_a_shared_arm_meet_at_the_baseline(tmp_path, monkeypatch, capsys):
+    make_study(tmp_path / "first", {"a": 2.0, "b": 2.1}, tuned=False)
+    make_study(tmp_path / "second", {"c": 1.9, "d": 2.1}, tuned=False)
+    assert run(monkeypatch, capsys, tmp_path / "first", tmp_path / "second", "--to", tmp_path / "out")[0] == 0
+    rows = json.loads((tmp_path / "out" / "comparisons.json").read_text())
+    assert {row["arm_b"] for row in rows if row["kind"] == "contrast"} == {"first: a"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["nowhere"], "no directory"),
+        (["study", "--baseline", "x"], "no arm"),
+        (["study", "--margin", "much"], "margin"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, word):
+    make_study(tmp_path / "study", {"a": 2.0, "b": 2.1}, tuned=False)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert word in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    make_study(tmp_path / "study", {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--to"):
+        write_report(analyse(tmp_path / "study"), tmp_path / "file" / "report")
+
+
+def test_a_report_written_again_is_the_same(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1, 2])
+    found = []
+    for _ in range(2):
+        folder = write_report(analyse(tmp_path), tmp_path / "report").parent
+        found.append({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+    assert found[0] == found[1]
+
+
+def test_tensorboard_holds_the_arms_and_the_report(sweep):
+    from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+    runs = EventMultiplexer().AddRunsFromDirectory(str(sweep / "report" / "tensorboard")).Reload().Runs()
+    assert len(runs) == 1 + 7 * 6 + 6
+    assert "report" in runs["."]["tensors"]
+
+
+def test_every_citation_has_its_entry():
+    keys = {key for group in CITED.values() for key in group.values()} | set(ALWAYS)
+    extra = {"hu2022lora", "liu2024dora", "kalajdzievski2023rslora", "jamieson2016halving"}
+    assert references(sorted(keys | extra)).count("@") == len(keys | extra)
+
+
+@pytest.mark.slow
+def test_the_first_line_comes_within_a_second(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1, 2])
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # -u is not given: a line that sits in a buffer is not printed
+    process = subprocess.Popen([sys.executable, "-m", "lab.report", tmp_path], stdout=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    process.kill()
+    process.communicate()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert line.startswith("Reading")
+    # processor time, so that a busy machine does not decide; 0.1 s measured
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+@pytest.mark.slow
+def test_a_report_needs_no_torch():
+    code = (
+        "import sys, lab.report.render, lab.report.pair, lab.report.card, lab.sweep.runs; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
