@@ -168,10 +168,10 @@ def make_study(directory: Path, means: dict[str, float], *, noise: float = 0.01,
 
 def rank_sweep(directory: Path) -> Study:
     """Loss falls with rank to 16 and stays."""
-    means = {"r64": 2.0, "r2": 2.45, "r4": 2.3, "r8": 2.12, "r16": 2.005, "r32": 2.0, "full": 1.98}
+    means = {"r64": 2.0, "r2": 2.45, "r4": 2.3, "r8": 2.12, "r16": 2.0, "r32": 2.0, "full": 1.98}
     per_arm = {arm: {"rank": int(arm[1:]) if arm != "full" else None} for arm in means}
     return make_study(
-        directory, means, per_arm=per_arm, contrasts=["r4", "r8", "r16", "r32"], name="rank_sweep",
+        directory, means, per_arm=per_arm, noise=0.005, contrasts=["r4", "r8", "r16", "r32"], name="rank_sweep",
         question="Which LoRA rank is enough?",
     )  # fmt: skip
 
