@@ -21,7 +21,7 @@ def effect_sizes(analysis: Analysis) -> Figure | None:
     rows = [row for row in [*analysis.contrasts, *analysis.described] if row.statistics.mean is not None]
     if not rows:
         return None
-    figure, axes = style.new(1.7 + 0.42 * len(rows))
+    figure, axes = style.new(1.9 + 0.42 * len(rows))
     margin, aa = analysis.judgement.margin, analysis.aa
     handles: list[Line2D | Patch] = []
     if margin is not None:
@@ -52,7 +52,7 @@ def effect_sizes(analysis: Analysis) -> Figure | None:
     axes.grid(axis="y", visible=False)
     axes.locator_params(axis="x", nbins=6)
     better = "higher" if analysis.judgement.higher_is_better else "lower"
-    reference = f"from {style.short(rows[0].arm_b)}; " if one_reference else ""
+    reference = f"from {style.short(rows[0].arm_b, 36)}\n" if one_reference else ""
     axes.set_xlabel(f"difference in {axis(analysis.judgement.metric)}\n{reference}{better} is better")
     for colour, marker, text in (("#0072B2", "o", "judged"), ("#7F7F7F", "D", "described, not judged")):
         if any((row.kind == "contrast") == (text == "judged") for row in rows):

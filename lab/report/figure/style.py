@@ -49,8 +49,8 @@ def look(index: int) -> dict[str, Any]:
     """Colour, marker and line of the arm at a place in the study; the three together repeat only after many arms."""
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": LINES[(index // len(COLOURS) + index) % len(LINES)],
+        "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
+        "linestyle": LINES[(index + index // len(COLOURS)) % len(LINES)],
     }
 
 
