@@ -38,7 +38,8 @@ dashboard: install  ## TensorBoard on multirun/, at http://localhost:6006
 
 base: install  ## Train the shipped base again and put it in lab/assets/base
 	$(BIN)/python -m lab.train experiment=base hydra.run.dir=multirun/base
-	$(BIN)/python -m lab.assets.base multirun/base
+	$(BIN)/python -m lab.train experiment=base_docs model.name_or_path=multirun/base/model hydra.run.dir=multirun/base_docs
+	$(BIN)/python -m lab.assets.base multirun/base multirun/base_docs
 
 # A torch that PYTHON can import stays in use: its folder joins the new environment's path and pip is held to its version.
 # (`venv --system-site-packages` would miss a torch that itself lives in a virtual environment.)

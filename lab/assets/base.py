@@ -1,4 +1,4 @@
-"""The shipped base, from the run that trained it.      python -m lab.assets.base RUN"""
+"""The shipped base, from the runs that trained it, in order.      python -m lab.assets.base RUN [RUN …]"""
 
 import argparse
 import datetime
@@ -24,12 +24,14 @@ LAST_GAIN = 0.01  # the last tenth of the steps may lower validation bits per by
 BLOCK = 256  # tokens
 
 
-def bits_per_byte(side: str) -> tuple[dict[str, float], int]:
-    """Bits per byte of the shipped files, xz -9e and gzip -9 on a held-out side of stdlib_docs, and its bytes."""
+def bits_per_byte(sides: tuple[str, ...]) -> tuple[dict[str, float], int]:
+    """Bits per byte of the shipped files, xz -9e and gzip -9 on held-out sides of stdlib_docs, and their bytes."""
     net = AutoModelForCausalLM.from_pretrained(HOME, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(HOME)
-    texts = [text for [text] in corpus("docs")[side]]
-    samples = encode([Text(text) for text in texts], tokenizer, template=None, max_length=BLOCK, side_name=side).samples
+    texts = [text for side in sides for [text] in corpus("docs")[side]]
+    samples = encode(
+        [Text(text) for text in texts], tokenizer, template=None, max_length=BLOCK, side_name="held-out"
+    ).samples
     found = evaluate(Scorer(net, torch.device("cpu"), autocast=False), samples, tokenizer.pad_token_id)
     raw = "".join(texts).encode()
     assert found.num_bytes == len(raw), "the loss must be over the same bytes that xz reads"
@@ -54,41 +56,50 @@ def last_gain(run_dir: Path) -> float:
     return 1 - bpb[end] / bpb[before]
 
 
-def install(run_dir: Path) -> None:
-    """Write weights in bfloat16, tokenizer and card; raises UsageError where the base is not good enough to ship."""
-    result = record.read(run_dir)
-    if result.status != "completed":
-        raise UsageError(f"{run_dir} is {result.status}; only a completed run can be shipped.")
+def install(runs: list[Path]) -> None:
+    """Write the last run's weights in bfloat16 and a card of all; raises UsageError where they are not good enough."""
+    results = [record.read(run_dir) for run_dir in runs]
+    for run_dir, result in zip(runs, results, strict=True):
+        if result.status != "completed":
+            raise UsageError(f"{run_dir} is {result.status}; only completed runs can be shipped.")
+    run_dir = runs[-1]
     gain = last_gain(run_dir)
     if gain >= LAST_GAIN:
         raise UsageError(f"the last tenth of the steps still gained {gain:.1%}; raise schedule.max_steps.")
     net = AutoModelForCausalLM.from_pretrained(run_dir / "model", dtype=torch.bfloat16)
     net.generation_config.max_length = None
     net.save_pretrained(HOME)
-    measured = {side: bits_per_byte(side) for side in ("val", "test")}
-    (HOME / "README.md").write_text(card(result, gain, measured))
+    measured = {" + ".join(sides): bits_per_byte(sides) for sides in (("val",), ("test",), ("val", "test"))}
+    (HOME / "README.md").write_text(card(results, gain, measured))
     for side, (bits, _) in measured.items():
         if bits["base"] > XZ_SHARE * bits["xz -9e"]:
             raise UsageError(
-                f"on the {side} side the base needs {bits['base']:.3f} bits per byte and xz {bits['xz -9e']:.3f}: "
+                f"on {side} the base needs {bits['base']:.3f} bits per byte and xz {bits['xz -9e']:.3f}: "
                 f"more than {XZ_SHARE} times as many; train longer."
             )
     print((HOME / "README.md").read_text())
 
 
-def card(result: record.RunRecord, gain: float, measured: dict[str, tuple[dict[str, float], int]]) -> str:
+def card(results: list[record.RunRecord], gain: float, measured: dict[str, tuple[dict[str, float], int]]) -> str:
     """The model card."""
+    first, last = results[0], results[-1]
     size = sum(path.stat().st_size for path in HOME.glob("*.safetensors"))
-    metrics, environment = result.metrics, result.environment
+    environment = last.environment
+    minutes = sum(result.seconds["total"] for result in results) / 60
     rows = "\n".join(
         f"| {side}, {count:,} bytes | {bits['base']:.3f} | {bits['xz -9e']:.3f} | {bits['gzip -9']:.3f} "
         f"| {bits['base'] / bits['xz -9e']:.2f} |"
         for side, (bits, count) in measured.items()
     )
-    architecture = result.config["model"]["architecture"]
+    runs = "\n".join(
+        f"| {result.choices['experiment']} | {', '.join(result.config['data']['corpora'])} "
+        f"| `{result.data['sha256'][:16]}…` | {result.tokens:,} | {result.steps:,} | {result.metrics['val_bpb']:.3f} |"
+        for result in results
+    )
+    architecture = first.config["model"]["architecture"]
     return f"""# The shipped base
 
-A Llama-shaped causal language model of {result.total_params:,} parameters ({architecture["num_hidden_layers"]} blocks,
+A Llama-shaped causal language model of {last.total_params:,} parameters ({architecture["num_hidden_layers"]} blocks,
 hidden size {architecture["hidden_size"]}), {size / 1e6:.1f} MB in bfloat16, with its own byte-level BPE tokenizer of
 4,096 tokens. It knows Python's documentation and code a little, and nothing else; it is a base for experiments, not
 for use.
@@ -97,16 +108,18 @@ for use.
 |---|---|---|---|---|
 {rows}
 
+| part | text, training side | sha256 of the text | tokens | steps | bits per byte on its own validation side |
+|---|---|---|---|---|---|
+{runs}
+
 | what | value |
 |---|---|
-| command | `make base`, that is `python -m lab.train experiment=base` and `python -m lab.assets.base RUN` |
-| corpus | training side of stdlib_docs + stdlib_code, Python {environment["python"]} |
-| corpus sha256 | `{result.data["sha256"]}` |
-| tokens | {result.tokens:,} in {result.steps:,} steps |
-| validation (docs + code) | {metrics["val_bpb"]:.3f} bits per byte; the last tenth of the steps gained {gain:.2%} |
+| command | `make base` |
+| tokens | {sum(result.tokens or 0 for result in results):,} |
+| end | the last tenth of the steps of the last part gained {gain:.2%} of validation bits per byte |
 | date | {datetime.date.today().isoformat()} |
-| made with | torch {environment["torch"]}, transformers {environment["transformers"]}, {environment["device"]}, \
-{environment["threads"]} thread(s), {environment["precision"]}, {result.seconds["total"] / 60:.0f} minutes |
+| made with | Python {environment["python"]}, torch {environment["torch"]}, transformers {environment["transformers"]} |
+| on | {environment["device"]}, {environment["threads"]} thread(s), {environment["precision"]}, {minutes:.0f} minutes |
 
 The text is read from the running interpreter and is not part of the package; its licence is Python's own.
 """
@@ -115,9 +128,9 @@ The text is read from the running interpreter and is not part of the package; it
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m lab.assets.base", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run of experiment=base")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the runs of experiment=base, base_docs")
     try:
-        install(parser.parse_args(arguments).run)
+        install(parser.parse_args(arguments).runs)
     except UsageError as error:
         sys.exit(str(error))
 
