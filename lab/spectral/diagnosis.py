@@ -72,7 +72,7 @@ class Diagnosis:
     entropy_rank: float | None  # needs the whole spectrum, as does the next
     participation: float | None
     previous: Turn | None = None  # against the layer's previous tick
-    first: Turn | None = None  # against its first tick
+    first: Turn | None = None  # against its first tick; at exact ticks
     gradient: Shares | None = None
     update: Shares | None = None
     rotation_left: float | None = None  # of the k directions by the applied update, first order, radians per step

@@ -10,11 +10,15 @@ from torch import Tensor
 from lab.spectral.spectrum import fix_signs
 
 MOST_CYCLES = 4  # restarts; the residual says what was reached
+GRAM_UP_TO = 512  # width below which a Gram matrix costs less than the products it saves
 # A new block this far from orthogonal to the old ones is mostly rounding: the old ones hold all there is.
 LEAST_ORTHOGONAL = 1e-5
 LEAST_SPREAD = 1e-2  # of the squared values over a block, for which float32 is enough
-FILTERS = (6, 8)  # degrees
-MOST_GROWTH = 1e4
+FIRST_FILTER = 3  # degree, before directions are good enough to tell where the wanted ones end
+KRYLOV_FILTERS = (6, 8)  # within the space, where a step costs next to nothing
+MOST_GROWTH = 1e4  # of the strongest direction over the weakest in one filter; more, and float32 loses the weakest
+
+Found = tuple[Tensor, Tensor, Tensor, Tensor]  # U, S, V and the residual of each weight
 
 
 @dataclass(frozen=True)
@@ -26,29 +30,30 @@ class Iterated:
     V: Tensor  # (b, in, q), orthonormal columns
     residual: Tensor  # (b,) largest ‖Wᵀu − σv‖/σ over the first k; 0 where these values are 0
     first_residual: Tensor  # (b,) the same after one cycle, by which the next depth is chosen
-    products: int  # multiplications of one weight with a block of q columns that were spent, over all b
+    products: int  # multiplications of a weight or its Gram matrix with a block of q columns, over all b
 
 
 def iterate(weights: Sequence[Tensor], V: Tensor, k: int, depth: int, tolerance: float) -> Iterated:
-    """Turn orthonormal guesses V (b, in, q) into the q strongest directions of b float32 weights (out, in).
+    """Turn orthonormal guesses V (b, in, q) into the q strongest directions of b float32 weights (out, in), out ≥ in.
 
-    Rayleigh–Ritz on the block Krylov space [V, (WᵀW)V, …, (WᵀW)^depth V], restarted from its result for the weights
-    whose residual is above `tolerance` (Golub, Luk and Overton 1981; Musco and Musco, NeurIPS 2015). Depth 0 is one
-    pass of subspace iteration. Where the spectrum is flat, as Muon leaves it, depth 2 with q = 32 reaches with 6
-    products of 2·m·n·q FLOPs what 8 plain passes, 24 products, do not: k = 10 singular values to 1e-4 (measured on a
-    NanoChat's weights). `depth` is cut where the space would outgrow the smaller side.
+    Where the Gram matrix WᵀW is small: Chebyshev filters of it (Zhou, Saad, Tiago and Chelikowsky, J. Comput. Phys.
+    219, 2006). Else, and where values span orders of magnitude: Rayleigh–Ritz on the block Krylov space [V, (WᵀW)V, …,
+    (WᵀW)^depth V] (Golub, Luk and Overton 1981; Musco and Musco, NeurIPS 2015). Either starts again for the weights
+    whose residual is above `tolerance`. Plain subspace iteration, one application of WᵀW at a time, is far behind where
+    the spectrum is flat, as Muon leaves it. `depth` is the effort of the first cycle.
     """
-    q = V.shape[-1]
-    depth = max(0, min(depth, min(weights[0].shape) // q - 1))
-    U, S, V, residual = _cycle(weights, V, k, depth)
-    first, products = residual.clone(), (2 * depth + 2) * len(weights)
+    narrow = V.shape[1] <= GRAM_UP_TO
+    grams = torch.stack([W.mT @ W for W in weights]) if narrow else None
+    U, S, V, residual, products = _cycle(weights, grams, V, k, depth)
+    first = residual.clone()
     for _ in range(MOST_CYCLES - 1):
         active = torch.nonzero(residual > tolerance).flatten()
         if len(active) == 0:
             break
         chosen = [weights[i] for i in active.tolist()]
-        U[active], S[active], V[active], residual[active] = _cycle(chosen, V[active], k, depth)
-        products += (2 * depth + 2) * len(chosen)
+        some = None if grams is None else grams[active]
+        U[active], S[active], V[active], residual[active], spent = _cycle(chosen, some, V[active], k, depth)
+        products += spent
     U, V = fix_signs(U, V)
     return Iterated(U, S, V, residual, first, products)
 
@@ -63,7 +68,49 @@ def times_transposed(weights: Sequence[Tensor], U: Tensor) -> Tensor:
     return torch.stack([block.mT @ W for W, block in zip(weights, U, strict=True)]).mT
 
 
-def _cycle(weights: Sequence[Tensor], V: Tensor, k: int, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cycle(
+    weights: Sequence[Tensor], grams: Tensor | None, V: Tensor, k: int, depth: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    found = None if grams is None else strongest(grams, V, (FIRST_FILTER, 2 * depth))
+    if found is not None:
+        values, V, image = found
+        S = values.sqrt()
+        lengths = torch.linalg.vector_norm(image[..., :k] - V[..., :k] * values[:, None, :k], dim=-2)
+        residual = (lengths / values[:, :k]).amax(-1)
+        return times(weights, V) / S[:, None, :], S, V, residual, (FIRST_FILTER + 2 * depth + 2) * len(weights)
+    depth = max(0, min(depth, V.shape[1] // V.shape[2] - 1))
+    return *_krylov(weights, V, k, depth), (2 * depth + 2) * len(weights)
+
+
+def strongest(grams: Tensor, V: Tensor, degrees: Sequence[int]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The strongest directions of Gram matrices A (b, n, n) from guesses V (b, n, q), by a filter per degree.
+
+    -> values (b, q) descending, directions (b, n, q) and A times these; None where the values of a block turn out to
+    span so much that float32 would lose the weaker ones.
+    """
+    image = grams @ V
+    for degree in degrees:
+        quotients = (V * image).sum(-2)
+        edge, top = quotients.amin(-1), quotients.amax(-1)
+        if not bool((edge > LEAST_SPREAD * top).all()):
+            return None
+        # d steps favour the strongest over the edge by cosh(d·acosh(growth)).
+        growth = max(float((2 * top / edge - 1).amax()), 1 + 1e-6)
+        steps = max(1, min(degree, int(math.acosh(MOST_GROWTH) / math.acosh(growth))))
+        scale = (2 / edge)[:, None, None]
+        before, now = V, image * scale - V
+        for _ in range(steps - 1):
+            before, now = now, 2 * ((grams @ now) * scale - now) - before
+        V = torch.linalg.qr(now).Q
+        image = grams @ V
+    values, turn = torch.linalg.eigh(V.mT @ image)
+    values, turn = values.flip(-1), turn.flip(-1)
+    if not bool((values[:, -1] > LEAST_SPREAD * values[:, 0]).all()):
+        return None
+    return values, V @ turn, image @ turn
+
+
+def _krylov(weights: Sequence[Tensor], V: Tensor, k: int, depth: int) -> Found:
     b, inner, q = V.shape
     space = V.new_empty(b, inner, (depth + 1) * q)
     image = V.new_empty(b, weights[0].shape[0], (depth + 1) * q)
@@ -77,11 +124,11 @@ def _cycle(weights: Sequence[Tensor], V: Tensor, k: int, depth: int) -> tuple[Te
         if float(inside.abs().amax()) > LEAST_ORTHOGONAL:
             new = torch.linalg.qr(new - known @ inside).Q
         space[..., start : start + q], image[..., start : start + q] = new, times(weights, new)
-    squares = torch.linalg.vector_norm(image[..., :q], dim=-2).square()
-    # A Gram squares the spread of the values; beyond this one float32 would lose the weaker directions.
-    if float((squares.amin(-1) / squares.amax(-1)).amin()) > LEAST_SPREAD:
-        best, S = _strongest(image.mT @ image, q)
-        U, V = (image @ best) / S[..., None, :], space @ best
+    first = torch.eye(image.shape[-1], q, dtype=V.dtype, device=V.device).expand(b, -1, -1)
+    found = strongest(image.mT @ image, first, KRYLOV_FILTERS if depth else ())
+    if found is not None:
+        S = found[0].sqrt()
+        U, V = (image @ found[1]) / S[..., None, :], space @ found[1]
     else:
         U, S, V = _graded(image, space, q)
     residual = times_transposed(weights, U[..., :k]) - V[..., :k] * S[..., None, :k]
@@ -91,33 +138,8 @@ def _cycle(weights: Sequence[Tensor], V: Tensor, k: int, depth: int) -> tuple[Te
     return U, S, V, torch.where(S[..., :k] > floor, lengths, 0).amax(-1)
 
 
-def _strongest(gram: Tensor, q: int) -> tuple[Tensor, Tensor]:
-    """The q strongest directions of images in a space, and their values, from its Gram (b, D, D): (b, D, q), (b, q).
-
-    Chebyshev filters (Zhou, Saad, Tiago and Chelikowsky, J. Comput. Phys. 219, 2006) that start from the first q
-    coordinates, which were the strongest last time: less than half the time of a full eigenvalue decomposition, and
-    what they leave undone is below the residual of the space itself.
-    """
-    best = torch.eye(gram.shape[-1], q, dtype=gram.dtype, device=gram.device).expand(len(gram), -1, -1)
-    image = gram[..., :q]
-    for degree in FILTERS if gram.shape[-1] > q else ():
-        quotients = (best * image).sum(-2)
-        edge, top = quotients.amin(-1), quotients.amax(-1)
-        # d steps favour the strongest over the edge by cosh(d·acosh(growth)); too much, and float32 loses the weakest.
-        growth = max(float((2 * top / edge - 1).amax()), 1 + 1e-6)
-        steps = max(1, min(degree, int(math.acosh(MOST_GROWTH) / math.acosh(growth))))
-        scale = (2 / edge)[:, None, None]
-        before, now = best, image * scale - best
-        for _ in range(steps - 1):
-            before, now = now, 2 * ((gram @ now) * scale - now) - before
-        best = torch.linalg.qr(now).Q
-        image = gram @ best
-    values, turn = torch.linalg.eigh(best.mT @ image)
-    return best @ turn.flip(-1), values.flip(-1).clamp_min(0).sqrt()
-
-
 def _graded(image: Tensor, space: Tensor, q: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same where values span many orders of magnitude or vanish: (U, S, V) by float64 and orthogonal steps."""
+    """U, S, V where values span orders of magnitude or vanish: by float64 and orthogonal steps alone."""
     wide = image.double()
     best = torch.linalg.eigh(wide.mT @ wide).eigenvectors[..., -q:].flip(-1).to(image.dtype)
     U, triangle = torch.linalg.qr(image @ best)

@@ -25,7 +25,7 @@ from lab.spectral.spectrum import (
     stable_rank,
 )
 
-RESIDUAL = 4e-3  # of σ; leaves singular values within 1e-4 and angles within 1e-3 rad on a NanoChat's weights
+RESIDUAL = 1e-3  # of σ; leaves singular values within 1e-4 and angles within 1e-3 rad on a NanoChat's weights
 FIRST_DEPTH, MOST_DEPTH = 3, 6  # of the block Krylov space; then what the layer's last residual asks for
 BLOCK = 16  # columns come in multiples of it: 18 cost a processor's matrix unit as much as 32
 STALE = 1e-3  # of σ₁; a spectrum further than this from the exact one was followed from a basis that missed something
@@ -82,7 +82,7 @@ class Tracker:
                 reason = ZERO if total == 0 else NON_FINITE
                 self._begun[name] = empty(tick, _shape(weight), self.engine, reason, self.k)
                 continue
-            depth = self._bases[name].depth if name in self._bases else FIRST_DEPTH
+            depth = self._bases[name].depth if name in self._bases else 0  # a first look starts from noise
             groups[weight.shape, weight.device, depth].append(name)
         for names in groups.values():
             chosen = [weights[name].detach().float() for name in names]
@@ -137,9 +137,11 @@ class Tracker:
         turned: dict[int, dict[str, Any]] = defaultdict(dict)
         if known:
             before, now = [self._bases[names[i]] for i in known], [found[i] for i in known]
-            both = turns([*before, *(basis.first or basis for basis in before)], now * 2, self.k)
-            for place, i in enumerate(known):
-                turned[i] = {"previous": both[place], "first": both[place + len(known)]}
+            for i, turn in zip(known, turns(before, now, self.k), strict=True):
+                turned[i]["previous"] = turn
+            first = [basis.first or basis for basis in before] if self.is_exact(tick) else []
+            for i, turn in zip(known, turns(first, now, self.k) if first else [], strict=False):
+                turned[i]["first"] = turn
         for position, (name, weight) in enumerate(zip(names, weights, strict=True)):
             basis = found[position]
             counts = counts_for(basis.directions, self.k)
@@ -192,12 +194,16 @@ class Tracker:
         if min(weights[0].shape) < 4 * q:  # a block would be a large part of the whole, which is cheap anyway
             return self._small(tick, names, weights)
         depth = self._bases[names[0]].depth if names[0] in self._bases else FIRST_DEPTH
-        result = iterate(weights, self._guess(tick, names, weights, q), self.k, depth, RESIDUAL)
+        wide = weights[0].shape[0] < weights[0].shape[1]  # then on the left, which is the smaller side
+        upright = [weight.mT for weight in weights] if wide else weights
+        start = self._guess(tick, names, weights[0], q, "U" if wide else "V")
+        result = iterate(upright, start, self.k, depth, RESIDUAL)
+        left, right = (result.V, result.U) if wide else (result.U, result.V)
         self.products += result.products
         bases, residuals, spectra = [], [], []
         reached, after_one = result.residual.tolist(), result.first_residual.tolist()
         for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
-            U, S, V = result.U[i], result.S[i], result.V[i]
+            U, S, V = left[i], result.S[i], right[i]
             residual: float | None = reached[i]
             whole = singular_values(weight) if self.is_exact(tick) else None
             if whole is not None and float((whole[: self.k] - S[: self.k]).abs().max()) > STALE * float(whole[0]):
@@ -230,15 +236,14 @@ class Tracker:
             first = before.first or replace(before, U=before.U[:, :kept].clone(), V=before.V[:, :kept].clone())
         return Basis(tick, U, S, V, min(most, numerical_rank(S, (len(U), len(V)))), first, depth)
 
-    def _guess(self, tick: int, names: Sequence[str], weights: Sequence[Tensor], q: int) -> Tensor:
-        """Where the iteration starts: last tick's right directions, the last few drawn anew; (b, in, q)."""
+    def _guess(self, tick: int, names: Sequence[str], weight: Tensor, q: int, side: str) -> Tensor:
+        """Where to start: last tick's directions on the smaller side, the last few drawn anew; (b, d, q)."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + tick)
         known = all(name in self._bases for name in names)
-        drawn = torch.randn(weights[0].shape[1], FRESH if known else q, generator=generator).to(weights[0].device)
+        drawn = torch.randn(min(weight.shape), FRESH if known else q, generator=generator).to(weight.device)
         if not known:
-            old = [self._bases[name].V[:, : q - FRESH] if name in self._bases else drawn[:, FRESH:] for name in names]
-            return torch.linalg.qr(torch.cat([torch.stack(old), drawn[:, :FRESH].expand(len(names), -1, -1)], -1)).Q
-        kept = torch.stack([self._bases[name].V[:, : q - FRESH] for name in names])
+            return torch.linalg.qr(drawn).Q.expand(len(names), -1, -1).clone()
+        kept = torch.stack([getattr(self._bases[name], side)[:, : q - FRESH] for name in names])
         new = drawn - kept @ (kept.mT @ drawn)
         new = torch.linalg.qr(new - kept @ (kept.mT @ new)).Q
         return torch.cat([kept, new], -1)

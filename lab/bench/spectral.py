@@ -1,0 +1,155 @@
+"""A tick of spectral measurement against the seed's analysis and torch's own.    python -m lab.bench spectral"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from lab.bench.spectral_cases import EVERY, Case, Snapshot, train
+from lab.spectral.spectrum import decompose, singular_values
+from lab.spectral.subspace import subspace_angle
+from lab.spectral.tracker import Tracker
+
+Row = dict[str, Any]
+K, OVERSAMPLE = 10, 8
+
+
+def run(quick: bool) -> list[Row]:
+    """A row per width and contender, printed as a table and returned for JSON.
+
+    `seconds` is the CPU time of one thread for a tick of all layers (one block's at depth 12 and 20), the median over
+    ticks and repeats, contenders interleaved; `speedup` is the seed's analysis over it. Ours measures what the seed's
+    does and more: singular values, both sides' angles to two earlier ticks, energies of gradient and update, rotation.
+    `value_error` (relative, of the k values) and `angle_error` (radians, at k) are the largest against full SVDs.
+    """
+    widths = [(4, 4, 4)] if quick else [(4, 4, 8), (12, 1, 4), (20, 1, 3)]  # depth, blocks, ticks
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = []
+        for width in track(widths, "widths", console=Console(stderr=True), transient=True):
+            rows += _rows(train(*width), repeats=3 if width[0] == 4 else 1)
+    finally:
+        torch.set_num_threads(threads)
+    Console().print(table(rows))
+    return rows
+
+
+def _rows(case: Case, repeats: int) -> list[Row]:
+    tracker = Tracker(k=K, oversample=OVERSAMPLE, engine="warm", exact_every_n_ticks=10**9, seed=0)
+    tracker.begin(1, case.snapshots[0].weights)
+    tracker.finish()
+    seconds: dict[str, list[float]] = {}
+    products, value_errors, angle_errors = 0, [], []
+    before = _exact(case.snapshots[0])
+    for tick, snapshot in enumerate(case.snapshots[1:], 2):
+        state, now = tracker.state_dict(), _exact(snapshot)
+        for _ in range(repeats):
+            tracker.load_state_dict(state)
+            spent = tracker.products
+            with _stopwatch(seconds, "tick"):
+                found = tracker.tick(tick, snapshot.weights, snapshot.gradients, snapshot.updates)
+            products += tracker.products - spent
+            with _stopwatch(seconds, "seed"):
+                _seed(snapshot, before)
+            for name, call in OTHERS.items():
+                with _stopwatch(seconds, name):
+                    for weight in snapshot.weights.values():
+                        call(weight)
+        for name, diagnosis in found.items():
+            (U0, _, V0), (U, S, V) = before[name], now[name]
+            value_errors.append(float(abs(diagnosis.singular_values[:K] / S.numpy() - 1).max()))
+            angle_errors.append(abs(diagnosis.angle(K) - max(subspace_angle(U0, U), subspace_angle(V0, V))))
+        before = now
+    middle = {name: statistics.median(taken) for name, taken in seconds.items()}
+    tick_count = repeats * (len(case.snapshots) - 1)
+    common = {"depth": case.depth, "layers": case.layers, "k": K, "oversample": OVERSAMPLE}
+    rows = [
+        {**common, "contender": CONTENDERS[name], "seconds": taken, "speedup": middle["seed"] / taken}
+        for name, taken in middle.items()
+    ]
+    rows[0] |= {
+        "value_error": max(value_errors),
+        "angle_error": max(angle_errors),
+        "median_angle_error": statistics.median(angle_errors),
+        "products_per_layer": products / tick_count / case.layers,
+        "share_of_a_step": middle["tick"] / EVERY / case.step_seconds,  # one tick in 20 steps, vocabulary of 256
+        "state_bytes": _bytes(tracker.state_dict()),
+    }
+    return rows
+
+
+@contextmanager
+def _stopwatch(seconds: dict[str, list[float]], name: str) -> Iterator[None]:
+    began = time.thread_time()
+    yield
+    seconds.setdefault(name, []).append(time.thread_time() - began)
+
+
+def _exact(snapshot: Snapshot) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    found = {name: decompose(weight, K) for name, weight in snapshot.weights.items()}
+    return {name: (spectrum.U, spectrum.S, spectrum.V) for name, spectrum in found.items()}
+
+
+def _seed(snapshot: Snapshot, before: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Seed 001's analysis of every layer: an SVD for the metrics, a dense reconstruction, an SVD to remember."""
+    for name, W in snapshot.weights.items():
+        G = snapshot.gradients[name]
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+        torch.acos(torch.linalg.svdvals(before[name][0].mT @ U[:, :K]).min().clamp(-1, 1)).item()
+        (torch.linalg.norm(W - U[:, :K] @ torch.diag(S[:K]) @ Vh[:K]) / torch.linalg.norm(W)).item()
+        for part in (U[:, :K], U[:, K:]):
+            (torch.linalg.norm(part @ (part.mT @ G)) / torch.linalg.norm(G)).item()
+        torch.linalg.svd(W, full_matrices=False)
+
+
+OTHERS: dict[str, Callable[[Tensor], Any]] = {
+    "exact": singular_values,
+    "svd": lambda W: torch.linalg.svd(W, full_matrices=False),
+    "svdvals": torch.linalg.svdvals,
+    "lowrank": lambda W: torch.svd_lowrank(W, q=K + OVERSAMPLE, niter=2),
+}
+CONTENDERS = {
+    "tick": "this lab's tick",
+    "seed": "seed 001's analysis",
+    "exact": "exact spectrum, every 10th tick",
+    "svd": "torch.linalg.svd",
+    "svdvals": "torch.linalg.svdvals",
+    "lowrank": "torch.svd_lowrank",
+}
+
+
+def _bytes(state: Any) -> int:
+    if isinstance(state, Tensor):
+        return state.nelement() * state.element_size()
+    return sum(_bytes(value) for value in state.values()) if isinstance(state, dict) else 0
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows for a terminal."""
+    shown = Table(title=f"k = {K}, oversampling {OVERSAMPLE}, one thread, weights {EVERY} Muon steps apart")
+    for heading in ("depth", "layers", "contender"):
+        shown.add_column(heading, no_wrap=True)
+    for heading in ("ms per tick", "speed-up", "value error", "angle error (median)", "products", "of a step"):
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        measured = "value_error" in row
+        shown.add_row(
+            str(row["depth"]),
+            str(row["layers"]),
+            row["contender"],
+            f"{1e3 * row['seconds']:.1f}",
+            f"{row['speedup']:.1f}x",
+            f"{row['value_error']:.1e}" if measured else "",
+            f"{row['angle_error']:.1e} ({row['median_angle_error']:.1e})" if measured else "",
+            f"{row['products_per_layer']:.1f}" if measured else "",
+            f"{row['share_of_a_step']:.2%}" if measured else "",
+        )
+    return shown
