@@ -32,6 +32,10 @@ LAYERS = {"qwen2": 7, "llama": 7, "gpt2": 4}  # linear layers per block
 HUB = [name for name in OPTIONS if name not in ("tiny", "micro", "base_scratch", "pretrained")]
 
 
+# Until `make base` has run once there is nothing to load.
+needs_the_base = pytest.mark.skipif(not (ASSETS / "base" / "config.json").is_file(), reason="make base has not run")
+
+
 def compose_model(*overrides: str):
     return make(config.compose(*overrides).model)
 
@@ -88,10 +92,17 @@ def test_hub_option_trains_two_steps_on_a_toy_of_its_architecture(option, tmp_pa
     assert losses[2] < losses[1] < losses[0]
 
 
-@pytest.mark.skipif(not (ASSETS / "base" / "config.json").is_file(), reason="the base is being trained: make base")
+@needs_the_base
 def test_tiny_loads_the_weights_stock_transformers_loads():
     stock = AutoModelForCausalLM.from_pretrained(shipped("base"), dtype=torch.bfloat16)
     assert weights_sha256(compose_model("model=tiny").load(torch.bfloat16, seed=0)) == weights_sha256(stock)
+
+
+@needs_the_base
+def test_the_shipped_base_has_the_shapes_of_base_scratch():
+    trained, untrained = (compose_model(f"model={option}").skeleton() for option in ("tiny", "base_scratch"))
+    shapes = [{name: weight.shape for name, weight in net.named_parameters()} for net in (trained, untrained)]
+    assert shapes[0] == shapes[1]
 
 
 def test_the_base_takes_less_than_16_megabytes_in_bfloat16():
