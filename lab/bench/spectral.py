@@ -66,7 +66,9 @@ def _rows(case: Case, repeats: int) -> list[Row]:
         for name, diagnosis in found.items():
             (U0, _, V0), (U, S, V) = before[name], now[name]
             value_errors.append(float(abs(diagnosis.singular_values[:K] / S.numpy() - 1).max()))
-            angle_errors.append(abs(diagnosis.angle(K) - max(subspace_angle(U0, U), subspace_angle(V0, V))))
+            angle = diagnosis.angle(K)
+            assert angle is not None
+            angle_errors.append(abs(angle - max(subspace_angle(U0, U), subspace_angle(V0, V))))
         before = now
     middle = {name: statistics.median(taken) for name, taken in seconds.items()}
     tick_count = repeats * (len(case.snapshots) - 1)

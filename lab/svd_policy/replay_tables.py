@@ -12,12 +12,11 @@ from rich.table import Table
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.decisions import Decided
 from lab.svd_policy.suggest import Suggestion
-from lab.svd_policy.summary import RuleSummary, summarise
+from lab.svd_policy.summary import summarise
+from lab.svd_policy.tables import MOST_LAYERS, summary_table
 
 if TYPE_CHECKING:
     from lab.replay import Outcome
-
-MOST_LAYERS = 40  # shown by name; the JSON has all
 
 
 def show_outcomes(outcomes: Sequence["Outcome"], swept: Mapping[str, Sequence[Any]]) -> None:
@@ -112,20 +111,6 @@ def show_summary(decisions: Sequence[Decided], policy: SvdPolicy) -> None:
         print("this policy has no rule that could fire.")
         return
     Console().print(summary_table(rows))
-
-
-def summary_table(rows: Sequence[RuleSummary]) -> Table:
-    """The end-of-run table: binding clause, how often it alone was missing, and the nearest miss."""
-    table = Table(
-        "layer", "rule", "fired", "binding clause", "failed", "alone", "nearest miss", title="what was in the way"
-    )
-    for row in rows[: 2 * MOST_LAYERS]:
-        fired = "never" if row.first_fire is None else f"{row.fired} of {row.ticks}, first at step {row.first_fire}"
-        near = row.nearest
-        miss = "" if near is None else f"{near.clause} {near.value:.4g} (limit {near.limit:g}) at step {near.step}"
-        counts = ("", "") if row.binding is None else (row.failed[row.binding], row.alone.get(row.binding, 0))
-        table.add_row(row.layer, row.reason, fired, row.binding or "", *(str(count) for count in counts), miss)
-    return table
 
 
 def show_suggestions(suggestions: Sequence[Suggestion]) -> None:

@@ -1,8 +1,16 @@
 """What was in the way, from decisions with known numbers."""
 
-import pytest
+import io
 
+import pytest
+import yaml
+from rich.console import Console
+
+from lab.config import CONF
+from lab.replay import make_policy
 from lab.svd_policy.summary import approaches, summarise
+from lab.svd_policy.tables import approach_table, reach_table, summary_table
+from lab.testing import example_rows
 
 RULES = {"both": ("a", "b")}
 
@@ -53,3 +61,24 @@ def test_an_approach_extrapolates_the_line_through_the_last_ticks():
     assert found["a"].eta == pytest.approx(20)  # 0.9 at step 80 reaches 1.0 at step 100
     assert found["b"].eta is None  # it does not move
     assert approaches(rows)[0].clause == "a"  # nearest to its limit
+
+
+def printed(table):
+    console = Console(file=io.StringIO(), width=220)
+    console.print(table)
+    return " ".join(console.file.getvalue().split())
+
+
+def test_the_tables_say_what_was_near_and_what_was_in_the_way():
+    rows = [decision(20, 0.5, 0.3), decision(40, 0.9, 0.2)]
+    assert "0.9 │ > 1 │ -0.1 │ +0.02 │ 5 steps" in printed(approach_table(approaches(rows)))
+    rows[1] = decision(40, 2, 0.2)
+    assert "never │ b │ 2 │ 0 │ b 0.2 (limit 0.1) at step 40" in printed(summary_table(summarise(rows, RULES)))
+
+
+def test_the_table_before_a_run_says_what_cannot_hold():
+    settings = yaml.safe_load((CONF / "svd_policy" / "phase1.yaml").read_text())
+    first = example_rows(engine="exact", ticks=2)[:1]
+    text = printed(reach_table(make_policy({**settings, "k": 4}), first))
+    assert "reconstruction_safe < 0.01 │ 40x40" in text
+    assert "cannot hold" in text

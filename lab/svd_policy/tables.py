@@ -1,0 +1,56 @@
+"""What a policy could do, is near doing, and was kept from: tables for a terminal."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+from lab.ledger import Row
+from lab.svd_policy import SvdPolicy
+from lab.svd_policy.summary import Approach, RuleSummary
+
+MOST_LAYERS = 40  # shown by name; files have all
+
+
+def reach_table(policy: SvdPolicy, rows: Iterable[Row]) -> Table:
+    """Before a run: per clause and shape, the best value that any layer's spectrum allows and what it would take."""
+    table = Table("clause", "shape", "best now", "can hold", "it needs", title="can these clauses hold?")
+    shown: dict[tuple[str, tuple[int, int]], tuple[float, tuple[str, ...]]] = {}
+    for row in rows:
+        for reach in policy.reach(row):
+            best = "undefined" if reach.best is None else f"{reach.best:.4g}"
+            missing = float("inf") if reach.best is None else reach.best - reach.limit
+            missing = -missing if reach.op in (">", ">=") else missing
+            can = "yes" if reach.can_hold else "[red]cannot hold[/red]"
+            shape = f"{row.shape[0]}x{row.shape[1]}"
+            cells: tuple[str, ...] = (f"{reach.name} {reach.op} {reach.limit:g}", shape, best, can, reach.needs)
+            key = (reach.name, row.shape)
+            if key not in shown or missing < shown[key][0]:
+                shown[key] = (missing, cells)
+    for _, cells in shown.values():
+        table.add_row(*cells)
+    return table
+
+
+def approach_table(nearest: Sequence[Approach], most: int = 5) -> Table:
+    """At a tick: the clauses nearest to their limits, with trend and when they would get there."""
+    table = Table("layer", "clause", "value", "limit", "margin", "per step", "holds in", title="nearest to a limit")
+    for item in nearest[:most]:
+        slope = "" if item.slope is None else f"{item.slope:+.2g}"
+        eta = "never so" if item.eta is None else "holds" if item.eta == 0 else f"{item.eta:.0f} steps"
+        numbers = (f"{item.value:.4g}", f"{item.op} {item.limit:g}", f"{item.margin:+.3g}")
+        table.add_row(item.layer, item.clause, *numbers, slope, eta)
+    return table
+
+
+def summary_table(rows: Sequence[RuleSummary]) -> Table:
+    """The end-of-run table: binding clause, how often it alone was missing, and the nearest miss."""
+    table = Table(
+        "layer", "rule", "fired", "binding clause", "failed", "alone", "nearest miss", title="what was in the way"
+    )
+    for row in rows[: 2 * MOST_LAYERS]:
+        fired = "never" if row.first_fire is None else f"{row.fired} of {row.ticks}, first at step {row.first_fire}"
+        near = row.nearest
+        miss = "" if near is None else f"{near.clause} {near.value:.4g} (limit {near.limit:g}) at step {near.step}"
+        counts = ("", "") if row.binding is None else (row.failed[row.binding], row.alone.get(row.binding, 0))
+        table.add_row(row.layer, row.reason, fired, row.binding or "", *(str(count) for count in counts), miss)
+    return table
