@@ -13,11 +13,11 @@ def card(run: Run) -> list[Block]:
     ended = f"{run.status}{f' ({run.error})' if run.error else ''}"
     blocks: list[Block] = [Heading(f"{run.name}: {ended}", 1), Paragraph(str(run.path))]
     asked = {
-        **record.choices,
+        **{group: choice for group, choice in record.choices.items() if choice != "None"},
         "overrides": " ".join(record.overrides) or "none",
         "seed": record.seed,
         "data seed": record.data_seed,
-        "learning rate": run.learning_rate,
+        "learning rate": None if run.learning_rate is None else f"{run.learning_rate:g}",
     }
     done = {
         "base": f"{record.model.get('name_or_path') or MISSING} {run.base[:12]} {record.model.get('dtype') or ''}",

@@ -169,12 +169,20 @@ def against_itself(baseline: Arm, judgement: Judgement) -> Comparison | None:
 
 
 def differing(a: Arm, b: Arm) -> str:
-    """Why two arms must not be compared: other data or another base, named; empty where they may."""
+    """Why two arms must not be compared: other data or another base, named; empty where they may.
+
+    Looked at pair by pair: a base that a seed drew is the same for both arms of that seed, and may differ between
+    seeds. Without a shared seed, the arms must have something in common.
+    """
+    first, second = {run.pair: run for run in a.runs}, {run.pair: run for run in b.runs}
+    shared = [(first[pair], second[pair]) for pair in first if pair in second]
     for what, of in (("data", lambda run: str(run.record.data.get("sha256"))), ("base models", lambda run: run.base)):
-        found = {arm.name: sorted({of(run) for run in arm.runs}) for arm in (a, b)}
-        if len({value for values in found.values() for value in values}) > 1:
-            named = "; ".join(f"{name}: {', '.join(values)}" for name, values in found.items())
-            return f"refused: the {what} differ ({named})"
+        apart = [(of(x), of(y)) for x, y in shared if of(x) != of(y)]
+        if not shared and a.runs and b.runs and {of(x) for x in a.runs}.isdisjoint(of(y) for y in b.runs):
+            apart = [(of(a.runs[0]), of(b.runs[0]))]
+        if apart:
+            pairs = f" in {len(apart)} of {len(shared)} pairs" if shared else ""
+            return f"refused: the {what} differ{pairs} ({a.name}: {apart[0][0]}, {b.name}: {apart[0][1]})"
     return ""
 
 

@@ -24,7 +24,13 @@ def default_arm(arms: Sequence[Arm]) -> str | None:
 
 def _is_default(item: tuple[str, str]) -> bool:
     key, value = item
-    return default(key) in (value, value.split("[")[0])  # svd[gradient] is the option svd
+    usual = default(key)
+    if usual is None or usual in (value, value.split("[")[0]):  # svd[gradient] is the option svd
+        return usual is not None
+    try:
+        return float(usual) == float(value)  # 1e-4 and 0.0001
+    except ValueError:
+        return False
 
 
 def default(key: str) -> str | None:

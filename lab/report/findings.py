@@ -144,7 +144,7 @@ def noise_floor(analysis: Analysis) -> str:
     if aa is None:
         return (
             "Not measured: no two completed runs of the baseline share a data order and differ in the seed. "
-            "Differences below are read against their own interval alone."
+            "Differences are read against their own interval alone."
         )
     s = aa.statistics
     spread = f"standard deviation {number(s.sd)}, " if s.sd is not None else ""

@@ -101,6 +101,17 @@ def test_other_data_or_another_base_is_refused_by_name(tmp_path, field, word):
     assert contrast(rows, "c").verdict != "withheld"
 
 
+def test_a_base_that_the_seed_drew_may_differ_between_seeds_and_not_within_a_pair(tmp_path):
+    study = declare(tmp_path, {"a": [], "b": []}, "a")
+    for seed in study.seeds:
+        make_run(tmp_path / f"{seed}_a", arm="a", seed=seed, loss=2.0 + 0.01 * seed, base=f"{seed}" * 64)
+        make_run(tmp_path / f"{seed}_b", arm="b", seed=seed, loss=2.2 + 0.011 * seed, base=f"{seed}" * 64)
+    assert contrast(judged(tmp_path)[1], "b").verdict == "b_better"
+    make_run(tmp_path / "7_a", arm="a", seed=7, loss=2.0, base="x" * 64)
+    make_run(tmp_path / "7_b", arm="b", seed=7, loss=2.0, base="y" * 64)
+    assert "in 1 of 7 pairs" in contrast(judged(tmp_path)[1], "b").reason
+
+
 def test_diverged_and_failed_runs_are_counted_and_never_averaged(tmp_path):
     make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
     make_run(tmp_path / "50_verdict_b_lr=0.001_seed=9", arm="b", seed=9, loss=99.0, status="diverged")
