@@ -45,7 +45,12 @@ class Run:
     @property
     def pair(self) -> tuple[int | None, int | None]:
         """What two runs must share to be a pair: seed and data_seed."""
-        return self.record.seed, self.record.data_seed
+        seed, data_seed = self.record.seed, self.record.data_seed
+        if seed is None:  # it failed before it recorded more than what it was asked
+            asked = dict(override.partition("=")[::2] for override in self.record.overrides)
+            seed = int(asked["seed"]) if asked.get("seed", "").isdigit() else None
+            data_seed = int(asked["data_seed"]) if asked.get("data_seed", "").isdigit() else seed
+        return seed, data_seed
 
     @property
     def error(self) -> str:

@@ -22,19 +22,22 @@ def observe(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
         except UsageError as error:
             unreadable.append(str(error))
             continue
-        rate = (read.config.get("optim") or {}).get("lr")
-        if read.stage is None or read.arm is None or read.seed is None or rate is None:
+        # A job that failed before its model was built has recorded nothing but what it was asked.
+        asked = dict(override.partition("=")[::2] for override in read.overrides)
+        rate = (read.config.get("optim") or {}).get("lr", asked.get("optim.lr"))
+        seed = asked.get("seed") if read.seed is None else read.seed
+        if read.stage is None or read.arm is None or seed is None or rate is None:
             unreadable.append(f"{path} belongs to no stage, arm, seed or learning rate of a study.")
             continue
-        asked = (read.config.get("schedule") or {}).get("max_steps")
-        rung = study.rungs.index(asked) if asked in study.rungs else 0
+        steps = (read.config.get("schedule") or {}).get("max_steps")
+        rung = study.rungs.index(steps) if steps in study.rungs else 0
         seen.append(
             Seen(
                 path=path.parent,
                 stage=read.stage,
                 arm=read.arm,
                 learning_rate=float(rate),
-                seed=read.seed,
+                seed=int(seed),
                 status=status,
                 outcome=read.metrics.get(study.selection_metric),
                 rung=rung if read.rung is None else read.rung,

@@ -136,6 +136,13 @@ def test_a_half_finished_study_says_what_is_missing(tmp_path):
     assert contrast(rows, "b").verdict == "withheld"
 
 
+def test_a_job_that_failed_at_once_is_not_also_missing(tmp_path):
+    declare(tmp_path, {"a": [], "b": []}, "a", seeds=[1])
+    run = make_run(tmp_path / "0", arm="b", seed=1, loss=2.0, status="failed")
+    write(run, RunRecord(status="failed", stage="verdict", arm="b", overrides=["seed=1", "data_seed=1"]))
+    assert load_study(tmp_path).missing == ["a, seed 1", "a, seed 1001 on the data order of 1 (A/A)"]
+
+
 def test_one_seed_gives_numbers_and_no_verdict(tmp_path):
     make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
     row = contrast(judged(tmp_path)[1], "b")

@@ -38,6 +38,15 @@ def test_records_become_what_planning_sees(tmp_path):
     assert "not valid JSON" in unreadable[0]
 
 
+def test_a_job_that_failed_before_it_recorded_anything_is_known_by_its_overrides(tmp_path):
+    (tmp_path / "0").mkdir()
+    asked = ["init=a", "optim.lr=0.001", "seed=3", "data_seed=3"]
+    write(tmp_path / "0", RunRecord(status="failed", stage="verdict", arm="a", overrides=asked))
+    seen, unreadable = observe(tmp_path, STUDY)
+    assert unreadable == []
+    assert (seen[0].seed, seen[0].learning_rate, seen[0].status) == (3, 1e-3, "failed")
+
+
 def test_a_stop_is_written_into_the_record(tmp_path):
     run(tmp_path / "0")
     stop(Stop(path=tmp_path / "0", reason="in the worse half"))
