@@ -82,8 +82,8 @@ class Tracker:
                 reason = ZERO if total == 0 else NON_FINITE
                 self._begun[name] = empty(tick, _shape(weight), self.engine, reason, self.k)
                 continue
-            depth = self._bases[name].depth if name in self._bases else 0  # a first look starts from noise
-            groups[weight.shape, weight.device, depth].append(name)
+            # A first look starts from noise and must not slow down those that have a basis.
+            groups[weight.shape, weight.device, name in self._bases].append(name)
         for names in groups.values():
             chosen = [weights[name].detach().float() for name in names]
             self._measure(tick, names, chosen, [energies[name] for name in names], gradients or {}, initial or {})
@@ -193,7 +193,7 @@ class Tracker:
         q = -(-(self.k + self.oversample) // BLOCK) * BLOCK
         if min(weights[0].shape) < 4 * q:  # a block would be a large part of the whole, which is cheap anyway
             return self._small(tick, names, weights)
-        depth = self._bases[names[0]].depth if names[0] in self._bases else FIRST_DEPTH
+        depth = max(self._bases[name].depth if name in self._bases else FIRST_DEPTH for name in names)
         wide = weights[0].shape[0] < weights[0].shape[1]  # then on the left, which is the smaller side
         upright = [weight.mT for weight in weights] if wide else weights
         start = self._guess(tick, names, weights[0], q, "U" if wide else "V")
