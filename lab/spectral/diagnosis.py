@@ -106,6 +106,14 @@ class Diagnosis:
         kept = float(np.square(self.singular_values[:k].astype(np.float64)).sum())
         return float(np.sqrt(max(0.0, 1 - kept / self.energy)))
 
+    def directions_for(self, error: float) -> int | None:
+        """The smallest k whose tail error is below `error`; None where the singular values held do not reach it."""
+        if not self.energy:
+            return None
+        kept = np.square(self.singular_values.astype(np.float64)).cumsum()
+        reached = np.flatnonzero(1 - kept / self.energy < error * abs(error))
+        return int(reached[0]) + 1 if len(reached) else None
+
     def gap(self, k: int) -> float | None:
         """(σ_k − σ_{k+1})/σ₁; None for a zero weight or where σ_{k+1} is not held."""
         if k >= len(self.singular_values) or self.singular_values[0] == 0:

@@ -188,5 +188,5 @@ class Phase1(Observing):
         text = f"{1 - self.reconstruction_safe**2:.4%} of the energy in {k} of {g} directions; now {1 - error**2:.2%}"
         if not row.whole:
             return text
-        enough = next((j for j in range(1, g + 1) if (row.tail_error(j) or 0.0) < self.reconstruction_safe), g)
-        return f"{text}; it would hold from k = {enough}"
+        enough = row.directions_for(self.reconstruction_safe)
+        return f"{text}; it would hold from k = {g if enough is None else enough}"
