@@ -85,6 +85,7 @@ class Evaluate:
     """What an evaluation does besides the loss."""
 
     num_samples: int = MISSING
+    sample_tokens: int = MISSING
     max_new_tokens: int = MISSING
     accuracy: bool = MISSING
 
@@ -142,6 +143,7 @@ AT_LEAST = {
     "hardware.devices": 1,
     "evidence.num_examples": 1,
     "evaluate.num_samples": 0,
+    "evaluate.sample_tokens": 1,
     "evaluate.max_new_tokens": 1,
     "seed": 0,
     "data_seed": 0,

@@ -19,6 +19,7 @@ SMALL = (
     "schedule.eval_every_n_steps=4",
     "schedule.save_every_n_steps=3",
     "evaluate.max_new_tokens=8",
+    "evaluate.sample_tokens=8",
     "evidence.num_examples=8",
     "logger=none",
     "hardware=cpu",

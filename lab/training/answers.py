@@ -26,7 +26,11 @@ class Answers:
         """The first validation prompts with what the model makes of them, greedily."""
         records = self.corpus.splits.val[: self.settings.num_samples]
         prompts = [self._prompt_text(record) for record in records]
-        return list(zip(prompts, self._complete(net, prompts), strict=True)) if prompts else []
+        return (
+            list(zip(prompts, self._complete(net, prompts, self.settings.sample_tokens), strict=True))
+            if prompts
+            else []
+        )
 
     def accuracy(self, net: nn.Module) -> float | None:
         """Share of test pairs whose extracted answer equals the reference's; None where the data has no pattern."""
@@ -34,7 +38,7 @@ class Answers:
         pairs = [record for record in self.corpus.splits.test if isinstance(record, Pair)]
         if pattern is None or not pairs:
             return None
-        completions = self._complete(net, [self._prompt_text(pair) for pair in pairs])
+        completions = self._complete(net, [self._prompt_text(pair) for pair in pairs], self.settings.max_new_tokens)
         right = 0
         for pair, completion in zip(pairs, completions, strict=True):
             answer = extract_answer(completion, pattern)
@@ -44,10 +48,10 @@ class Answers:
     def _prompt_text(self, record: Any) -> str:
         return render_prompt(record, self.tokenizer, self.data.template)
 
-    def _complete(self, net: nn.Module, prompts: Sequence[str]) -> list[str]:
+    def _complete(self, net: nn.Module, prompts: Sequence[str], longest: int) -> list[str]:
         ids: list[Tensor] = [
             torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.long)
             for prompt in prompts
         ]
-        out = complete(net, ids, self.corpus.eos_id, self.corpus.pad_id, self.settings.max_new_tokens, self.device)
+        out = complete(net, ids, self.corpus.eos_id, self.corpus.pad_id, longest, self.device)
         return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in out]

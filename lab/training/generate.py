@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lab.training.loss import base_of
 
-PROMPTS_PER_BATCH = 64
+PROMPTS_PER_BATCH = 100
 
 
 @torch.no_grad()
