@@ -29,7 +29,7 @@ def run(quick: bool) -> list[Row]:
     does and more: singular values, both sides' angles to two earlier ticks, energies of gradient and update, rotation.
     `value_error` (relative, of the k values) and `angle_error` (radians, at k) are the largest against full SVDs.
     """
-    widths = [(4, 4, 4)] if quick else [(4, 4, 8), (12, 1, 4), (20, 1, 3)]  # depth, blocks, ticks
+    widths = [(4, 4, 4)] if quick else [(4, 4, 8), (12, 1, 3), (20, 1, 2)]  # depth, blocks, ticks
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
