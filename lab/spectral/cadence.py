@@ -38,7 +38,10 @@ def cohorts(flops: Mapping[str, float], allowance: float | None) -> list[list[st
 
 
 def due(groups: Sequence[Sequence[str]], tick: int) -> Sequence[str]:
-    """The layers that tick number `tick` measures."""
+    """The layers that tick number `tick` measures.
+
+    A tracker is to be told the round, tick // len(groups), else a group could miss every exact tick.
+    """
     return groups[tick % len(groups)]
 
 
