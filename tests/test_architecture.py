@@ -31,7 +31,7 @@ ONLY_IMPORTERS = {
     "peft": {"adapter", "bench"},
     "lightning": {"training", "session", "worker", "bench"},  # session starts the Trainer, worker quiets it
     "hydra": {"build", "config", "train", "replay"},
-    "omegaconf": {"build", "config", "train", "replay", "suggest", "gpus"},  # gpus is a resolver
+    "omegaconf": {"build", "config", "train", "replay", "suggest", "gpus", "bench"},  # gpus is a resolver
 }
 # Parts that must start fast or know nothing of training.
 NEVER = {

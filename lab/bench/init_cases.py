@@ -7,7 +7,7 @@ from typing import Any
 
 import peft
 import torch
-import yaml
+from omegaconf import OmegaConf
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.eva import initialize_lora_eva_weights
@@ -67,7 +67,7 @@ def _decaying(shape: tuple[int, int], generator: Generator) -> Tensor:
 def our_schemes() -> dict[str, InitScheme]:
     """Every conf/init/*.yaml as it stands, but `svd` sources that need a training run."""
     paths = sorted((CONF / "init").glob("*.yaml"))
-    return {path.stem: build.make(yaml.safe_load(path.read_text())) for path in paths}
+    return {path.stem: build.make(OmegaConf.to_container(OmegaConf.load(path))) for path in paths}
 
 
 def our_fill(scheme: InitScheme, case: Case) -> Callable[[], tuple[Tensor, Tensor]]:
