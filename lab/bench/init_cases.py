@@ -16,7 +16,7 @@ from scipy.fft import dct
 from torch import Generator, Tensor, nn
 
 from lab import build
-from lab.config import CONF
+from lab.config import CONF, plain_of
 from lab.init import Evidence, InitScheme
 from lab.layer import Target
 
@@ -67,7 +67,7 @@ def _decaying(shape: tuple[int, int], generator: Generator) -> Tensor:
 def our_schemes() -> dict[str, InitScheme]:
     """Every conf/init/*.yaml as it stands, but `svd` sources that need a training run."""
     paths = sorted((CONF / "init").glob("*.yaml"))
-    return {path.stem: build.make(OmegaConf.to_container(OmegaConf.load(path))) for path in paths}
+    return {path.stem: build.make(plain_of(OmegaConf.load(path))) for path in paths}
 
 
 def our_fill(scheme: InitScheme, case: Case) -> Callable[[], tuple[Tensor, Tensor]]:
