@@ -57,12 +57,16 @@ class Corpus:
             "truncated": self.train.truncated + self.val.truncated + self.test.truncated,
             "unlabelled": self.train.unlabelled + self.val.unlabelled + self.test.unlabelled,
             "masked_fraction": self.train.masked_fraction,
+            "val_bytes": sum(sample.num_bytes for sample in self.val.samples),
             "retention": self.retention_name,
         }
 
 
-def load_corpus(data: Any, tokenizer: Any) -> Corpus:
-    """Read, render and encode the data set; raises UsageError where a side a run needs is empty."""
+def load_corpus(data: Any, tokenizer: Any, max_examples: int | None = None) -> Corpus:
+    """Read, render and encode the data set; raises UsageError where a side a run needs is empty.
+
+    With `max_examples`, a held-out side keeps at most so many of its samples, evenly spread.
+    """
     splits = data.load()
     sides = {}
     for side in ("train", "val", "test"):
@@ -70,10 +74,13 @@ def load_corpus(data: Any, tokenizer: Any) -> Corpus:
         if not records and side != "test":
             raise UsageError(f"data {data.name} has an empty {side} side; give it text, or a val_fraction above 0.")
         sides[side] = encode(records, tokenizer, template=data.template, max_length=data.max_length, side_name=side)
+        if side != "train":
+            sides[side].samples = _spread(sides[side].samples, max_examples)
     retention: list[Sample] = []
     if data.retention:
         records = retention_records(data.retention)
         retention = encode(records, tokenizer, template=None, max_length=256, side_name="retention").samples
+        retention = _spread(retention, max_examples)
     return Corpus(
         splits=splits,
         retention=retention,
@@ -82,6 +89,12 @@ def load_corpus(data: Any, tokenizer: Any) -> Corpus:
         eos_id=tokenizer.eos_token_id,
         **sides,
     )
+
+
+def _spread(samples: list[Sample], most: int | None) -> list[Sample]:
+    if most is None or len(samples) <= most:
+        return samples
+    return [samples[i * len(samples) // most] for i in range(most)]
 
 
 @dataclass

@@ -46,7 +46,12 @@ class Optim:
     max_grad_norm: float = MISSING
     lora_plus_ratio: float = MISSING
     matrix_lr: float | None = None  # not null: Muon for the matrices of the blocks
+    embedding_lr: float | None = None  # beside Muon; null: lr
+    head_lr: float | None = None  # of an untied output head, beside Muon; null: lr
+    lr_width: int | None = None  # the width AdamW's rates beside Muon are for; null: any
     momentum: float = 0.95
+    momentum_start: float = 0.95
+    momentum_warmup_steps: int = 0
 
 
 @dataclass
@@ -88,6 +93,8 @@ class Evaluate:
     sample_tokens: int = MISSING
     max_new_tokens: int = MISSING
     accuracy: bool = MISSING
+    prompts: list[str] = field(default_factory=list)
+    max_examples: int | None = None
 
 
 @dataclass
@@ -129,7 +136,7 @@ CHOICES = {
     "scaling": ("alpha_over_r", "rslora", "constant"),
     "select": ("last", "best"),
     "study_size": ("quick", "default", "full"),
-    "schedule.lr_scheduler": ("linear", "cosine", "constant"),
+    "schedule.lr_scheduler": ("linear", "cosine", "constant", "warmdown"),
     "hardware.accelerator": ("auto", "cpu", "gpu"),
     "hardware.precision": ("auto", "32-true", "bf16-mixed", "bf16-true"),
 }
@@ -145,6 +152,7 @@ AT_LEAST = {
     "evaluate.num_samples": 0,
     "evaluate.sample_tokens": 1,
     "evaluate.max_new_tokens": 1,
+    "optim.momentum_warmup_steps": 0,
     "seed": 0,
     "data_seed": 0,
 }
@@ -236,7 +244,10 @@ def _problems(plain: dict[str, Any]) -> "Sequence[str]":
         value = _get(plain, key)
         if not value > 0:
             found.append(f"{key} must be above 0; got {value}.")
-    for key in ("hardware.micro_batch_size", "hardware.threads", "schedule.max_epochs", "schedule.max_steps"):
+    for key in (
+        *("hardware.micro_batch_size", "hardware.threads", "schedule.max_epochs", "schedule.max_steps"),
+        *("evaluate.max_examples", "optim.lr_width"),
+    ):
         value = _get(plain, key)
         if value is not None and value < 1:
             found.append(f"{key} must be at least 1 (or null); got {value}.")

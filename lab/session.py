@@ -54,7 +54,7 @@ class Session:
         found = checkpoint.newest(self.run_dir)
         model, data = build.make(config.model), build.make(config.data)
         self.tokenizer = model.tokenizer()
-        self.corpus = load_corpus(data, self.tokenizer)
+        self.corpus = load_corpus(data, self.tokenizer, config.evaluate.max_examples)
         net, targets = load_base(model, config, self.hardware)
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
         adapted = self._fresh(net, targets, model) if found is None else readapt(net, targets, config, found[1])
@@ -158,6 +158,8 @@ class Session:
         scorer, metrics = self.module.scorer, self.result.metrics
         val = self.monitor.final or self._evaluate(scorer, "val")
         metrics |= {"val_loss": val.loss, "val_perplexity": val.perplexity, "val_bpb": val.bpb}
+        if val.bpb is not None and metrics["best_val_loss"] is not None:  # one set of bytes: bits go with nats
+            metrics["best_val_bpb"] = val.bpb / val.loss * metrics["best_val_loss"]
         if self.corpus.test.samples:
             metrics["test_loss"] = self._evaluate(scorer, "test").loss
         if self.corpus.retention:
@@ -234,6 +236,8 @@ class Session:
             "weights_sha256": adapted.structure["base_sha256"],
             "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
             "quantization": getattr(model, "quantization", None),
+            "vocab_size": _vocabulary(net),
+            "unused_ids": max(0, _vocabulary(net) - len(self.tokenizer)),
         }
         result.trainable_params = sum(p.numel() for p in net.parameters() if p.requires_grad)
         result.total_params = sum(p.numel() for p in net.parameters())
@@ -245,6 +249,11 @@ class Session:
 
     def _say_start(self, adapted: Adapted) -> None:
         result = self.result
+        if unused := result.model["unused_ids"]:
+            console.print(
+                f"vocabulary: {result.model['vocab_size']:,} words, {unused:,} of them beyond the tokenizer's ids: "
+                f"no text holds those, and only the head's softmax sees them"
+            )
         if adapted.applied is not None:
             init = result.init
             print_plan(result.ranks, adapted.targets)
@@ -258,7 +267,7 @@ class Session:
 
     def _say_end(self) -> None:
         metrics = self.result.metrics
-        shown = ("val_loss", "base_val_loss", "test_loss", "test_accuracy", "forgetting")
+        shown = ("val_loss", "val_bpb", "best_val_bpb", "base_val_loss", "test_loss", "test_accuracy", "forgetting")
         facts = [f"{name} {value:.4f}" for name in shown if (value := metrics.get(name)) is not None]
         console.print(f"{' · '.join(facts)} · {self.result.seconds['total']:.0f} s · {self.run_dir}")
 
@@ -266,6 +275,10 @@ class Session:
 def _span(values: dict[str, Any]) -> str:
     low, high = min(values.values()), max(values.values())
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _vocabulary(net: Any) -> int:
+    return int(net.get_input_embeddings().weight.shape[0])
 
 
 def _rank() -> int:

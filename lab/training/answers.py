@@ -23,9 +23,9 @@ class Answers:
         self.settings, self.device = settings, device
 
     def samples(self, net: nn.Module) -> list[tuple[str, str]]:
-        """The first validation prompts with what the model makes of them, greedily."""
+        """The user's prompts, or the first of the validation side, with what the model makes of them, greedily."""
         records = self.corpus.splits.val[: self.settings.num_samples]
-        prompts = [self._prompt_text(record) for record in records]
+        prompts = self.settings.prompts or [self._prompt_text(record) for record in records]
         return (
             list(zip(prompts, self._complete(net, prompts, self.settings.sample_tokens), strict=True))
             if prompts

@@ -1,5 +1,6 @@
 """The loss: token losses summed at labelled positions only, and the gate that skips all other logits."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,32 +9,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.training.head_loss import LARGE_VOCABULARY, head_loss, softcap
+
+log = logging.getLogger(__name__)
+
 
 class LabelGate:
     """Lets only labelled positions through to the output head, so that no other logits are ever computed.
 
     Works for any causal LM whose head is `get_output_embeddings()`: whatever follows the head (a softcap, say) is
-    elementwise and sees (1, labelled, vocabulary) instead of (batch, time, vocabulary).
+    elementwise and sees (1, labelled, vocabulary) instead of (batch, time, vocabulary). A plain linear head over a
+    large vocabulary lets no position through at all: its loss is taken from what was about to enter it.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        head = net.get_output_embeddings()  # type: ignore[operator]
-        if head is None:
+        self.head = net.get_output_embeddings()  # type: ignore[operator]
+        if self.head is None:
             raise ValueError(f"{type(net).__name__} has no output head; only causal language models can be trained.")
+        self.cap: float | None = getattr(getattr(net, "config", None), "final_logit_softcapping", None)
         self.mask: Tensor | None = None
-        self.handle = head.register_forward_pre_hook(self._select)
+        self.entering: Tensor | None = None  # (labelled, width), where the head is passed by
+        plain = type(self.head) is nn.Linear and self.head.bias is None
+        self.passes_by = plain and self.head.out_features >= LARGE_VOCABULARY and self._only_caps(net)
+        self.handle = self.head.register_forward_pre_hook(self._select)
 
     def _select(self, head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return None if self.mask is None else (args[0][self.mask].unsqueeze(0), *args[1:])
+        if self.mask is None:
+            return None
+        chosen = args[0][self.mask]
+        if self.passes_by:
+            self.entering = chosen
+            chosen = chosen[:0]
+        return (chosen.unsqueeze(0), *args[1:])
 
     @contextmanager
     def only(self, mask: Tensor) -> Iterator[None]:
-        """Within the context the head sees just the positions where mask (batch, time) is True."""
+        """Within the context the head sees just the positions where mask (batch, time) is True, or none at all."""
         self.mask = mask
         try:
             yield
         finally:
-            self.mask = None
+            self.mask = self.entering = None
+
+    def _only_caps(self, net: nn.Module) -> bool:
+        """True where the model does nothing to logits but the softcap: one word is run, known logits as its head's."""
+        weight: Tensor = self.head.weight
+        ramp = torch.linspace(-60.0, 60.0, len(weight), device=weight.device)
+        known = torch.stack([ramp, ramp.flip(0), torch.zeros_like(ramp)]).to(weight.dtype).unsqueeze(0)
+        word = torch.zeros((1, 1), dtype=torch.long, device=weight.device)
+        handle = self.head.register_forward_hook(lambda head, args, output: known)
+        devices = [weight.device] if weight.is_cuda else []
+        try:
+            with torch.random.fork_rng(devices), torch.no_grad():  # dropout's draws are not to be missed later
+                found = net(input_ids=word, use_cache=False).logits.float()
+        finally:
+            handle.remove()
+        expected = softcap(known.float(), self.cap)
+        tolerance = 4 * torch.finfo(known.dtype).eps * float(expected.abs().max())
+        same = found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=tolerance)
+        if not same:
+            log.info("%s does more to logits than a softcap: all labelled logits are held.", type(net).__name__)
+        return same
 
 
 def token_loss(net: nn.Module, gate: LabelGate, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -45,6 +81,8 @@ def token_loss(net: nn.Module, gate: LabelGate, input_ids: Tensor, labels: Tenso
     mask = targets != -100
     with gate.only(mask):
         logits = net(input_ids=input_ids, use_cache=False).logits
+        if gate.entering is not None:
+            return head_loss(gate.entering, gate.head.weight, targets[mask], gate.cap)
     return F.cross_entropy(logits.squeeze(0).float(), targets[mask], reduction="sum")
 
 
@@ -81,8 +119,10 @@ def first_bad_module(net: nn.Module, gate: LabelGate, input_ids: Tensor, labels:
     handles = [m.register_forward_hook(look(name)) for name, m in net.named_modules() if not list(m.children())]
     try:
         with torch.no_grad():
-            token_loss(net, gate, input_ids, labels)
+            loss = token_loss(net, gate, input_ids, labels)
     finally:
         for handle in handles:
             handle.remove()
+    if not found and not torch.isfinite(loss):  # where the head is passed by, its output was never seen
+        found = [name for name, module in net.named_modules() if module is gate.head]
     return found[0] if found else None

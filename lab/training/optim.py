@@ -9,6 +9,8 @@ from torch import nn
 from lab.config import Optim, Schedule
 from lab.training.muon import MuonAdamW
 
+WARMDOWN = 0.2  # share of the steps
+
 
 def make_optimizer(net: nn.Module, optim: Optim, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer that the config asks for, over the trainable parameters in module order."""
@@ -16,18 +18,40 @@ def make_optimizer(net: nn.Module, optim: Optim, device: torch.device) -> torch.
 
 
 def make_muon(net: Any, optim: Optim) -> MuonAdamW:
-    """Muon over the matrices of the blocks, AdamW over embeddings, output head and vectors."""
-    outside = {id(p) for module in net.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    """Muon over the matrices of the blocks; AdamW over vectors, embeddings and output head, each at its own rate.
+
+    A tied head is an embedding. Where `lr_width` is set, AdamW's rates are for that width and scale with
+    (width / lr_width)^-1/2 (nanochat, `gpt.py`, October 2025).
+    """
+    embeddings = {id(p) for module in net.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     head = net.get_output_embeddings() if hasattr(net, "get_output_embeddings") else None
-    outside |= {id(p) for p in head.parameters()} if head is not None else set()
-    trainable = [p for p in net.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim == 2 and id(p) not in outside]
-    inside = {id(p) for p in matrices}
-    rest = [p for p in trainable if id(p) not in inside]
-    shared = {"weight_decay": optim.weight_decay}
-    adamw = {"kind": "adamw", "lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps, **shared}
-    muon = {"kind": "muon", "lr": optim.matrix_lr, "momentum": optim.momentum, **shared}
-    return MuonAdamW([{"params": rest, **adamw}, {"params": matrices, **muon}])
+    heads = {id(p) for p in head.parameters()} - embeddings if head is not None else set()
+    scale = (net.config.hidden_size / optim.lr_width) ** -0.5 if optim.lr_width is not None else 1.0
+    adamw = {
+        "kind": "adamw",
+        "betas": tuple(optim.betas),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
+    groups: list[dict[str, Any]] = [
+        {"params": [], "lr": scale * optim.lr, **adamw},
+        {"params": [], "lr": scale * (optim.lr if optim.embedding_lr is None else optim.embedding_lr), **adamw},
+        {"params": [], "lr": scale * (optim.lr if optim.head_lr is None else optim.head_lr), **adamw},
+        {
+            "params": [],
+            "kind": "muon",
+            "lr": optim.matrix_lr,
+            "momentum": optim.momentum,
+            "momentum_start": optim.momentum_start,
+            "momentum_warmup_steps": optim.momentum_warmup_steps,
+            "weight_decay": optim.weight_decay,
+        },
+    ]
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            outside = 1 if id(parameter) in embeddings else 2 if id(parameter) in heads else None
+            groups[outside or (3 if parameter.ndim == 2 else 0)]["params"].append(parameter)
+    return MuonAdamW([group for group in groups if group["params"]])
 
 
 def make_adamw(net: nn.Module, optim: Optim, device: torch.device) -> torch.optim.AdamW:
@@ -64,7 +88,10 @@ def make_lr_lambda(schedule: Schedule, total_steps: int) -> "LrFactor":
 
 
 class LrFactor:
-    """Linear warm-up from 1/(warmup+1), then constant, or linear or cosine decay to 0 one step past the end."""
+    """Linear warm-up from 1/(warmup+1), then constant, or linear or cosine decay to 0 one step past the end.
+
+    `warmdown` is constant, then linear to 0 over the last WARMDOWN of the steps (nanochat).
+    """
 
     def __init__(self, kind: str, warmup: int, total: int) -> None:
         self.kind, self.warmup, self.total = kind, warmup, total
@@ -74,5 +101,7 @@ class LrFactor:
             return (step + 1) / (self.warmup + 1)
         if self.kind == "constant":
             return 1.0
+        if self.kind == "warmdown":
+            return min(1.0, (self.total - step) / max(1.0, WARMDOWN * self.total))
         progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
         return 1 - progress if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * progress))

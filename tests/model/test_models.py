@@ -29,7 +29,8 @@ TOYS = {
     "meta-llama/Llama-3.2": {"model_type": "llama", **GROUPED, "tie_word_embeddings": True},
 }
 LAYERS = {"qwen2": 7, "llama": 7, "gpt2": 4}  # linear layers per block
-HUB = [name for name in OPTIONS if name not in ("tiny", "micro", "base_scratch", "pretrained")]
+NOT_HUB = ("tiny", "micro", "base_scratch", "pretrained")
+HUB = [name for name in OPTIONS if name not in NOT_HUB and not name.startswith("nanochat")]
 
 
 # Until `make base` has run once there is nothing to load.

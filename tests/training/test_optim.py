@@ -8,6 +8,8 @@ from lab import build, config
 from lab.training.muon import MuonAdamW, orthogonalise
 from lab.training.optim import LrFactor, make_optimizer
 
+KINDS = ("muon", "adamw")
+
 
 @pytest.mark.parametrize("shape", [(64, 64), (96, 32), (32, 96)])
 def test_orthogonalise_flattens_the_spectrum_and_keeps_the_frame(shape):
@@ -43,7 +45,7 @@ def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     settings = config.compose("model=micro", "method=full", "optim=muon")
     net = build.make(settings.model).load(torch.float32, 0)
     optimizer = make_optimizer(net, settings.optim, torch.device("cpu"))
-    kinds = {group["kind"]: group["params"] for group in optimizer.param_groups}
+    kinds = {kind: [p for g in optimizer.param_groups if g["kind"] == kind for p in g["params"]] for kind in KINDS}
     assert len(kinds["muon"]) == 2 * 7
     assert all(p.ndim == 2 for p in kinds["muon"])
     embedding = net.get_input_embeddings().weight

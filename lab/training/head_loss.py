@@ -1,0 +1,117 @@
+"""Cross-entropy of a linear head over a large vocabulary, in one pass over the logits that never holds them all.
+
+The loss at a position needs its logits only; so do both gradients. Each chunk of positions makes its logits, their
+loss and their gradients, and lets them go: nothing is computed twice, and backward only scales.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LARGE_VOCABULARY = 8192  # words from which on the logits dominate time and memory
+CHUNK = {"cpu": 2**23, "cuda": 2**27}  # logits at a time: the products stay large, the memory small (32, 512 MB)
+IN_CACHE = 2**18  # logits that elementwise work takes at a time on the CPU, where it is bound by memory
+
+
+def softcap(logits: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(logits / cap); the logits themselves where cap is None (Gemma 2, arXiv:2408.00118, §2)."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    """Sum over positions of the cross-entropy, in nats, of softcap(hidden weightᵀ); float32 scalar.
+
+    hidden (positions, width), weight (vocabulary, width), targets (positions,) word ids. Products run in autocast's
+    dtype where that is on, else in the weight's; all else runs in float32.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    tracks = torch.is_grad_enabled()
+    wanted = (tracks and hidden.requires_grad, tracks and weight.requires_grad)
+    return _HeadLoss.apply(hidden, weight, targets, cap, dtype, wanted)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        cap: float | None,
+        dtype: torch.dtype,
+        wanted: tuple[bool, bool],
+    ) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            nats, ctx.d_hidden, ctx.d_weight = _one_pass(hidden, weight, targets, cap, dtype, wanted)
+        return nats
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        grads = ctx.d_hidden, ctx.d_weight
+        del ctx.d_hidden, ctx.d_weight  # scaled in place: there is no second backward
+        return *(None if grad is None else grad.mul_(scale) for grad in grads), None, None, None, None
+
+
+def _one_pass(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cap: float | None,
+    dtype: torch.dtype,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss and the gradients of hidden and weight, None where they are not wanted."""
+    x, w = hidden.detach().to(dtype), weight.detach().to(dtype)
+    positions, vocabulary = len(x), len(w)
+    rows = max(1, CHUNK.get(x.device.type, CHUNK["cuda"]) // vocabulary)
+    buffer = x.new_empty(min(rows, positions), vocabulary)
+    nats = torch.zeros((), dtype=torch.float32, device=x.device)
+    d_hidden = torch.empty_like(hidden) if wanted[0] else None
+    d_weight = torch.empty_like(weight) if wanted[1] else None
+    if positions == 0 and d_weight is not None:
+        d_weight.zero_()
+    for start in range(0, positions, rows):
+        part = slice(start, min(start + rows, positions))
+        logits = torch.mm(x[part], w.T, out=buffer[: part.stop - start]).float()  # no copy in float32
+        nats += _to_gradient(logits, targets[part], cap, any(wanted))
+        gradient = logits.to(dtype)
+        if d_hidden is not None:
+            d_hidden[part] = gradient @ w
+        if d_weight is not None:
+            if dtype == d_weight.dtype:
+                d_weight.addmm_(gradient.T, x[part], beta=min(start, 1))  # beta 0 overwrites
+            elif start == 0:
+                d_weight.copy_(gradient.T @ x[part])
+            else:
+                d_weight += gradient.T @ x[part]
+    return nats, d_hidden, d_weight
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, cap: float | None, wanted: bool) -> Tensor:
+    """The loss of a chunk (rows, vocabulary) float32, whose logits become their own gradients in place.
+
+    With s = softcap(z): ∂loss/∂z = (softmax(s) − onehot(target)) · (1 − (s / cap)²).
+    """
+    step = max(1, IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    nats = torch.zeros((), dtype=torch.float32, device=logits.device)
+    for z, y in zip(logits.split(step), targets.split(step), strict=True):
+        if cap is not None:
+            z.div_(cap).tanh_()
+        scale = 1.0 if cap is None else cap
+        y = y.unsqueeze(1)
+        top = z.amax(1, keepdim=True)
+        p = ((z - top) * scale if cap is not None else z - top).exp_()
+        total = p.sum(1, keepdim=True)
+        nats += (total.log() + scale * (top - z.gather(1, y))).sum()
+        if not wanted:
+            continue
+        p.div_(total).scatter_add_(1, y, torch.full_like(total, -1.0))
+        if cap is None:
+            z.copy_(p)
+        else:
+            torch.addcmul(p, p, z.square_(), value=-1, out=z)
+    return nats
