@@ -104,11 +104,13 @@ def find_targets(
     net: nn.Module,
     target_modules: str | Sequence[str] = "all-linear",
     exclude_modules: str | Sequence[str] | None = None,
+    key: str = "target_modules",
 ) -> list[Target]:
     """The linear layers a pattern names, in module order, with peft's semantics.
 
     `all-linear` is every linear layer but the output head; another string is a regular expression for the whole
-    name; a list holds names or their endings. Raises UsageError where a pattern matches nothing, listing what there is.
+    name; a list holds names or their endings. Raises UsageError where a pattern matches nothing, naming `key`
+    and listing what there is.
     """
     head_of = getattr(net, "get_output_embeddings", None)
     head = head_of() if callable(head_of) else None
@@ -116,7 +118,7 @@ def find_targets(
     if target_modules == "all-linear":
         chosen = set(linear)
     else:
-        _check_matches("target_modules", target_modules, list(linear))
+        _check_matches(key, target_modules, list(linear))
         chosen = {name for name in linear if _matches(name, target_modules)}
     if exclude_modules:
         _check_matches("exclude_modules", exclude_modules, list(linear))

@@ -46,6 +46,7 @@ class RunRecord:
     seconds: dict[str, float] = field(default_factory=dict)  # total, init, train, eval, analysis
     peak_memory_bytes: int | None = None
     switches: int | None = None
+    spectral: dict[str, Any] = field(default_factory=dict)  # of a run with ticks: before, after, cost
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None  # type, message, and where it happened

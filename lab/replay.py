@@ -89,7 +89,8 @@ def notes(recorded: Recorded) -> list[str]:
     last = max(per_step, default=0)
     if per_step and per_step[last] < max(per_step.values()) and recorded.cut:
         found.append(f"Of step {last} only {per_step[last]} layers were written.")
-    switched = next((row for row in recorded.rows if row.mode in ("guard", "probation", "low_rank")), None)
+    first: dict[str, str] = {}
+    switched = next((row for row in recorded.rows if row.mode != first.setdefault(row.layer, row.mode)), None)
     if switched is not None:
         found.append(
             f"Exact up to step {switched.step}, where {switched.layer} was {switched.mode}: "

@@ -25,6 +25,7 @@ from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
 from lab.training.loss import Scorer
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
+from lab.training.observe import watched
 from lab.training.optim import total_steps
 from lab.training.plan_shown import print_plan
 from lab.training.progress import ProgressBar, console
@@ -55,6 +56,7 @@ class Session:
         model, data = build.make(config.model), build.make(config.data)
         self.tokenizer = model.tokenizer()
         self.corpus = load_corpus(data, self.tokenizer, config.evaluate.max_examples)
+        self.watched = watched(model, build.make(config.svd_policy), config)
         net, targets = load_base(model, config, self.hardware)
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
         adapted = self._fresh(net, targets, model) if found is None else readapt(net, targets, config, found[1])
@@ -102,6 +104,8 @@ class Session:
         plan = BatchPlan(lengths, config.schedule.batch_size, config.data_seed)
         total = total_steps(config.schedule, plan.steps_per_epoch)
         self.module = CausalLM(adapted.net, config, self.hardware, total, adapted.structure)
+        tokens = sum(lengths) / plan.steps_per_epoch
+        watching = [self.watched.observer(self.run_dir, config, tokens, self.result.spectral)] if self.watched else []
         split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, _rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
         done = checkpoint.load(resume_from)["progress"]["step"] if resume_from else 0
@@ -120,6 +124,7 @@ class Session:
                 logger=build.make_logger(config.logger, self.run_dir) or False,
                 plugins=[hardware.cluster_of(self.hardware)],
                 callbacks=[
+                    *watching,  # first, so that the monitor's clock runs around them
                     self.monitor,
                     *adapted.watchers(self.run_dir),
                     checkpoints,
@@ -140,6 +145,10 @@ class Session:
                 self.module.progress = type(self.module.progress)(**checkpoint.load(resume_from)["progress"])  # type: ignore[arg-type]
         self.module.to(self.hardware.device)
         self.spent["eval"] += self.monitor.eval_seconds
+        self.seconds_of_ticks = sum(observer.seconds for observer in watching)
+        if self.main:
+            for observer in watching:
+                observer.close()
         progress = self.module.progress
         self.result.steps = progress.step
         self.result.tokens = progress.tokens + (self.result.init.get("tokens") or 0)  # looked at before step 0, too
@@ -184,7 +193,7 @@ class Session:
             "init": self.seconds_before.get("init", 0.0) + self.spent["init"],
             "train": self.module.progress.train_seconds,
             "eval": self.seconds_before.get("eval", 0.0) + self.spent["eval"],
-            "analysis": self.seconds_before.get("analysis", 0.0) + self.spent["analysis"],
+            "analysis": self.seconds_before.get("analysis", 0.0) + self.spent["analysis"] + self.seconds_of_ticks,
         }
         self.result.switches = 0
         if self.main:

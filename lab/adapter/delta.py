@@ -44,7 +44,7 @@ def delta_factors(model: PeftModel) -> Iterator[tuple[str, Tensor, Tensor]]:
     """
     for name, layer in adapted_layers(model).items():
         if layer.magnitude is not None:
-            change = _summed(layer) - layer.base_weight()
+            change = effective_weight(layer) - layer.base_weight()
             out, inner = change.shape
             eye = torch.eye(min(out, inner), device=change.device)
             yield (name, change, eye) if inner <= out else (name, eye, change)
@@ -84,7 +84,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
         )
     twin = copy.deepcopy(model)
     for layer in adapted_layers(twin).values():
-        weight_of(layer.get_base_layer()).copy_(_summed(layer))
+        weight_of(layer.get_base_layer()).copy_(effective_weight(layer))
     return cast(PreTrainedModel, twin.unload())
 
 
@@ -93,7 +93,19 @@ def trained_base(model: PeftModel) -> PreTrainedModel:
     return cast(PreTrainedModel, copy.deepcopy(model).unload())
 
 
-def _summed(layer: LowRankLinear) -> Tensor:
+@torch.no_grad()
+def pristine_weight(layer: LowRankLinear) -> Tensor:
+    """The base's own weight (out, in) float32; a folded pair is put back. Where LoftQ replaced it, the replacement."""
+    weight = layer.base_weight()
+    if layer.offset == "fold":
+        assert layer.offset_A is not None, "a fold without its pair"
+        assert layer.offset_B is not None, "a fold without its pair"
+        weight += layer.s * (layer.offset_B @ layer.offset_A)
+    return weight
+
+
+@torch.no_grad()
+def effective_weight(layer: LowRankLinear) -> Tensor:
     """The weight the layer acts with, (out, in), float32."""
     total = layer.base_weight() + layer.s * (layer.B @ layer.A)
     if layer.offset == "separate":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lab.spectral.diagnosis import (
+    Change,
     Counts,
     Curve,
     Diagnosis,
@@ -21,7 +22,8 @@ from lab.spectral.diagnosis import (
 )
 from lab.spectral.energy import concentration, fractions, sketched_concentration
 from lab.spectral.iteration import times
-from lab.spectral.spectrum import energy
+from lab.spectral.noise import intruders, spikes
+from lab.spectral.spectrum import energy, entropy_rank, singular_values, stable_rank
 from lab.spectral.subspace import angle_curve, gram, overlap_curve, rotation
 
 
@@ -99,6 +101,18 @@ def turns(before: Sequence[Directions], now: Sequence[Directions], k: int) -> li
             )
         )
     return found
+
+
+def changed(weight: Tensor, initial: Tensor, k: int) -> dict[str, Any]:
+    """Of W − W₀ (out, in): its spectrum, how much of it stands above noise, and W's intruders."""
+    before = initial.detach().to(weight.device).float()
+    difference = weight - before
+    S, total = singular_values(difference), energy(difference)
+    found = Change(
+        energy=total, singular_values=curve(S[:k]), stable_rank=stable_rank(S, total), entropy_rank=entropy_rank(S)
+    )
+    shape = (weight.shape[0], weight.shape[1])
+    return {"change": found, "spikes": spikes(S, shape), "intruders": intruders(weight, before, k)}
 
 
 def norm_ratios(

@@ -11,7 +11,7 @@ from lab.spectral.chance import Side, chance, z_score
 Engine = Literal["warm", "exact"]
 Curve = NDArray[np.float32]
 Counts = NDArray[np.int32]
-Which = Literal["gradient", "update"]
+Which = Literal["gradient", "momentum", "update"]
 Reference = Literal["previous", "first"]
 
 
@@ -21,7 +21,7 @@ class NotHeld(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """The energy of one X, a gradient or an applied update, on the first j directions, j in `counts`."""
+    """The energy of one X, a gradient, a momentum or an applied update, on the first j directions, j in `counts`."""
 
     total: float | None  # ‖X‖_F²; None where X is not finite. Without a positive total the curves are empty
     concentration: float  # Σ wᵢ², wᵢ = σᵢ²/Σσ² of X
@@ -40,6 +40,16 @@ class Turn:
     angle_right: Curve
     overlap_left: Curve  # (counts,) mean squared cosine, 0 to 1
     overlap_right: Curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What training has made of the weight so far: W − W₀."""
+
+    energy: float  # ‖W − W₀‖_F²
+    singular_values: Curve  # the k strongest, descending
+    stable_rank: float | None  # None where nothing has changed
+    entropy_rank: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +84,12 @@ class Diagnosis:
     previous: Turn | None = None  # against the layer's previous tick
     first: Turn | None = None  # against its first tick; at exact ticks
     gradient: Shares | None = None
+    momentum: Shares | None = None  # the optimizer's first moment after the step; None where it holds none
     update: Shares | None = None
     rotation_left: float | None = None  # of the k directions by the applied update, first order, radians per step
     rotation_right: float | None = None
     growth: Curve | None = None  # (counts,) uᵀΔWv/σ of direction j, relative change per step
+    change: Change | None = None  # at exact ticks, as the next two
     spikes: int | None = None  # of W − W₀
     intruders: int | None = None  # among the k strongest left directions, against W₀'s
     norm_ratios: NormRatios | None = None
@@ -126,9 +138,13 @@ class Diagnosis:
         best = max(gaps, key=lambda k: gaps[k], default=None)
         return best if best is not None and gaps[best] >= least else None
 
+    def shares(self, which: Which) -> Shares | None:
+        """The energies of the gradient, the momentum or the update; None where it was not measured."""
+        return {"gradient": self.gradient, "momentum": self.momentum, "update": self.update}[which]
+
     def fraction(self, which: Which, side: Side, k: int) -> float | None:
-        """The energy fraction of the gradient or update on one side of the first k directions; None where undefined."""
-        shares = self.gradient if which == "gradient" else self.update
+        """The share of X's energy on one side of the first k directions; None where undefined."""
+        shares = self.shares(which)
         if shares is None or not shares.total:
             return None
         if side != "either":
@@ -142,7 +158,7 @@ class Diagnosis:
 
     def z(self, which: Which, side: Side, k: int) -> float | None:
         """The fraction's distance from chance in standard deviations of the null; None where undefined."""
-        fraction, shares = self.fraction(which, side, k), self.gradient if which == "gradient" else self.update
+        fraction, shares = self.fraction(which, side, k), self.shares(which)
         if fraction is None or shares is None:
             return None
         return z_score(side, fraction, k, self.shape, shares.concentration)

@@ -6,8 +6,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lab.spectral.spectrum import singular_values
-
 # 99 % quantile of the Tracy–Widom law of order 1 (Johnstone, Ann. Statist. 29, 2001): how far the largest singular
 # value of pure noise may lie beyond the edge, in units of its own fluctuation.
 TRACY_WIDOM_99 = 2.0234
@@ -55,12 +53,6 @@ def spikes(S: Tensor, shape: tuple[int, int]) -> int:
     # A low-rank change has no noise at all; rounding must then not count as signal.
     floor = max(shape) * torch.finfo(torch.float32).eps * float(S[0])
     return int((max(edge, floor) < S).sum())
-
-
-def spikes_of_change(weight: Tensor, initial: Tensor) -> int:
-    """Spikes of W − W₀ (out, in): how many directions training has written above the noise of its own steps."""
-    change = weight.detach().float() - initial.detach().to(weight.device).float()
-    return spikes(singular_values(change), (change.shape[0], change.shape[1]))
 
 
 def intruders(weight: Tensor, initial: Tensor, k: int, cosine: float = 0.6) -> int:

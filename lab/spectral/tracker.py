@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.spectral.curves import curve, empty, norm_ratios, spread, turns
-from lab.spectral.diagnosis import Diagnosis, Engine, angle_counts_for, counts_for
+from lab.spectral.curves import changed, curve, empty, norm_ratios, spread, turns
+from lab.spectral.diagnosis import Diagnosis, Engine, Which, angle_counts_for, counts_for
 from lab.spectral.iteration import iterate
-from lab.spectral.noise import intruders, spikes_of_change
 from lab.spectral.spectrum import (
     DEFICIENT,
     NON_FINITE,
@@ -71,7 +70,7 @@ class Tracker:
         gradients: Mapping[str, Tensor] | None = None,
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also spikes and intruders, at exact ticks."""
+        """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also the change since, at exact ticks."""
         self._begun, energies = {}, {}
         groups: dict[Any, list[str]] = defaultdict(list)
         for name, weight in weights.items():
@@ -88,19 +87,29 @@ class Tracker:
             chosen = [weights[name].detach().float() for name in names]
             self._measure(tick, names, chosen, [energies[name] for name in names], gradients or {}, initial or {})
 
-    def finish(self, updates: Mapping[str, Tensor] | None = None) -> dict[str, Diagnosis]:
-        """The diagnoses of the tick begun, with the updates W_after − W_before of the one step added."""
+    def finish(
+        self, updates: Mapping[str, Tensor] | None = None, momenta: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Diagnosis]:
+        """The diagnoses of the tick begun, with the updates W_after − W_before of the one step added.
+
+        `momenta` are the optimizer's first moments (out, in), of the layers for which it holds one.
+        """
         done, self._begun = self._begun, {}
-        groups: dict[Any, list[str]] = defaultdict(list)
-        for name, update in (updates or {}).items():
-            if done[name].directions:
-                groups[update.shape, update.device].append(name)
-        for names in groups.values():
-            chosen = [(updates or {})[name].detach().float() for name in names]
-            bases = [self._bases[name] for name in names]
-            for name, fields in zip(names, self._shares(chosen, bases, names, done, rates=True), strict=True):
-                done[name] = replace(done[name], **fields)
+        self._add(done, updates or {}, "update")
+        self._add(done, momenta or {}, "momentum")
         return done
+
+    def _add(self, done: dict[str, Diagnosis], matrices: Mapping[str, Tensor], which: Which) -> None:
+        """Put the energies of the matrices, and an update's rates, into the diagnoses."""
+        groups: dict[Any, list[str]] = defaultdict(list)
+        for name, matrix in matrices.items():
+            if done[name].directions:
+                groups[matrix.shape, matrix.device].append(name)
+        for names in groups.values():
+            chosen = [matrices[name].detach().float() for name in names]
+            bases = [self._bases[name] for name in names]
+            for name, fields in zip(names, self._shares(chosen, bases, names, done, which), strict=True):
+                done[name] = replace(done[name], **fields)
 
     def tick(
         self,
@@ -150,8 +159,7 @@ class Tracker:
             held = basis.S[: self.k + self.oversample] if whole is None else whole
             fields = turned[position]
             if self.is_exact(tick) and name in initial:
-                fields["spikes"] = spikes_of_change(weight, initial[name])
-                fields["intruders"] = intruders(weight, initial[name], self.k)
+                fields |= changed(weight, initial[name], self.k)
             if self.engine == "exact":
                 fields["norm_ratios"] = norm_ratios(weight, basis, self._bases.get(name), gradients.get(name), self.k)
             self._begun[name] = Diagnosis(
@@ -172,11 +180,7 @@ class Tracker:
                 **fields,
             )
             self._bases[name] = basis
-        shown = [name for name in names if name in gradients and self._begun[name].directions]
-        bases = [self._bases[name] for name in shown]
-        chosen = [gradients[name].detach().float() for name in shown]
-        for name, fields in zip(shown, self._shares(chosen, bases, shown, self._begun, rates=False), strict=True):
-            self._begun[name] = replace(self._begun[name], **fields)
+        self._add(self._begun, {name: gradients[name] for name in names if name in gradients}, "gradient")
 
     def _decompose(
         self, tick: int, names: Sequence[str], weights: Sequence[Tensor]
@@ -254,11 +258,9 @@ class Tracker:
         bases: Sequence[Basis],
         names: Sequence[str],
         diagnoses: Mapping[str, Diagnosis],
-        rates: bool,
+        which: Which,
     ) -> list[dict[str, Any]]:
-        """Of gradients or, with `rates`, of applied updates: the fields they fill."""
-        if not matrices:
-            return []
+        """The fields that gradients, momenta or applied updates fill."""
         probes = None
         tick = diagnoses[names[0]].tick
         if not self.is_exact(tick):
@@ -272,8 +274,8 @@ class Tracker:
             probes,
         )
         counts = [diagnoses[name].counts for name in names]
-        if not rates:
-            return [{"gradient": measured.shares(i, held)} for i, held in enumerate(counts)]
+        if which != "update":
+            return [{which: measured.shares(i, held)} for i, held in enumerate(counts)]
         values = torch.stack([basis.S[:columns] for basis in bases])
         found = measured.rates(values, counts, self.k)
         for i, held in enumerate(counts):

@@ -1,17 +1,19 @@
 """What every policy that looks at spectra shares: how it has them measured."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lab.errors import UsageError
 from lab.ledger import Row
 from lab.spectral.diagnosis import Engine
-from lab.svd_policy import Decision
+from lab.svd_policy import Decision, Reach, State
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observing:
+class Observing(ABC):
     """The settings of the measurement; base of every policy that has ticks."""
 
     every_n_steps: int  # optimizer steps between ticks
@@ -22,6 +24,7 @@ class Observing:
     engine: Engine
     exact_every_n_ticks: int
     budget: float | None  # share of the training FLOPs that ticks may take; None: every layer at every tick
+    on_non_finite: Literal["hold", "stop"]  # what a layer with such weights does: waits, or ends the run as diverged
 
     def __post_init__(self) -> None:
         for name, least in (("every_n_steps", 1), ("k", 1), ("oversample", 2), ("exact_every_n_ticks", 1)):
@@ -29,6 +32,8 @@ class Observing:
                 raise UsageError(f"svd_policy.{name}={getattr(self, name)} is too small; it must be at least {least}.")
         if self.engine not in ("warm", "exact"):
             raise UsageError(f"svd_policy.engine={self.engine!r} is none of warm, exact.")
+        if self.on_non_finite not in ("hold", "stop"):
+            raise UsageError(f"svd_policy.on_non_finite={self.on_non_finite!r} is none of hold, stop.")
         if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
             raise UsageError(
                 f"svd_policy.budget={self.budget} is no share of training; give a number above 0, or null."
@@ -42,6 +47,19 @@ class Observing:
                     f"svd_policy.k={self.k} is more than {name} has directions ({shape[0]}x{shape[1]}); "
                     f"lower k to {min(shape)}, or leave the layer out of svd_policy.target_modules."
                 )
+
+    @property
+    @abstractmethod
+    def rules(self) -> Mapping[str, tuple[str, ...]]:
+        """As SvdPolicy."""
+
+    @abstractmethod
+    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
+        """As SvdPolicy."""
+
+    @abstractmethod
+    def reach(self, row: Row) -> tuple[Reach, ...]:
+        """As SvdPolicy."""
 
 
 def undecided(row: Row) -> Decision | None:

@@ -86,7 +86,7 @@ class Approach:
     eta: float | None  # steps until it holds if it goes on so; None where it moves away, 0 where it holds
 
 
-def approaches(decisions: Sequence[Decided], ticks: int = 5) -> list[Approach]:
+def approaches(decisions: Iterable[Decided], ticks: int = 5) -> list[Approach]:
     """The latest state of every clause of every layer, nearest to its limit first (relative to the limit).
 
     The slope is the least-squares line through the last `ticks` values.

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 
 from lab.ledger import Row
+from lab.spectral.chance import SIDES
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.summary import Approach, RuleSummary
 
@@ -28,6 +29,30 @@ def reach_table(policy: SvdPolicy, rows: Iterable[Row]) -> Table:
                 shown[key] = (missing, cells)
     for _, cells in shown.values():
         table.add_row(*cells)
+    return table
+
+
+def chance_table(first: Sequence[Row]) -> Table:
+    """Before a run: per shape, the share of any matrix's energy that k unrelated directions would catch."""
+    table = Table("shape", "layers", "k", *SIDES, title="energy that k directions catch by chance")
+    for shape in sorted({row.shape for row in first}):
+        rows = [row for row in first if row.shape == shape]
+        shares = [f"{rows[0].chance(side, rows[0].k):.2%}" for side in SIDES]
+        table.add_row(f"{shape[0]}x{shape[1]}", str(len(rows)), str(rows[0].k), *shares)
+    return table
+
+
+def measures_table(rows: Sequence[Row], most: int = 5) -> Table:
+    """At a tick of a policy without limits: the layers whose directions turned most since the last tick."""
+    names = ("angle (rad)", "overlap", "gradient left", "chance", "update left", "tail error", "stable rank")
+    table = Table("layer", *names, title="most turned")
+    for row in sorted(rows, key=lambda row: -(row.angle(row.k) or 0.0))[:most]:
+        shares = [row.fraction("gradient", "left", row.k), row.chance("left", row.k)]
+        shares.append(row.fraction("update", "left", row.k))
+        tail = row.tail_error(row.k) if row.directions else None
+        numbers = [row.angle(row.k), row.overlap(row.k), *shares, tail, row.stable_rank]
+        reason = f" ({row.reason})" if row.reason else ""
+        table.add_row(row.layer + reason, *("" if number is None else f"{number:.3g}" for number in numbers))
     return table
 
 

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lab.adapter.delta import delta_factors
-from lab.adapter.layer import LowRankLinear, adapted_layers
+from lab.adapter.delta import delta_factors, pristine_weight
+from lab.adapter.layer import adapted_layers
 from lab.adapter.learned import first_step, learned
 from lab.cache import write_atomically
 from lab.init.svd_cache import triples_at
@@ -88,7 +88,7 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
     rows: list[Row] = []
     for name, L, R in delta_factors(model):
         layer = layers[name]
-        weight, rank = _pristine(layer), layer.A.shape[0]
+        weight, rank = pristine_weight(layer), layer.A.shape[0]
         left = right = None
         if name not in wide:
             basis = triples_at(weight, torch.arange(min(weight.shape)))
@@ -99,16 +99,6 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
     names = [name for name in rows[0] if name not in ("module", "rank") and not name.startswith("first_step")]
     metrics = {f"learned_{name}": _summary(name, rows) for name in names}
     return metrics | {name: _summary(name, rows) for name in ("first_step_cosine", "first_step_cosine_best")}
-
-
-def _pristine(layer: LowRankLinear) -> Tensor:
-    """The base's own weight (out, in) float32; a folded pair is put back."""
-    weight = layer.base_weight()
-    if layer.offset == "fold":
-        assert layer.offset_A is not None, "a fold without its pair"
-        assert layer.offset_B is not None, "a fold without its pair"
-        weight += layer.s * (layer.offset_B @ layer.offset_A)
-    return weight
 
 
 def _summary(name: str, rows: Sequence[Row]) -> float | None:

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
+from lab.spectral.curves import changed
 from lab.spectral.noise import (
     gavish_donoho_threshold,
     intruders,
     marchenko_pastur_edge,
     noise_level,
     spikes,
-    spikes_of_change,
 )
 
 
@@ -48,13 +48,13 @@ def test_planted_directions_are_counted(shape):
     U, V = torch.linalg.qr(noise((shape[0], 3), 5)).Q, torch.linalg.qr(noise((shape[1], 3), 6)).Q
     change = noise(shape, 7) + 2 * edge * U @ V.T
     W0 = noise(shape, 8)
-    assert spikes_of_change(W0 + change, W0) == 3
+    assert changed(W0 + change, W0, 4)["spikes"] == 3
 
 
 def test_a_change_of_low_rank_without_noise_counts_its_rank_and_no_change_counts_nothing():
     W0 = noise((60, 40), 9)
-    assert spikes_of_change(W0 + noise((60, 2), 1) @ noise((2, 40), 2), W0) == 2
-    assert spikes_of_change(W0, W0) == 0
+    assert changed(W0 + noise((60, 2), 1) @ noise((2, 40), 2), W0, 4)["spikes"] == 2
+    assert changed(W0, W0, 4)["spikes"] == 0
 
 
 def test_intruders_are_new_directions_and_scaled_old_ones_are_not():

@@ -1,0 +1,345 @@
+"""Watching the spectra of a run in training: when to look, who looks, and what becomes of it. Training never knows."""
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from rich.text import Text
+
+from lab import ledger
+from lab.config import RunConfig
+from lab.errors import UsageError
+from lab.layer import Target, find_targets, is_linear, shape_of
+from lab.ledger import Ledger, Row, row_of
+from lab.spectral.cadence import analysis_flops, cohorts, due, owners
+from lab.spectral.diagnosis import Diagnosis
+from lab.spectral.tracker import Tracker
+from lab.svd_policy import State, SvdPolicy, decisions
+from lab.svd_policy.account import before
+from lab.svd_policy.observing import Observing
+from lab.svd_policy.reachability import Bound, amdahl
+from lab.svd_policy.summary import approaches, summarise
+from lab.svd_policy.tables import approach_table, chance_table, measures_table, reach_table, summary_table
+from lab.training.callbacks import AfterStep
+from lab.training.module import CausalLM
+from lab.training.observed import AdaptedLayers, FullLayers, Observed, rank, world
+from lab.training.progress import console
+from lab.training.spectral_board import SpectralBoard
+from lab.training.stop import Diverged
+
+log = logging.getLogger(__name__)
+TREND = 5  # ticks through which a trend is drawn
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a policy with ticks looks at, from shapes alone."""
+
+    policy: Observing
+    targets: list[Target]
+    bound: Bound  # on what low rank in the targets could bring
+    matmul_parameters: int  # weights that multiply activations, the output head among them
+
+    def observer(self, run_dir: Path, config: RunConfig, tokens: float, found: dict[str, Any]) -> "Observer":
+        """The callback; `tokens` is the mean per optimizer step, `found` what goes into the run's record."""
+        # 2 FLOPs a weight and token forward; backward as much for the inputs, and with method=full for the weights.
+        flops = (6 if config.method == "full" else 4) * self.matmul_parameters * tokens
+        return Observer(run_dir, self, config.svd_policy, flops, found)
+
+
+def watched(model: Any, policy: SvdPolicy, config: RunConfig) -> Watched | None:
+    """What the policy looks at in a model that need not be loaded yet; None where it has no ticks.
+
+    With method=lora only layers that are adapted: the others never change. Raises UsageError for a policy that does not
+    say how to measure or decides about layers that do not train, a pattern that matches nothing, and a k that is larger
+    than a layer.
+    """
+    if policy.every_n_steps is None:
+        return None
+    if not isinstance(policy, Observing):
+        raise UsageError(
+            f"svd_policy {type(policy).__name__} has ticks and no settings to measure by; let it inherit from "
+            f"lab.svd_policy.observing.Observing."
+        )
+    if policy.rules and config.method == "lora":
+        raise UsageError(
+            f"svd_policy {type(policy).__name__} decides when a layer that trains in full may go low-rank, and "
+            f"method=lora has none; use svd_policy=observe, or method=full."
+        )
+    skeleton = model.skeleton()
+    targets = find_targets(skeleton, policy.target_modules, key="svd_policy.target_modules")
+    if config.method == "lora":
+        adapter = config.adapter
+        adapted = {target.name for target in find_targets(skeleton, adapter.target_modules, adapter.exclude_modules)}
+        named, targets = targets, [target for target in targets if target.name in adapted]
+        if not targets:
+            raise UsageError(
+                f"svd_policy.target_modules={policy.target_modules!r} names {named[0].name} and no layer that is "
+                f"adapted, so nothing it names would change; widen it or adapter.target_modules."
+            )
+    shapes = {target.name: target.shape for target in targets}
+    policy.check_shapes(shapes)
+    matmul = sum(math.prod(shape_of(module)) for module in skeleton.modules() if is_linear(module))
+    return Watched(policy, targets, amdahl(shapes, matmul, skeleton.num_parameters()), matmul)
+
+
+class Observer(AfterStep):
+    """Measures the layers due at each tick, records what it saw, and lets the policy decide on the record.
+
+    A tick at step s looks at the weights and the gradient of the step that follows s steps, and at what that step
+    applied. Each layer belongs to one process; the main one gathers and writes. It draws no global random number and
+    writes to nothing that trains, so that training is bitwise the same without it. Everything a resumed run needs is
+    in the checkpoint (bases) or in the ledger (what the policy remembers): rows behind the checkpoint are cut off and
+    measured again, the same.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        watched: Watched,
+        settings: Mapping[str, Any],
+        step_flops: float,
+        found: dict[str, Any],
+    ) -> None:
+        self.run_dir, self.policy, self.settings = run_dir, watched.policy, dict(settings)
+        self.targets = {target.name: target for target in watched.targets}
+        self.bound, self.step_flops = watched.bound, step_flops
+        self.found = found  # goes into the run's record
+        self.seconds = self.tick_seconds = 0.0
+        self.due: Sequence[str] = ()
+        self.bases: dict[str, Any] = {}  # of a checkpoint, until training starts
+        self.states: dict[str, State] = {}
+        self.first: dict[str, Row] = {}
+        self.recent: deque[decisions.Decided] = deque(maxlen=TREND * len(self.targets))
+        self.bytes = 0  # held beside what training holds, at most
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Divide the layers over ticks and processes; take up the files where the checkpoint is."""
+        began = self._now(pl_module)
+        policy, config = self.policy, pl_module.config
+        shapes = {name: target.shape for name, target in self.targets.items()}
+        flops = {
+            name: analysis_flops(shape, policy.k, policy.oversample, policy.engine) for name, shape in shapes.items()
+        }
+        self.owner = owners(flops, world())
+        allowance = None
+        if policy.budget is not None:
+            allowance = policy.budget * policy.every_n_steps * self.step_flops
+        self.groups = cohorts(flops, allowance)
+        self.layers: Observed = (
+            AdaptedLayers(pl_module.net, list(self.targets.values()))
+            if config.method == "lora"
+            else FullLayers(pl_module.net, list(self.targets.values()), self.run_dir)
+        )
+        self.tracker = Tracker(
+            k=policy.k,
+            oversample=policy.oversample,
+            engine=policy.engine,
+            exact_every_n_ticks=policy.exact_every_n_ticks,
+            seed=config.seed,
+        )
+        own = {name: basis for name, basis in self.bases.items() if self.owner.get(name) == rank()}
+        self.tracker.load_state_dict(_moved(own, pl_module.hardware.device))
+        if trainer.is_global_zero:
+            self._take_up(pl_module.progress.step)
+            self.board = SpectralBoard(trainer.loggers, list(self.targets.values()), policy)
+            self.board.start()
+        if pl_module.progress.step == 0 and isinstance(self.layers, FullLayers):
+            if trainer.is_global_zero:
+                self.layers.save_initial()
+            trainer.strategy.barrier()
+        self.seconds += self._now(pl_module) - began
+
+    def _take_up(self, step: int) -> None:
+        """Start the files, or cut them back to what the checkpoint's steps saw, and remember what they say."""
+        if step == 0:
+            (self.run_dir / ledger.FOLDER / ledger.FILE).unlink(missing_ok=True)
+            (self.run_dir / decisions.FILE).unlink(missing_ok=True)
+        ledger.cut_back(self.run_dir, step - 1)
+        decisions.cut_back(self.run_dir, step - 1)
+        targets = {name: {**asdict(target), "leaf": target.leaf} for name, target in self.targets.items()}
+        self.ledger = Ledger(self.run_dir, {"policy": self.settings, "targets": targets})
+        for row in ledger.read(self.run_dir).rows:
+            self._decide(row)
+        if len(self.first) == len(self.targets):
+            self._say_start(aloud=False)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Before the first micro-batch of a step: is it a tick, and of which layers?"""
+        if batch_idx % pl_module.hardware.accumulate != 0:
+            return
+        self.step = trainer.global_step
+        tick, off = divmod(self.step, self.policy.every_n_steps)
+        if off == 0:
+            self.due = due(self.groups, tick)
+            self.round = tick // len(self.groups)
+            self.tick_seconds = 0.0
+            self.layers.listen(self.due)
+
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        """All gradients are there, unclipped: measure, and keep what the update will be measured against."""
+        if not self.due:
+            return
+        began = self._now(pl_module)
+        own = [name for name in self.due if self.owner[name] == rank()]
+        gradients = self.layers.gradients(self.due, self.owner)
+        self.tracker.begin(self.round, self.layers.weights(own), gradients, self.layers.initial)
+        kept = self.layers.keep(own)
+        self.bytes = max(self.bytes, kept + _bytes(self.tracker.state_dict()))
+        self._spent(pl_module, began)
+
+    @torch.no_grad()
+    def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
+        """The optimizer has stepped: measure its update, gather, write, decide and show."""
+        if not self.due:
+            return
+        began = self._now(module)
+        own = [name for name in self.due if self.owner[name] == rank()]
+        found = self.tracker.finish(self.layers.updates(), self.layers.momenta(own, trainer.optimizers[0]))
+        everywhere = _gathered(found)
+        made = self._write([self._row(name, everywhere[name]) for name in self.due]) if everywhere else []
+        self._spent(module, began)
+        began = self._now(module)
+        if trainer.is_global_zero:
+            self._show(trainer, module, made)
+        broken = _of_main([row.layer for row in made if row.reason == "non_finite"])
+        self.due = ()
+        self._spent(module, began)
+        if broken and self.policy.on_non_finite == "stop":
+            raise Diverged("a weight", self.step + 1, batch["examples"], broken[0])
+
+    def _row(self, name: str, diagnosis: Diagnosis) -> Row:
+        mode, trainable = self.layers.standing(name)
+        return row_of(diagnosis, step=self.step, layer=name, mode=mode, rank=trainable)
+
+    def _write(self, rows: list[Row]) -> list[Row]:
+        """The main process: the ledger first, since decisions follow from it."""
+        self.ledger.append(rows)
+        decisions.append(self.run_dir, [self._decide(row) for row in rows])
+        return rows
+
+    def _decide(self, row: Row) -> decisions.Decided:
+        decision, self.states[row.layer] = self.policy.decide(row, self.states.get(row.layer, {}))
+        self.first.setdefault(row.layer, row)
+        self.recent.append(decisions.decided(row, decision))
+        return self.recent[-1]
+
+    def _show(self, trainer: Trainer, module: CausalLM, rows: Sequence[Row]) -> None:
+        """A tick on the console and the dashboard; once every layer was seen, what can happen at all."""
+        if "before" not in self.found and len(self.first) == len(self.targets):
+            self._say_start(aloud=True)
+        for row in rows:
+            if row.reason == "non_finite":
+                console.print(f"step {row.step}: {row.layer} has weights that are not finite; it is on hold.")
+        cost = {"tick_seconds": self.tick_seconds, "memory_share": self.bytes / _training_state(trainer, module)}
+        share = "the first"
+        if module.progress.step:  # of the steps before this one, whose own time the monitor adds later
+            cost["analysis_share"] = self.seconds / (module.progress.train_seconds + self.tick_seconds)
+            share = f"{cost['analysis_share']:.2%} of training so far"
+        near = approaches(self.recent, TREND)
+        table = approach_table(near) if near else measures_table(rows)
+        table.title = f"step {self.step}: {table.title}"
+        spent = f"{len(rows)} layers in {self.tick_seconds:.2f} s ({share})"
+        table.caption = f"{spent}; {cost['memory_share']:.1%} on top of the training state"
+        console.print(table)
+        self.board.tick(self.step, rows, self.recent, cost)
+        self.found["cost"] = {"bytes": self.bytes, **cost}
+
+    def _say_start(self, aloud: bool) -> None:
+        first = [self.first[name] for name in self.targets]
+        account = before(self.policy, first, self.bound)
+        self.found["before"] = account
+        if not aloud:
+            return
+        console.print(chance_table(first))
+        console.print(f"low rank here: {self.bound}")
+        if self.policy.rules:
+            console.print(reach_table(self.policy, first))
+        for sentence in account["cannot_fire"]:
+            console.print(Text(sentence, style="yellow"))
+            log.warning(sentence)
+
+    def close(self) -> None:
+        """After training, on the main process: what was in the policy's way, from the files, on console and record."""
+        if not self.policy.rules or not (self.run_dir / decisions.FILE).is_file():
+            return
+        rows = summarise(decisions.read(self.run_dir), self.policy.rules)
+        self.found["after"] = [asdict(row) for row in rows]
+        console.print(summary_table(rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every process's bases, so that any number of processes may go on; all call it together."""
+        bases: dict[str, Any] = {}
+        for theirs in _everyones(self.tracker.state_dict()):
+            bases |= theirs
+        return {"bases": bases, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where `state_dict` left."""
+        self.bases, self.seconds = state_dict["bases"], state_dict["seconds"]
+
+    def _now(self, module: Any) -> float:
+        if module.hardware.device.type == "cuda":
+            torch.cuda.synchronize(module.hardware.device)
+        return time.perf_counter()
+
+    def _spent(self, module: Any, began: float) -> None:
+        """Time since then was analysis, and none of the training that the monitor clocks around it."""
+        elapsed = self._now(module) - began
+        self.seconds += elapsed
+        self.tick_seconds += elapsed
+        module.progress.train_seconds -= elapsed
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Nested mappings of tensors on a device."""
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(_bytes(item) for item in value.values())
+    return value.nbytes if isinstance(value, torch.Tensor) else 0
+
+
+def _training_state(trainer: Trainer, module: CausalLM) -> int:
+    """Bytes of weights, gradients and optimizer state."""
+    weights = sum(p.nbytes + (p.nbytes if p.requires_grad else 0) for p in module.net.parameters())
+    return weights + _bytes({i: dict(state) for i, state in enumerate(trainer.optimizers[0].state.values())})
+
+
+def _gathered(found: dict[str, Diagnosis]) -> dict[str, Diagnosis]:
+    """Every process's diagnoses, on the main process; nothing on the others."""
+    if world() == 1:
+        return found
+    parts: list[Any] | None = [None] * world() if rank() == 0 else None
+    dist.gather_object(found, parts, dst=0)
+    return {name: diagnosis for part in parts or [] for name, diagnosis in part.items()}
+
+
+def _of_main(names: list[str]) -> list[str]:
+    """The main process's list, on every process."""
+    if world() == 1:
+        return names
+    held = [names]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def _everyones(state: dict[str, Any]) -> list[dict[str, Any]]:
+    if world() == 1:
+        return [state]
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, _moved(state, torch.device("cpu")))
+    return parts

@@ -1,0 +1,254 @@
+"""What an observer may read of layers in training: weights, gradients, momenta and applied updates. It writes nothing.
+
+Everything is (out, in). A gradient is ∂L/∂W of the step's whole loss: summed over micro-batches and processes, not yet
+clipped.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lab.adapter.delta import effective_weight, pristine_weight
+from lab.adapter.layer import LowRankLinear, adapted_layers
+from lab.cache import write_atomically
+from lab.errors import UsageError
+from lab.layer import Target, weight_of
+from lab.ledger import Mode
+from lab.training import checkpoint
+
+INITIAL = "initial.safetensors"
+
+
+class Observed(Protocol):
+    """The layers of a model in training, as an observer sees them."""
+
+    initial: Mapping[str, Tensor]  # W₀, read where it is asked for
+
+    def standing(self, name: str) -> tuple[Mode, int | None]:
+        """The layer's mode and trainable rank, read back from the model."""
+        ...
+
+    def listen(self, names: Sequence[str]) -> None:
+        """Before a step's first micro-batch: these layers' gradients will be asked for."""
+        ...
+
+    def gradients(self, names: Sequence[str], owner: Mapping[str, int]) -> dict[str, Tensor]:
+        """After the step's backward passes: the gradients of the layers that this process owns; every one calls it."""
+        ...
+
+    def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The weights as they are now."""
+        ...
+
+    def keep(self, names: Sequence[str]) -> int:
+        """Remember the weights before the optimizer's step; returns the bytes it takes."""
+        ...
+
+    def updates(self) -> dict[str, Tensor]:
+        """What the step has added to the weights kept; forgets them."""
+        ...
+
+    def momenta(self, names: Sequence[str], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """The optimizer's first moments of the weights themselves, where it holds them."""
+        ...
+
+
+class FullLayers:
+    """Layers whose whole weight trains: everything is there to be read."""
+
+    def __init__(self, net: nn.Module, targets: Sequence[Target], run_dir: Path) -> None:
+        modules: dict[str, Any] = dict(net.named_modules())
+        self._modules = {target.name: modules[target.name] for target in targets}
+        self._transposed = {target.name for target in targets if target.transposed}
+        self._kept: dict[str, Tensor] = {}
+        self._path = checkpoint.folder(run_dir) / INITIAL
+        self.initial: Mapping[str, Tensor] = OnDisk(self._path)
+
+    def standing(self, name: str) -> tuple[Mode, int | None]:
+        return "full", None
+
+    def listen(self, names: Sequence[str]) -> None:
+        """Nothing to do: the gradients gather where the optimizer wants them."""
+
+    def gradients(self, names: Sequence[str], owner: Mapping[str, int]) -> dict[str, Tensor]:
+        own = {name: self._modules[name].weight.grad for name in names if owner[name] == rank()}
+        return {name: self._upright(name, grad) for name, grad in own.items() if grad is not None}
+
+    def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: weight_of(self._modules[name]).detach() for name in names}
+
+    def keep(self, names: Sequence[str]) -> int:
+        self._kept = {name: weight.clone() for name, weight in self.weights(names).items()}
+        return sum(weight.nbytes for weight in self._kept.values())
+
+    def updates(self) -> dict[str, Tensor]:
+        kept, self._kept = self._kept, {}
+        return {name: weight.float().sub_(kept[name]) for name, weight in _copies(self.weights(list(kept)))}
+
+    def momenta(self, names: Sequence[str], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        states = {name: optimizer.state.get(self._modules[name].weight, {}) for name in names}
+        held = {name: state.get("exp_avg", state.get("momentum")) for name, state in states.items()}
+        return {name: self._upright(name, moment) for name, moment in held.items() if moment is not None}
+
+    def save_initial(self) -> None:
+        """Put W₀ on disk, from where exact ticks read it a layer at a time."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: weight.cpu().contiguous() for name, weight in self.weights(list(self._modules)).items()}
+        write_atomically(self._path, lambda temporary: save_file(tensors, temporary))
+
+    def _upright(self, name: str, stored: Tensor) -> Tensor:
+        return stored.detach().T if name in self._transposed else stored.detach()
+
+
+def _copies(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in weights.items():
+        yield name, weight.to(torch.float32, copy=True)
+
+
+class OnDisk(Mapping[str, Tensor]):
+    """Tensors of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, name: str) -> Tensor:
+        with self._open() as file:
+            return file.get_tensor(name)
+
+    def __contains__(self, name: object) -> bool:
+        with self._open() as file:
+            return name in file.keys()  # noqa: SIM118 (the handle is no mapping)
+
+    def __iter__(self) -> Iterator[str]:
+        with self._open() as file:
+            yield from file.keys()
+
+    def __len__(self) -> int:
+        with self._open() as file:
+            return len(file.keys())
+
+    def _open(self) -> Any:
+        if not self.path.is_file():
+            raise UsageError(f"{self.path} is gone, against which changes are measured; restore it, or start anew.")
+        return safe_open(self.path, framework="pt")
+
+
+class AdaptedLayers:
+    """Layers with a low-rank pair, seen as the weight they act with, W + s B A (out, in).
+
+    No parameter holds that weight, so its gradient is summed from what passes through the layer, Σ δᵀx with x the
+    layer's input and δ = ∂L/∂output, in steps with a tick only. A hook on the output tensor sees δ once, also where
+    gradient checkpointing runs the layer's forward twice.
+    """
+
+    def __init__(self, net: Any, targets: Sequence[Target]) -> None:
+        layers = adapted_layers(net)
+        self._layers = {target.name: layers[target.name] for target in targets}
+        self._sums: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+        self._kept: dict[str, tuple[Tensor, ...]] = {}
+        self.initial: Mapping[str, Tensor] = Pristine(self._layers)
+
+    def standing(self, name: str) -> tuple[Mode, int | None]:
+        return "low_rank", self._layers[name].A.shape[0]
+
+    def listen(self, names: Sequence[str]) -> None:
+        for name in names:
+            layer = self._layers[name]
+            shape = (layer.B.shape[0], layer.A.shape[1])
+            self._sums[name] = torch.zeros(shape, device=layer.A.device)
+            self._handles.append(layer.register_forward_hook(self._hook(name)))
+
+    def _hook(self, name: str) -> Any:
+        def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if not output.requires_grad:
+                return
+            x = args[0].detach()
+
+            def backward(delta: Tensor) -> None:
+                rows = delta.detach().reshape(-1, delta.shape[-1]).float()
+                with torch.autocast(delta.device.type, enabled=False):
+                    self._sums[name].addmm_(rows.T, x.reshape(-1, x.shape[-1]).float())
+
+            output.register_hook(backward)
+
+        return forward
+
+    def gradients(self, names: Sequence[str], owner: Mapping[str, int]) -> dict[str, Tensor]:
+        sums, self._sums = self._sums, {}
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if _distributed():
+            for name in names:
+                dist.reduce(sums[name], dst=owner[name])
+            # Every process's loss is scaled by their number, for DDP's mean over them.
+            sums = {name: total.div_(dist.get_world_size()) for name, total in sums.items()}
+        return {name: sums[name] for name in names if owner[name] == rank()}
+
+    def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: effective_weight(self._layers[name]) for name in names}
+
+    def keep(self, names: Sequence[str]) -> int:
+        self._kept = {name: _pair(self._layers[name]) for name in names}
+        return sum(tensor.nbytes for pair in self._kept.values() for tensor in pair)
+
+    def updates(self) -> dict[str, Tensor]:
+        """The change of the product, s B₁A₁ − s B₀A₀: what is frozen never enters, so nothing cancels."""
+        kept, self._kept = self._kept, {}
+        found = {}
+        for name, before in kept.items():
+            layer = self._layers[name]
+            if len(before) == 1:
+                found[name] = effective_weight(layer) - before[0]
+            else:
+                A, B = before
+                found[name] = layer.s * (layer.B.detach() @ layer.A.detach() - B @ A)
+        return found
+
+    def momenta(self, names: Sequence[str], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """None: the optimizer holds moments of A and B, and none of their product."""
+        return {}
+
+
+def _pair(layer: LowRankLinear) -> tuple[Tensor, ...]:
+    """A and B, or with DoRA, whose change is no product, the whole weight."""
+    if layer.magnitude is not None:
+        return (effective_weight(layer),)
+    return layer.A.detach().clone(), layer.B.detach().clone()
+
+
+class Pristine(Mapping[str, Tensor]):
+    """The frozen base weights under the pairs, as they were before training."""
+
+    def __init__(self, layers: Mapping[str, LowRankLinear]) -> None:
+        self._layers = layers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return pristine_weight(self._layers[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+def rank() -> int:
+    """Of this process."""
+    return dist.get_rank() if _distributed() else 0
+
+
+def world() -> int:
+    """How many processes train this model."""
+    return dist.get_world_size() if _distributed() else 1
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
