@@ -78,7 +78,7 @@ class CausalLM(LightningModule):
             bad = next(n for n, p in self.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all())
             raise Diverged("the gradient", self.step_batch["step"] + 1, self.step_batch["examples"], bad)
         limit = self.config.optim.max_grad_norm
-        if limit > 0:
+        if limit > 0 and self.grad_norm + 1e-6 > limit:  # else torch would multiply every gradient by 1
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
     def configure_optimizers(self) -> Any:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lab import build, config
+from lab.training import muon
 from lab.training.muon import MuonAdamW, orthogonalise
 from lab.training.optim import LrFactor, make_optimizer
 
@@ -61,3 +62,35 @@ def test_the_learning_rate_warms_up_and_decays():
     assert linear(14) == 0.0
     assert LrFactor("cosine", 0, 10)(5) == pytest.approx(0.5)
     assert LrFactor("constant", 0, 10)(9) == 1.0
+    warmdown = LrFactor("warmdown", 0, 100)
+    assert [warmdown(k) for k in (0, 80, 90, 100)] == pytest.approx([1.0, 1.0, 0.5, 0.0])
+
+
+def test_nanochats_groups_train_at_nanochats_rates():
+    settings = config.compose("model=nanochat_d4_8k", "method=full", "optim=nanochat")
+    net = build.make(settings.model).load(torch.float32, 0)
+    embedding, head, matrices = make_optimizer(net, settings.optim, torch.device("cpu")).param_groups
+    wider = (768 / 256) ** 0.5
+    assert [group["lr"] for group in (embedding, head, matrices)] == pytest.approx([0.2 * wider, 0.004 * wider, 0.02])
+    assert embedding["params"] == [net.get_input_embeddings().weight]
+    assert head["params"] == [net.lm_head.weight]
+    assert len(matrices["params"]) == 24
+
+
+def test_muons_momentum_rises_to_its_end():
+    weight = nn.Parameter(torch.zeros(4, 4))
+    warm_up = {"momentum": 0.95, "momentum_start": 0.85, "momentum_warmup_steps": 2, "lr": 0.0}
+    optimizer = MuonAdamW([{"params": [weight], "kind": "muon", **warm_up}])
+    expected = torch.zeros(4, 4)
+    for step, beta in enumerate((0.85, 0.90, 0.95, 0.95)):
+        weight.grad = torch.full((4, 4), float(step + 1))
+        expected = beta * expected + (1 - beta) * weight.grad
+        optimizer.step()
+        assert torch.allclose(optimizer.state[weight]["momentum"], expected, atol=1e-6)
+
+
+def test_the_way_through_the_gram_matrix_is_the_direct_one():
+    wide = torch.randn(48, 192, generator=torch.Generator().manual_seed(0))
+    wide /= wide.norm()
+    # each of five steps may multiply an error of 1e-7 by 3.4 or so, twice over where G is squared
+    assert (muon._through_the_gram(wide) - muon._directly(wide)).abs().max() < 1e-4

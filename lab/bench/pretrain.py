@@ -1,0 +1,166 @@
+"""A step of NanoChat at depth 4 against seed 001's own arithmetic, interleaved.    python -m lab.bench pretrain"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor, nn
+
+from lab import build, config
+from lab.dry_run import LiveBytes
+from lab.training.hardware import resolve
+from lab.training.module import CausalLM
+from lab.training.muon import NEWTON_SCHULZ, STEPS
+from lab.training.progress import console
+
+TOKENS = 512
+WARM_UP = 2  # steps that are not timed
+Row = dict[str, Any]
+Step = Callable[[Tensor], float]
+
+
+def run(quick: bool) -> list[Row]:
+    """A row per contender: median seconds of a step, peak bytes its tensors take, and the loss after the last.
+
+    All start from the same weights and see the same random words, one step each in turn; `speedup` is the seed's
+    seconds over a contender's. Memory is that of what forward and backward pass make, gradients included.
+    """
+    steps, words = (4, 8192) if quick else (9, 65536)
+    settings = config.compose(
+        "model=nanochat_d4",
+        f"model.vocab_size={words}",
+        "method=full",
+        "optim=nanochat",
+        "schedule.max_steps=1000",
+        "schedule.batch_size=1",
+        "schedule.warmup_steps=0",
+        "schedule.lr_scheduler=constant",
+    )
+    hardware = resolve(settings.hardware, 1)
+    model = build.make(settings.model)
+    contenders: dict[str, Step] = {
+        "this lab": lab(model.load(torch.float32, 0), settings, hardware),
+        "seed 001": seed(model.load(torch.float32, 0), torch.bfloat16),
+        "seed 001, Newton-Schulz in float32": seed(model.load(torch.float32, 0), torch.float32),
+    }
+    generator = torch.Generator().manual_seed(0)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    losses, peaks = {}, {}
+    for step in range(WARM_UP + steps + 1):
+        ids = torch.randint(words, (1, TOKENS), generator=generator)
+        for name, take in contenders.items():
+            began = time.perf_counter()
+            if step == WARM_UP + steps:  # counted, and slower for it
+                with LiveBytes() as live:
+                    losses[name] = take(ids)
+                peaks[name] = live.peak
+            else:
+                take(ids)
+                if step >= WARM_UP:
+                    seconds[name].append(time.perf_counter() - began)
+    common = {"device": hardware.device_name, "precision": hardware.precision, "threads": hardware.threads}
+    common |= {"vocab_size": words, "tokens": TOKENS, "repeats": steps}
+    reference = statistics.median(seconds["seed 001"])
+    rows = [
+        {
+            "contender": name,
+            "seconds": statistics.median(taken),
+            "speedup": reference / statistics.median(taken),
+            "peak_bytes": peaks[name],
+            "loss": losses[name],
+            **common,
+        }
+        for name, taken in seconds.items()
+    ]
+    console.print(table(rows))
+    return rows
+
+
+def lab(net: Any, settings: Any, hardware: Any) -> Step:
+    """What a training step of this lab does, its trainer's bookkeeping left out."""
+    module = CausalLM(net, settings, hardware, settings.schedule.max_steps, {})
+    optimizer = module.configure_optimizers()["optimizer"]
+    net.train()
+
+    def step(ids: Tensor) -> float:
+        counted = {"step": 0, "slot": 0, "share": 1.0, "denominator": ids.shape[1] - 1, "examples": [0]}
+        module.training_step({"input_ids": ids, "labels": ids, **counted}, 0).backward()  # type: ignore[no-untyped-call]
+        module.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        return module.step_nats / (ids.shape[1] - 1)
+
+    return step
+
+
+def seed(net: Any, newton_schulz: torch.dtype) -> Step:
+    """Seed 001's step: float32, all logits through the softcap, fused AdamW and Muon matrix by matrix."""
+    matrices = [p for name, p in net.named_parameters() if ".layers." in name]
+    wider = (net.config.hidden_size / 768) ** -0.5
+    groups = [
+        {"params": [net.lm_head.weight], "lr": 0.004 * wider},
+        {"params": [net.get_input_embeddings().weight], "lr": 0.2 * wider},
+    ]
+    adamw = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
+    momenta = [torch.zeros_like(p) for p in matrices]
+    net.train()
+    taken = 0
+
+    def step(ids: Tensor) -> float:
+        nonlocal taken
+        logits = net(input_ids=ids[:, :-1], use_cache=False).logits.float()
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[0, 1:])
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        adamw.step()
+        share = min(taken / 300, 1.0)
+        for matrix, momentum in zip(matrices, momenta, strict=True):
+            _muon(matrix, momentum, (1 - share) * 0.85 + share * 0.95, newton_schulz)
+        taken += 1
+        net.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
+@torch.no_grad()
+def _muon(matrix: nn.Parameter, momentum: Tensor, beta: float, dtype: torch.dtype) -> None:
+    """Muon as its author published it: five steps of Newton and Schulz, in bfloat16 there (Jordan et al., 2024)."""
+    gradient = matrix.grad
+    assert gradient is not None
+    momentum.lerp_(gradient, 1 - beta)
+    X = gradient.lerp(momentum, beta).to(dtype)
+    tall = X.shape[0] > X.shape[1]
+    X = X.mT if tall else X
+    X = X / (X.norm() + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(STEPS):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+    matrix.add_((X.mT if tall else X).to(matrix.dtype), alpha=-0.02 * scale)
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows for a terminal."""
+    first = rows[0]
+    title = (
+        f"A step of {first['tokens']} tokens at {first['vocab_size']:,} words: {first['device']}, "
+        f"{first['precision']}, {first['threads']} threads, medians of {first['repeats']}"
+    )
+    shown = Table(title=title)
+    for heading in ("contender", "ms per step", "faster than the seed by", "peak MB", "loss"):
+        shown.add_column(heading, justify="left" if heading == "contender" else "right")
+    for row in rows:
+        shown.add_row(
+            row["contender"],
+            f"{1e3 * row['seconds']:.0f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['loss']:.4f}",
+        )
+    return shown
