@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lab import config as configuration
-from lab import launch
+from lab import launch, record
 from lab.config import CONF, ConfigError, RunConfig
 from lab.errors import UsageError
 
@@ -32,8 +32,12 @@ def job(cfg: DictConfig) -> float:
             alone=hydra_cfg.mode == RunMode.RUN,
             own_gpu=str(hydra_cfg.launcher.get("_target_")).endswith("JoblibLauncher"),
         )
-    except UsageError as error:
-        raise ConfigError(str(error)) from None
+    except Exception as error:
+        if hydra_cfg.mode == RunMode.MULTIRUN:  # Hydra tells of it only when the last job has ended
+            print(f"failed: {hydra_cfg.runtime.output_dir}: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, UsageError):
+            raise ConfigError(str(error)) from None
+        raise
 
 
 def _resumed(cfg: DictConfig, overrides: list[str]) -> RunConfig:
@@ -82,14 +86,42 @@ def _check_writable(arguments: list[str]) -> None:
             )
 
 
+def _as_started(study_dir: str, beside: list[str]) -> list[str]:
+    """The arguments a study was started with, and those given beside `resume_study=DIR`, which replace them.
+
+    Raises UsageError where the directory is no study's, and for an argument that would change what it declared.
+    """
+    folder, allowed = Path(study_dir).absolute(), ("hydra", "dry_run", "keep_checkpoints")
+    if not (folder / "multirun.yaml").is_file() or not (folder / record.STUDY).is_file():
+        raise UsageError(f"resume_study={study_dir} is no study: it needs {record.STUDY} and multirun.yaml there.")
+    for argument in beside:
+        if not argument.startswith(("-", *allowed)):
+            raise UsageError(
+                f"resume_study={study_dir} runs what that study declared; {argument!r} is not allowed beside it, only "
+                f"{', '.join(allowed)}."
+            )
+    saved = OmegaConf.load(folder / "multirun.yaml").hydra
+    keys = {argument.split("=", 1)[0] for argument in beside} | {*allowed[1:], "resume_study", "hydra.sweep.dir"}
+    before = [item for item in [*saved.overrides.hydra, *saved.overrides.task] if item.split("=", 1)[0] not in keys]
+    options = [argument for argument in beside if argument.startswith("-")]
+    if not any(option.startswith("--config-dir") for option in options):
+        own = [source.path for source in saved.runtime.config_sources if source.provider == "command-line"]
+        options += [f"--config-dir={path}" for path in own]
+    given = [argument for argument in beside if not argument.startswith("-")]
+    return [*options, *before, *given, f"resume_study='{folder}'", f"hydra.sweep.dir='{folder}'"]
+
+
 def main() -> None:
-    """The console script: Hydra with `resume=RUN` writing in place."""
-    folder = next((arg.split("=", 1)[1] for arg in sys.argv[1:] if arg.startswith("resume=")), None)
-    if folder and folder != "null":
-        try:
-            sys.argv += launch.resume_in_place(Path(folder))
-        except UsageError as error:
-            sys.exit(str(error))
+    """The console script: Hydra with `resume=RUN` and `resume_study=DIR` writing in place."""
+    given = {key: value for key, _, value in (arg.partition("=") for arg in sys.argv[1:]) if value not in ("", "null")}
+    try:
+        if "resume" in given:
+            sys.argv += launch.resume_in_place(Path(given["resume"]))
+        if "resume_study" in given:
+            beside = [arg for arg in sys.argv[1:] if not arg.startswith("resume_study=")]
+            sys.argv[1:] = _as_started(given["resume_study"], beside)
+    except UsageError as error:
+        sys.exit(str(error))
     with launch.directory_of_its_rank():
         _run_job()
 

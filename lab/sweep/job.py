@@ -66,6 +66,7 @@ class Plan:
     stops: list[Stop] = field(default_factory=list)
     waiting: int = 0  # jobs that are queued or running
     chosen: dict[str, float] = field(default_factory=dict)  # arm -> its tuned learning rate
+    given_up: list[str] = field(default_factory=list)  # keys of jobs that failed for good
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -129,6 +130,7 @@ class State:
         attempts = self.attempts.get(job.key, 0)
         # What failed twice before this start is tried once more: its cause may have been mended since.
         if attempts >= MOST_ATTEMPTS or (attempts and len(failures) >= MOST_ATTEMPTS):
+            result.given_up.append(job.key)
             result.notes.append(f"{job.key} did not end well in {attempts} attempts and is given up")
             return replace(runs[-1], status="failed") if runs else _never(job)
         result.jobs.append(_resumed(job, to_continue[-1]) if to_continue else job)

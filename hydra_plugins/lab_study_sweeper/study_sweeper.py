@@ -1,0 +1,119 @@
+"""Hydra's sweeper for studies: declares one, prints its plan, hands its jobs to the launcher."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from lab.record import Study
+
+OWN_KEYS = ("study_size", "dry_run", "resume_study", "keep_checkpoints")  # asked of the study, not of its jobs
+
+
+class StudySweeper(Sweeper):
+    """Runs `hydra.sweeper.study`, the block that lab.sweep.declaration reads."""
+
+    def __init__(self, study: DictConfig | None) -> None:
+        self.study = study
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `sweep`."""
+        self.config, self.context = config, hydra_context
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the study to its end; exits with 1 where a job failed. Raises ConfigError for a user's mistake."""
+        from lab.config import ConfigError
+        from lab.errors import UsageError
+
+        try:
+            failed = self._sweep(arguments)
+        except UsageError as error:
+            raise ConfigError(str(error)) from None
+        if failed:
+            sys.exit(1)
+
+    def _sweep(self, arguments: list[str]) -> list[str]:
+        from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+        from lab.sweep import drive, runs
+
+        study_dir = Path(str(self.config.hydra.sweep.dir)).absolute()
+        study = self._declared(arguments, study_dir)
+        self._check_jobs(study)
+        there = study_dir.is_dir()
+        print(runs.describe(study, runs.observe(study_dir, study)[0] if there else ()), flush=True)
+        if self.config.dry_run:
+            return []
+        study_dir.mkdir(parents=True, exist_ok=True)
+        if not self.config.resume_study:
+            OmegaConf.save(self.config, study_dir / "multirun.yaml")  # as Hydra's own sweeper does
+        return drive.drive(
+            study_dir,
+            study,
+            self._launch(study_dir),
+            launcher=type(self.launcher).__name__,
+            one_by_one=isinstance(self.launcher, BasicLauncher),  # it would not start a second one earlier anyway
+            keep_checkpoints=self.config.keep_checkpoints,
+        )
+
+    def _declared(self, arguments: list[str], study_dir: Path) -> "Study":
+        """What an earlier start declared in the directory, else what the YAML and the command line say."""
+        from lab import record
+        from lab.errors import UsageError
+        from lab.sweep.declaration import declare
+
+        earlier = record.read_study(study_dir)
+        if self.config.resume_study:
+            if earlier is None:
+                raise UsageError(f"resume_study={study_dir} holds no {record.STUDY}; name the directory of a study.")
+            return earlier
+        if self.study is None:
+            raise UsageError("hydra/sweeper=study runs a declared study and none is; add experiment=rank_sweep.")
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        given: dict[str, list[str]] = {}
+        for override in parser.parse_overrides(arguments):
+            key = override.get_key_element()
+            if key in OWN_KEYS:
+                continue
+            if override.is_sweep_override() and override.is_discrete_sweep():
+                given[key] = list(override.sweep_string_iterator())
+            else:
+                given[key] = [str(override.get_value_element_as_str())]
+        block: Any = OmegaConf.to_container(self.study, resolve=True)
+        study = declare(block, str(self.config.study_size), given)
+        if earlier is not None and record.strict({**vars(earlier), "jobs": {}}) != record.strict(vars(study)):
+            raise UsageError(
+                f"hydra.sweep.dir={study_dir} holds another study; go on with it by resume_study={study_dir}, "
+                f"or choose another directory."
+            )
+        return earlier or study
+
+    def _check_jobs(self, study: "Study") -> None:
+        """Compose and check one job of every arm, so that a mistake in a declaration costs no training."""
+        from lab import config as configuration
+        from lab.errors import UsageError
+
+        for name, overrides in study.arms.items():
+            config = self.context.config_loader.load_sweep_config(self.config, [*study.common, *overrides])
+            try:
+                configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+            except configuration.ConfigError as error:
+                raise UsageError(f"arm {name} of {study.name} cannot run: {error}") from None
+
+    def _launch(self, study_dir: Path) -> Callable[[Sequence[Sequence[str]], int], None]:
+        def launch(jobs: Sequence[Sequence[str]], first: int) -> None:
+            where = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir='{study_dir}'"]
+            self.launcher.launch([[*overrides, *where] for overrides in jobs], initial_job_idx=first)
+
+        return launch

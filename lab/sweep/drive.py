@@ -1,0 +1,128 @@
+"""A study run to its end: look at the disk, plan, submit, look again. Whoever takes over goes on from there."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lab import record
+from lab.record import Study
+from lab.sweep import runs
+from lab.sweep.job import Job, Plan, Seen
+from lab.sweep.planner import plan
+from lab.sweep.queue import still_queued
+
+POLL_SECONDS = 5.0  # between two looks at jobs that another process runs
+ENDED = ("completed", "diverged", "stopped")
+
+
+def drive(
+    study_dir: Path,
+    study: Study,
+    launch: Callable[[Sequence[Sequence[str]], int], None],
+    *,
+    launcher: str,
+    one_by_one: bool,
+    keep_checkpoints: bool,
+    poll_seconds: float = POLL_SECONDS,
+) -> list[str]:
+    """Run every job the study still needs; the keys of the jobs that failed for good.
+
+    `launch` takes the overrides of several jobs and the number of the first, and returns when they have ended; what
+    they achieved is read from their directories, never from what it returns. `launcher` is the name of its class,
+    `one_by_one` submits one job at a time. Raises UsageError where another process is driving the same directory.
+    """
+    attempts: dict[str, int] = {}
+    named: set[str] = set()
+    with record.lock(study_dir):
+        while True:
+            seen, unreadable = runs.observe(study_dir, study)
+            for problem in unreadable:
+                if problem not in named:
+                    print(f"left out: {problem}", file=sys.stderr, flush=True)
+            named.update(unreadable)
+            now = plan(study, seen, still_queued(study_dir, study.jobs), attempts)
+            for stop in now.stops:
+                runs.stop(stop)
+            if not keep_checkpoints:
+                _drop_checkpoints(seen, now)
+            if now.finished:
+                break
+            if now.jobs:
+                batch = now.jobs[:1] if one_by_one else now.jobs
+                _say(study, seen, batch)
+                study = _submit(study_dir, study, batch, launch, launcher)
+                for job in batch:
+                    attempts[job.key] = attempts.get(job.key, 0) + 1
+            elif not now.stops:
+                time.sleep(poll_seconds)
+    for note in now.notes:
+        print(note, file=sys.stderr)
+    print(f"{study.name}: {sum(run.status in ENDED for run in seen)} jobs done. Its report: lab-report {study_dir}")
+    return now.given_up
+
+
+def _submit(
+    study_dir: Path,
+    study: Study,
+    batch: Sequence[Job],
+    launch: Callable[[Sequence[Sequence[str]], int], None],
+    launcher: str,
+) -> Study:
+    """Write down what is about to be submitted, then submit it."""
+    number = first = _next_number(study_dir, study)
+    entries, overrides = {}, []
+    for job in batch:
+        directory = _directory(study_dir, study, job)
+        if directory is None:
+            directory, number = f"{number}_{job.id}", number + 1
+        submitted = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        entries[job.key] = {"directory": directory, "launcher": launcher, "submitted": submitted}
+        overrides.append(_overrides(job, directory))
+    study = replace(study, jobs={**study.jobs, **entries})
+    record.write_study(study_dir, study)
+    try:
+        launch(overrides, first)
+    except Exception as error:
+        # A launcher gives up on all jobs when it loses one; what became of each is on disk, and is looked at next.
+        print(f"the launcher raised {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return study
+
+
+def _directory(study_dir: Path, study: Study, job: Job) -> str | None:
+    """Its own where it continues, the one it was given where it died before it wrote anything; None for a new one."""
+    if job.resume is not None:
+        return job.resume.name
+    given = study.jobs.get(job.key, {}).get("directory")
+    return None if given is None or (study_dir / given / record.RESULT).exists() else str(given)
+
+
+def _overrides(job: Job, directory: str) -> list[str]:
+    """Hydra's overrides of one job, its directory quoted: arms are named as `svd[gradient]` is."""
+    quoted = directory.replace("\\", "\\\\").replace("'", "\\'")
+    own = list(job.overrides)
+    if job.resume is not None:
+        own += [f"resume='{str(job.resume).replace(chr(39), chr(92) + chr(39))}'", "hydra.output_subdir=null"]
+    return [*own, f"hydra.sweep.subdir='{quoted}'"]
+
+
+def _next_number(study_dir: Path, study: Study) -> int:
+    """One more than any directory or submission has."""
+    names = [path.name for path in study_dir.iterdir() if path.is_dir()]
+    heads = [name.split("_")[0] for name in [*names, *(entry["directory"] for entry in study.jobs.values())]]
+    return max((int(head) for head in heads if head.isdigit()), default=-1) + 1
+
+
+def _drop_checkpoints(seen: Sequence[Seen], now: Plan) -> None:
+    for run in seen:
+        may_continue = run.status not in ENDED or (run.stage == "halve" and run.status == "completed")
+        if not may_continue or now.finished:
+            runs.drop_checkpoints(run.path)
+
+
+def _say(study: Study, seen: Sequence[Seen], batch: Sequence[Job]) -> None:
+    cost = runs.forecast(study, seen)
+    left = "" if cost.hours is None else f", {cost.hours:.2f} hours of jobs left"
+    what = batch[0].key if len(batch) == 1 else f"{len(batch)} jobs"
+    print(f"\n{study.name}: {cost.done} of {cost.jobs} jobs done{left}. Now {what}", flush=True)

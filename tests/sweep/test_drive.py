@@ -1,0 +1,138 @@
+"""A study driven to its end by a launcher that writes records, however often it is interrupted."""
+
+import json
+import re
+
+import pytest
+
+from lab.errors import UsageError
+from lab.record import RunRecord, lock, read_study, write, write_study
+from lab.sweep.declaration import declare
+from lab.sweep.drive import drive
+from lab.sweep.runs import observe
+
+STUDY = declare(
+    {
+        "name": "s", "question": "Does it?", "arms": {"a": "init=a", "svd[gradient]": "init=svd"}, "baseline": "a",
+        "margin": 0.01, "seeds": [1, 2], "learning_rates": [1e-4, 1e-3, 1e-2],
+    }
+)  # fmt: skip
+
+
+class Launcher:
+    """Ends every job as `status` says, and dies in the middle of job number `dies_at`."""
+
+    def __init__(self, study_dir, status=lambda given: "completed", dies_at=None):
+        self.study_dir, self.status, self.dies_at, self.batches = study_dir, status, dies_at, []
+
+    def __call__(self, jobs, first):
+        self.batches.append(len(jobs))
+        for overrides in jobs:
+            given = dict(item.split("=", 1) for item in overrides)
+            folder = self.study_dir / given["hydra.sweep.subdir"].strip("'")
+            folder.mkdir(exist_ok=True)
+            if len(self.batches) - 1 == self.dies_at:
+                raise KeyboardInterrupt
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            (folder / "checkpoints" / "last.ckpt").touch()
+            rate, seed = float(given["optim.lr"]), int(given["seed"])
+            write(
+                folder,
+                RunRecord(
+                    status=self.status(given), stage=given["stage"], arm=given["arm"].strip("'"), seed=seed,
+                    config={"optim": {"lr": rate}}, metrics={"val_loss": abs(rate - 1e-3) + seed / 100},
+                ),
+            )  # fmt: skip
+
+
+@pytest.fixture
+def study_dir(tmp_path):
+    write_study(tmp_path, STUDY)
+    return tmp_path
+
+
+def go(study_dir, launcher, one_by_one=True, keep_checkpoints=False, study=None):
+    given = study or read_study(study_dir)
+    kind = {"launcher": "BasicLauncher", "one_by_one": one_by_one, "keep_checkpoints": keep_checkpoints}
+    return drive(study_dir, given, launcher, **kind, poll_seconds=0.01)
+
+
+def outcomes(study_dir):
+    return sorted((run.stage, run.arm, run.learning_rate, run.seed, run.status) for run in observe(study_dir, STUDY)[0])
+
+
+def test_a_study_is_tuned_and_judged_in_numbered_directories(study_dir):
+    assert go(study_dir, Launcher(study_dir)) == []
+    names = sorted((path.name for path in study_dir.iterdir() if path.is_dir()), key=lambda n: int(n.split("_")[0]))
+    assert names[0] == "0_tune_a_lr=0.0001_seed=0"
+    assert names[-1] == "11_verdict_svd[gradient]_lr=0.001_seed=2"
+    assert all(re.fullmatch(r"\d+_(tune|verdict)_.+_lr=.+_seed=\d+", name) for name in names)
+    assert {entry["directory"] for entry in read_study(study_dir).jobs.values()} == set(names)
+
+
+def test_a_launcher_of_many_gets_a_stage_at_once(study_dir):
+    launcher = Launcher(study_dir)
+    go(study_dir, launcher, one_by_one=False)
+    assert launcher.batches == [6, 6]
+
+
+@pytest.mark.parametrize("dies_at", [0, 3, 6, 11])
+def test_a_planner_that_dies_is_replaced_and_leaves_the_same_runs(study_dir, tmp_path, dies_at):
+    with pytest.raises(KeyboardInterrupt):
+        go(study_dir, Launcher(study_dir, dies_at=dies_at))
+    go(study_dir, Launcher(study_dir))
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    go(alone, Launcher(alone), study=STUDY)
+    assert outcomes(study_dir) == outcomes(alone)
+    names = {path.name for path in alone.iterdir() if path.is_dir()}
+    assert {path.name for path in study_dir.iterdir() if path.is_dir() and path.name != "alone"} == names
+
+
+def test_a_failed_job_is_retried_once_and_named_and_stops_no_other(study_dir):
+    broken = Launcher(study_dir, status=lambda given: "failed" if given["seed"] == "2" else "completed")
+    assert go(study_dir, broken) == ["verdict_a_lr=0.001_seed=2", "verdict_svd[gradient]_lr=0.001_seed=2"]
+    assert len(broken.batches) == 14
+    assert go(study_dir, Launcher(study_dir)) == []
+
+
+def test_a_launcher_that_raises_is_asked_twice_and_the_study_goes_on(study_dir, capsys):
+    def refuse(jobs, first):
+        raise RuntimeError("no such partition")
+
+    assert len(go(study_dir, refuse, one_by_one=False)) == 6
+    assert "RuntimeError: no such partition" in capsys.readouterr().err
+
+
+def test_completed_jobs_drop_what_only_a_continuation_needs(study_dir, tmp_path):
+    go(study_dir, Launcher(study_dir))
+    assert not list(study_dir.glob("*/checkpoints/last.ckpt"))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    go(kept, Launcher(kept), keep_checkpoints=True, study=STUDY)
+    assert len(list(kept.glob("*/checkpoints/last.ckpt"))) == 12
+
+
+def test_two_planners_do_not_share_a_directory(study_dir):
+    with lock(study_dir), pytest.raises(UsageError, match="still live"):
+        go(study_dir, Launcher(study_dir))
+
+
+def test_a_job_that_another_process_runs_is_waited_for(study_dir, monkeypatch):
+    folder = study_dir / "0_tune_a_lr=0.0001_seed=0"
+    folder.mkdir()
+    fields = {"stage": "tune", "arm": "a", "seed": 0, "config": {"optim": {"lr": 1e-4}}}
+    write(folder, RunRecord(**fields))
+    (study_dir / "study.json").write_text(json.dumps(vars(STUDY)))
+    held = lock(folder)
+    held.__enter__()
+
+    def ends(seconds):
+        held.__exit__(None, None, None)
+        write(folder, RunRecord(**fields, status="completed", metrics={"val_loss": 0.1}))
+
+    monkeypatch.setattr("lab.sweep.drive.time.sleep", ends)
+    launcher = Launcher(study_dir)
+    go(study_dir, launcher, one_by_one=False)
+    # the other arm is tuned, so its verdict need not wait
+    assert launcher.batches == [5, 2, 4]
