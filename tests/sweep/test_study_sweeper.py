@@ -29,13 +29,13 @@ hydra:
       arms: {r4: rank=4, r2: rank=2}
       baseline: r4
       margin: 1%
-      seeds: [1, 2]
+      seeds: [1]
       learning_rates: [1.0e-3, 3.0e-3]
-      max_jobs: 10
+      max_jobs: 7
 """
 QUICK = ("evaluate.accuracy=false", "evaluate.num_samples=0", "schedule.max_steps=2", "schedule.max_epochs=null")
-STUDY = ("--config-dir=conf", *SMALL, "experiment=mine", *QUICK)
-NO_TUNING = "optim.lr=1e-3"
+MICRO = tuple(item for item in SMALL if item != "rank=4")  # rank is the study's axis
+STUDY = ("--config-dir=conf", *MICRO, "experiment=mine", *QUICK)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_killed_study_ends_as_one_left_alone_whatever_the_launcher(here):
     done = shell(*STUDY, *alone, cwd=here, small=False)
     assert done.returncode == 0, done.stderr
     assert table(here / "killed") == table(here / "alone")
-    assert len(table(here / "alone")) in (10, 12)
+    assert len(table(here / "alone")) == 7
     assert not list(here.glob("*/*/checkpoints/last.ckpt"))
 
     again = subprocess.run(
@@ -123,8 +123,8 @@ def test_an_arm_that_hydra_cannot_compose_is_refused_before_any_job(here, monkey
 
 
 def test_a_failed_job_is_told_at_once_and_in_the_exit_code_and_stops_no_other(here, monkeypatch, capfd):
-    # rank 40 is above the smaller side of the micro model's keys
-    given = ("hydra.sweep.dir=out", "rank=4,40", "seed=1", NO_TUNING)
+    # nothing is tuned; rank 40 is above the smaller side of the micro model's keys
+    given = ("hydra.sweep.dir=out", "rank=4,40", "optim.lr=1e-3")
     assert main(monkeypatch, *STUDY, *given) == 1
     err = capfd.readouterr().err
     assert err.count("use rank <= 32") == 2
@@ -133,14 +133,8 @@ def test_a_failed_job_is_told_at_once_and_in_the_exit_code_and_stops_no_other(he
     study = json.loads((here / "out" / record.STUDY).read_text())
     assert (study["baseline"], study["contrasts"], study["margin"]) == ("r4", ["rank=40"], "1%")
 
-
-def test_another_study_does_not_go_on_in_its_directory(here, monkeypatch, capfd):
-    given = ("hydra.sweep.dir=out", "seed=1", NO_TUNING)
-    assert main(monkeypatch, *STUDY, *given) == 0
     assert main(monkeypatch, *STUDY, *given, "alpha=8") == 1
     assert "holds another study" in capfd.readouterr().err
-    assert main(monkeypatch, *STUDY, *given) == 0, "the same command goes on, and finds nothing to do"
-    assert len(table(here / "out")) == 3
 
 
 @pytest.mark.parametrize(
