@@ -56,4 +56,5 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[dev]'
 	@$(BIN)/python -m compileall -q lab  # where PYTHONDONTWRITEBYTECODE is set, every start would compile again
+	@$(BIN)/python -c 'from lab.data.stdlib import corpus; corpus("docs")'  # Python's own library, read once and kept
 	@touch $@

@@ -137,11 +137,16 @@ def load_base(model: Any, config: RunConfig, hardware: Resolved) -> tuple[nn.Mod
 
 
 def adapt(
-    net: nn.Module, targets: list[Target], config: RunConfig, hardware: Resolved, train: Sequence[Sample], pad_id: int
+    net: nn.Module,
+    targets: list[Target],
+    config: RunConfig,
+    hardware: Resolved,
+    train: Sequence[Sample],
+    pad_id: int,
+    base_sha256: str,
 ) -> Adapted:
     """Plan, install, fill and verify the adapters of a fresh run; raises Mismatch where the model is not as planned."""
     began = time.perf_counter()
-    base_sha256 = weights_sha256(net)
     if config.method == "full":
         net.requires_grad_(True)
         return Adapted(net, [], {"method": "full", "base_sha256": base_sha256})

@@ -14,11 +14,13 @@ from lab.adapter.export import export, verify_export
 from lab.adapter.install import scaling_factor
 from lab.assemble import Adapted, adapt, load_base, load_corpus, readapt
 from lab.config import RunConfig, plain_of
-from lab.data.encode import preview
+from lab.data.encode import Sample, preview
 from lab.environment import environment
+from lab.model import weights_sha256
 from lab.record import RunRecord
 from lab.training import checkpoint, hardware, learned, memory
 from lab.training.answers import Answers
+from lab.training.base_loss import base_loss
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
 from lab.training.evaluate import Evaluation, evaluate
 from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
@@ -77,21 +79,23 @@ class Session:
             console.print(preview(first, self.tokenizer))
         base = Scorer(net, self.hardware.device, autocast=False)
         metrics = self.result.metrics
-        metrics["base_val_loss"] = self._evaluate(base, "val").loss
-        if corpus.test.samples:
-            metrics["base_test_loss"] = self._evaluate(base, "test").loss
-        if corpus.retention:
-            metrics["base_retention_loss"] = self._evaluate(base, "retention").loss
+        base_sha256 = weights_sha256(net)
+        for side in ("val", "test", "retention"):
+            if samples := self._samples(side):
+                began = time.perf_counter()
+                known = base_loss(base, samples, corpus.pad_id, base_sha256, self.hardware)
+                metrics[f"base_{side}_loss"] = known.loss
+                self.spent["eval"] += time.perf_counter() - began
         probe = corpus.val.samples[:PROBE_SAMPLES]
-        base_loss = evaluate(base, probe, corpus.pad_id).loss
+        before = evaluate(base, probe, corpus.pad_id).loss
         base.gate.handle.remove()
-        adapted = adapt(net, targets, config, self.hardware, corpus.train.samples, corpus.pad_id)
+        adapted = adapt(net, targets, config, self.hardware, corpus.train.samples, corpus.pad_id, base_sha256)
         self.spent["init"] += adapted.init_record.get("seconds", 0.0)
         scorer = Scorer(adapted.net, self.hardware.device, autocast=False)
         step0 = evaluate(scorer, probe, corpus.pad_id).loss
         scorer.gate.handle.remove()
         self._record_model(adapted, model)
-        self.result.init = {**adapted.init_record, "base_loss": base_loss, "step0_loss": step0}
+        self.result.init = {**adapted.init_record, "base_loss": before, "step0_loss": step0}
         if self.main:
             self._say_start(adapted)
             MetricsFile(self.run_dir).start({"step": 0, "tokens": 0, "val_loss": metrics["base_val_loss"]})
@@ -216,10 +220,12 @@ class Session:
 
     def _evaluate(self, scorer: Scorer, side: str) -> Evaluation:
         began = time.perf_counter()
-        samples = self.corpus.retention if side == "retention" else getattr(self.corpus, side).samples
-        result = evaluate(scorer, samples, self.corpus.pad_id)
+        result = evaluate(scorer, self._samples(side), self.corpus.pad_id)
         self.spent["eval"] += time.perf_counter() - began
         return result
+
+    def _samples(self, side: str) -> list[Sample]:
+        return self.corpus.retention if side == "retention" else getattr(self.corpus, side).samples
 
     def _val(self) -> Evaluation:
         return evaluate(self.module.scorer, self.corpus.val.samples, self.corpus.pad_id)

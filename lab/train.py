@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -122,6 +123,9 @@ def main() -> None:
             sys.argv[1:] = _as_started(given["resume_study"], beside)
     except UsageError as error:
         sys.exit(str(error))
+    if "--help" in sys.argv or "-h" in sys.argv:
+        # Hydra copies its whole store of configs for each group it lists; the store no longer changes by then.
+        ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     with launch.directory_of_its_rank():
         _run_job()
 

@@ -18,6 +18,7 @@ from lab import build, config
 from lab.assemble import load_corpus
 from lab.bench.train import BATCH, LR, RANK, WARM_UP
 from lab.data.encode import Sample
+from lab.model import weights_sha256
 from lab.training.loader import BatchPlan, collate
 
 OVERRIDES = (
@@ -72,7 +73,7 @@ def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: i
     settings = config.compose(*OVERRIDES)
     hardware = resolve(settings.hardware, BATCH)
     net, targets = load_base(model, settings, hardware)
-    adapted = adapt(net, targets, settings, hardware, samples, pad_id)
+    adapted = adapt(net, targets, settings, hardware, samples, pad_id, weights_sha256(net))
     module = CausalLM(adapted.net, settings, hardware, steps, adapted.structure)
     plan = BatchPlan([len(sample.input_ids) for sample in samples], BATCH, 0)
     batches = MicroBatches(samples, plan, Split(hardware.micro, hardware.accumulate, 1, 0), steps, pad_id)
@@ -104,7 +105,7 @@ def bare_loop(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, st
     settings = config.compose(*OVERRIDES)
     hardware = resolve(settings.hardware, BATCH)
     net, targets = load_base(model, settings, hardware)
-    adapted = adapt(net, targets, settings, hardware, samples, pad_id)
+    adapted = adapt(net, targets, settings, hardware, samples, pad_id, weights_sha256(net))
     scorer = Scorer(adapted.net, hardware.device, autocast=False)
     optimizer = make_optimizer(adapted.net, settings.optim, hardware.device)
     trainable = [p for p in adapted.net.parameters() if p.requires_grad]

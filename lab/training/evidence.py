@@ -20,7 +20,7 @@ from lab.training.loss import LabelGate, token_loss
 from lab.training.progress import console
 
 GATHERED: frozenset[Need] = frozenset({"gradient", "gradient_square", "activations"})
-TOKENS_PER_BATCH = 4096  # padded; a backward pass keeps its activations, so half of what an evaluation takes
+TOKENS_PER_BATCH = 2048  # padded; a backward pass keeps its activations, so half of what an evaluation takes
 SHARE_OF_FREE_MEMORY = 0.5  # of a GPU's free memory may hold sums; the rest is for the backward pass
 
 

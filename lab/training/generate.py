@@ -35,6 +35,7 @@ def complete(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             use_cache=True,
+            **_cache(model),
             eos_token_id=eos_id,
             pad_token_id=pad_id,
         ).cpu()
@@ -44,3 +45,8 @@ def complete(
             done[i] = new[: int(end[0])] if len(end) else new
     net.train(was_training)
     return done
+
+
+def _cache(model: Any) -> dict[str, Any]:
+    """A cache of fixed length where the architecture takes one: a growing one is copied at every token."""
+    return {"cache_implementation": "static", "disable_compile": True} if model._can_compile_fullgraph else {}

@@ -15,7 +15,7 @@ from lab.config import Hardware
 from lab.errors import UsageError
 from lab.process_group import RENDEZVOUS
 
-MICRO_BATCH = 16  # examples, where the config leaves the micro-batch open
+MICRO_BATCH = {"gpu": 16, "cpu": 8}  # examples, where the config leaves it open; a CPU gains nothing from more
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def resolve(hardware: Hardware, batch_size: int) -> Resolved:
     per_device = batch_size // hardware.devices
     micro = hardware.micro_batch_size
     if micro is None:
-        micro = next(size for size in range(min(MICRO_BATCH, per_device), 0, -1) if per_device % size == 0)
+        micro = next(size for size in range(min(MICRO_BATCH[accelerator], per_device), 0, -1) if per_device % size == 0)
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
     return Resolved(

@@ -18,7 +18,7 @@ def test_the_micro_batch_divides_a_ranks_share_of_the_batch():
     for batch, devices in ((16, 1), (24, 2), (21, 1), (64, 2)):
         found = hardware.resolve(Hardware(accelerator="cpu", devices=devices), batch)
         assert found.micro * found.accumulate * devices == batch
-        assert found.micro <= hardware.MICRO_BATCH
+        assert found.micro <= hardware.MICRO_BATCH["cpu"]
 
 
 def test_more_gpus_than_there_are_are_refused_with_a_remedy(monkeypatch):
