@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 import traceback
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ from lab.errors import UsageError
 from lab.record import RunRecord
 
 ENDING = ".first_ending.json"  # of the rank that was the first to fail or diverge
+# Warnings of one library about another's use of it, which no setting of ours or the user's can change: the start of the
+# message, and its category.
+NOT_OURS: tuple[tuple[str, type[Warning]], ...] = (
+    (r"`is_gradient_checkpointing` is deprecated", FutureWarning),  # transformers 5, of peft's reading the old name
+    (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # torch 2.13, of Lightning's _pytree
+)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -149,16 +156,16 @@ def _log_to_file(run_dir: Path, rank: int) -> None:
 
 
 def _quiet_lightning() -> None:
-    """Lightning's own console handler would repeat every line."""
+    """Lightning's own console handler would repeat every line; what nobody here can act on is not shown at all."""
     started = time.perf_counter()
     from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
     logging.getLogger("lightning").handlers.clear()
     logging.getLogger("lightning.pytorch").handlers.clear()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    import warnings
-
-    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)  # advice on loaders and logging intervals
+    for message, category in NOT_OURS:
+        warnings.filterwarnings("ignore", message=message, category=category)
     logging.getLogger(__name__).info("imports took %.1f s", time.perf_counter() - started)
 
 
