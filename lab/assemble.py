@@ -22,6 +22,7 @@ from lab.data.retention import retention_records
 from lab.errors import UsageError
 from lab.layer import Target, find_targets, weight_of
 from lab.model import weights_sha256
+from lab.training.agreement import check_equal, from_rank_0
 from lab.training.hardware import Resolved
 from lab.training.learned import FirstStepWatch
 from lab.training.look import Look
@@ -148,6 +149,7 @@ def adapt(
     """Plan, install, fill and verify the adapters of a fresh run; raises Mismatch where the model is not as planned."""
     began = time.perf_counter()
     if config.method == "full":
+        check_equal({"the base's sha256": base_sha256})
         net.requires_grad_(True)
         return Adapted(net, [], {"method": "full", "base_sha256": base_sha256})
     strategy, scheme = build.make(config.rank_strategy), build.make(config.init)
@@ -156,11 +158,12 @@ def adapt(
     modules = dict(net.named_modules())
     weights = {target.name: weight_of(modules[target.name]) for target in targets}
     generator = torch.Generator().manual_seed(config.seed)
-    plan = strategy.allocate(targets, config.rank, weights, of_strategy, generator)
+    plan = from_rank_0(lambda: strategy.allocate(targets, config.rank, weights, of_strategy, generator))
     scaling = scaling_factor(config.alpha, config.rank, cast(Scaling, config.scaling))
     adapted = _installed(net, targets, plan, config)
     filled = initialise(adapted, scheme, targets, of_scheme, seed=config.seed)
     applied = verify(adapted, targets, plan, scaling, filled, use_dora=config.adapter.use_dora)
+    check_equal({"the base's sha256": base_sha256, "the rank plan": applied.ranks, "the init": filled.sha256})
     structure = {
         "method": "lora",
         "base_sha256": base_sha256,

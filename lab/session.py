@@ -19,9 +19,11 @@ from lab.environment import environment
 from lab.model import weights_sha256
 from lab.record import RunRecord
 from lab.training import checkpoint, hardware, learned, memory
+from lab.training.agreement import check_equal
 from lab.training.answers import Answers
 from lab.training.base_loss import base_loss
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
+from lab.training.compiled import compile_blocks
 from lab.training.evaluate import Evaluation, evaluate
 from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
 from lab.training.loss import Scorer
@@ -55,6 +57,7 @@ class Session:
         hardware.join_group(self.hardware)
         seed_everything(config.seed, workers=True, verbose=False)
         found = checkpoint.newest(self.run_dir)
+        check_equal({"the checkpoint's step": found[1]["progress"]["step"] if found else None})
         model, data = build.make(config.model), build.make(config.data)
         self.tokenizer = model.tokenizer()
         self.corpus = load_corpus(data, self.tokenizer, config.evaluate.max_examples)
@@ -107,6 +110,8 @@ class Session:
         lengths = [len(sample.input_ids) for sample in corpus.train.samples]
         plan = BatchPlan(lengths, config.schedule.batch_size, config.data_seed)
         total = total_steps(config.schedule, plan.steps_per_epoch)
+        if config.hardware.compile:
+            log.info("%d blocks compiled", compile_blocks(adapted.net, self.hardware.accelerator))
         self.module = CausalLM(adapted.net, config, self.hardware, total, adapted.structure)
         tokens = sum(lengths) / plan.steps_per_epoch
         watching = [self.watched.observer(self.run_dir, config, tokens, self.result.spectral)] if self.watched else []
@@ -147,6 +152,7 @@ class Session:
                 trainer.fit(self.module, loader, ckpt_path=str(resume_from) if resume_from else None)
             else:  # everything but the ending was done
                 self.module.progress = type(self.module.progress)(**checkpoint.load(resume_from)["progress"])  # type: ignore[arg-type]
+                self.monitor.started -= self.module.progress.seconds
         self.module.to(self.hardware.device)
         self.spent["eval"] += self.monitor.eval_seconds
         self.seconds_of_ticks = sum(observer.seconds for observer in watching)
@@ -191,10 +197,9 @@ class Session:
         self.spent["analysis"] += time.perf_counter() - began
         if self.main:
             self._export(adapted)
-        total = time.perf_counter() - self.started
         self.result.seconds = {
-            "total": self.seconds_before.get("total", 0.0) + total,
-            "init": self.seconds_before.get("init", 0.0) + self.spent["init"],
+            "total": time.perf_counter() - self.monitor.started,
+            "init": self.result.init.get("seconds", 0.0),
             "train": self.module.progress.train_seconds,
             "eval": self.seconds_before.get("eval", 0.0) + self.spent["eval"],
             "analysis": self.seconds_before.get("analysis", 0.0) + self.spent["analysis"] + self.seconds_of_ticks,

@@ -54,6 +54,34 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(step, whole, tmp_path, m
     assert result.metrics["val_loss"] == record.read(whole).metrics["val_loss"]
 
 
+def test_the_seconds_of_a_resumed_run_go_on_where_its_checkpoint_stood(tmp_path, monkeypatch):
+    monkeypatch.setattr("lab.session.time", Clock(time))
+    monkeypatch.setattr("lab.training.callbacks.time", Clock(time))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Killed):
+            run(tmp_path)  # saves at steps 3 and 6
+    Clock.now += 1000.0  # between the two starts: nobody's time
+    result = run(tmp_path)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[2:]
+    seconds = [float(row.rsplit(",", 1)[1]) for row in rows]
+    assert len(seconds) == 8
+    assert seconds == sorted(set(seconds)), "never back, never twice the same"
+    assert seconds[-1] < result.seconds["total"] < 1000
+
+
+class Clock:
+    """The clock of a module, moved ahead by `now`."""
+
+    now = 0.0
+
+    def __init__(self, real):
+        self.real = real
+
+    def perf_counter(self):
+        return self.real.perf_counter() + Clock.now
+
+
 def test_full_training_resumes_bitwise_too(tmp_path, monkeypatch):
     full = ("method=full", "schedule.save_every_n_steps=2", "schedule.max_steps=5")
     run(tmp_path / "whole", *full)

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from lab.adapter.layer import LowRankLinear, adapted_layers
 from lab.adapter.mismatch import Mismatch
+from lab.adapter.share import from_owner
 from lab.errors import UsageError
 from lab.init import Evidence, Factors, InitScheme, Offset
 from lab.layer import Target, weight_of
@@ -49,6 +50,12 @@ class Initialised:
         return math.sqrt(sum(layer.delta_norm**2 for layer in self.layers.values()))
 
     @property
+    def sha256(self) -> str:
+        """Identity of every pair as it was returned."""
+        pairs = (f"{name} {layer.factors_sha256}\n" for name, layer in sorted(self.layers.items()))
+        return hashlib.sha256("".join(pairs).encode()).hexdigest()
+
+    @property
     def seconds(self) -> float:
         """Wall time of the scheme over all layers."""
         return sum(layer.seconds for layer in self.layers.values())
@@ -66,29 +73,29 @@ def initialise(
     """Ask the scheme for each target's pair and write it, with its offset; `progress` is told of each finished layer.
 
     Each layer draws from a private CPU generator seeded by (seed, name), so a layer's numbers do not depend on which
-    others are adapted. Weight and evidence are handed over on the weight's device. Raises UsageError for factors of
+    others are adapted. Weight and evidence are handed over on the weight's device. The processes of a job share the
+    layers: each asks for every world-th one and gives its pair to the others. Raises UsageError for factors of
     the wrong shape, dtype or value, and for an offset or a new base that DoRA or a quantised or shared weight cannot
     have.
     """
     layers = adapted_layers(model)
     shared = _shared_weights(model)
     filled: dict[str, LayerInit] = {}
-    for target in targets:
+    for i, target in enumerate(targets):
         if target.name not in layers:
             raise Mismatch(f"{target.name} is a target but has no adapter to initialise.")
         layer = layers[target.name]
         began = time.perf_counter()
         weight = layer.base_weight()
         rank = layer.A.shape[0]
-        found = scheme.factors(
-            target,
-            weight,
-            rank,
-            layer.s,
-            _on(evidence.get(target.name, Evidence()), weight.device),
-            generator_for(seed, target.name),
-        )
-        _check(scheme, target, rank, found)
+
+        def ask(target: Target = target, weight: Tensor = weight, rank: int = rank, s: float = layer.s) -> Factors:
+            own = _on(evidence.get(target.name, Evidence()), weight.device)
+            found = scheme.factors(target, weight, rank, s, own, generator_for(seed, target.name))
+            _check(scheme, target, rank, found)
+            return found
+
+        found = from_owner(ask, i, target.shape, rank, weight.device)
         _check_fit(target, layer, found, shared)
         filled[target.name] = _write(layer, found, began)
         if progress is not None:

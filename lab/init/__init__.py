@@ -35,7 +35,7 @@ class Factors:
 
 
 class InitScheme(Protocol):
-    """A scheme fills one layer's pair; it is called once per target, in module order."""
+    """A scheme fills one layer's pair; it is called once per target, in module order, by one process of the job."""
 
     @property
     def needs(self) -> frozenset[Need]:

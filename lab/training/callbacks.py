@@ -56,6 +56,7 @@ class Monitor(AfterStep):
             self.file = MetricsFile(self.run_dir)
             self.file.cut_back(pl_module.progress.step)
         self.since = (pl_module.progress.tokens, pl_module.progress.train_seconds)
+        self.started -= pl_module.progress.seconds  # of the run, not of this start of it
         self.tick = time.perf_counter()
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
@@ -81,8 +82,9 @@ class Monitor(AfterStep):
             self.since = (progress.tokens, progress.train_seconds)
         if due_eval:
             row |= self._evaluate(trainer, module)
+        progress.seconds = time.perf_counter() - self.started
         if due_log:
-            row["seconds"] = time.perf_counter() - self.started
+            row["seconds"] = progress.seconds
             self._log(trainer, module, row)
         self.tick = time.perf_counter()
 

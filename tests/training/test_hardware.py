@@ -27,6 +27,16 @@ def test_more_gpus_than_there_are_are_refused_with_a_remedy(monkeypatch):
         hardware.resolve(Hardware(accelerator="gpu", devices=8), 16)
 
 
+@pytest.mark.parametrize(("capable", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_a_gpu_computes_in_bf16_where_it_has_it(capable, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: capable)
+    found = hardware.resolve(Hardware(accelerator="auto"), 16)
+    assert (found.accelerator, found.precision) == ("gpu", precision)
+    asked = hardware.resolve(Hardware(accelerator="gpu", devices=8, precision="bf16-true"), 64)
+    assert (asked.precision, asked.compute_dtype, asked.micro, asked.accumulate) == ("bf16-true", torch.bfloat16, 8, 1)
+
+
 def test_ranks_of_different_versions_are_refused(monkeypatch):
     resolved = hardware.resolve(Hardware(accelerator="cpu", devices=2), 4)
 
