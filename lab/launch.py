@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab import config as configuration
-from lab import gpus, process_group, record
+from lab import fetch, gpus, process_group, record
 from lab.config import RunConfig
 from lab.errors import UsageError
 
@@ -73,12 +73,17 @@ def _launch(
         return worker.run(run_dir)
     with ExitStack() as stack:
         extra = {}
+        separate = config.hardware.devices > 1
         if own_gpu and config.hardware.devices == 1 and config.hardware.accelerator != "cpu" and gpus.visible():
-            extra["CUDA_VISIBLE_DEVICES"] = stack.enter_context(gpus.claim())
-        if config.hardware.devices == 1 and not extra:
+            # A process of its own also where CUDA may be awake here already, on another job's GPU.
+            extra["CUDA_VISIBLE_DEVICES"], separate = stack.enter_context(gpus.claim()), True
+        if not separate:
             return worker.run(run_dir)
-        # A process of its own also where CUDA may be awake here already, on another job's GPU.
-        ending = process_group.run(run_dir, config.hardware.devices, config.hardware.threads, extra)
+        if "HF_HUB_OFFLINE" not in os.environ:  # where a launcher has not done so for all jobs
+            fetch.fetch([configuration.plain_of(config)])  # once, and not by every rank
+        ending = process_group.run(
+            run_dir, config.hardware.devices, config.hardware.threads, {**extra, **fetch.OFFLINE}
+        )
     return _after(ending, run_dir)
 
 

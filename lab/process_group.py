@@ -81,11 +81,17 @@ def agree_on(run_dir: Path, group: Outside, accelerator: str) -> Path:
     import torch
     import torch.distributed as dist
 
-    if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()):
+    cuda = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
+    if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl")
-    else:
-        dist.init_process_group("gloo")
+    try:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    except dist.DistNetworkError as error:
+        raise UsageError(
+            f"the ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"({str(error).splitlines()[0][:160]}); set MASTER_PORT to a port that is free on the first node, or let "
+            f"torchrun --standalone find one."
+        ) from error
     shared: list[Any] = [str(run_dir.resolve()) if group.rank == 0 else None]
     dist.broadcast_object_list(shared, src=0)
     return Path(shared[0])

@@ -128,6 +128,13 @@ def test_a_rank_above_0_writes_to_its_log_alone(sweep):
     assert done.stdout.count("step 8/8") == 2  # one console line per job, not per process
 
 
+def test_nothing_but_the_run_is_on_the_console(sweep):
+    _, done = sweep
+    assert "Warning" not in done.stdout + done.stderr
+    assert "deprecated" not in done.stdout + done.stderr
+    assert done.stderr == ""
+
+
 def test_a_rank_that_dies_ends_the_job_with_its_traceback(tmp_path):
     die = "+metrics.die={_target_: mine.die}"
     began = time.monotonic()
@@ -183,6 +190,29 @@ def test_under_torchrun_the_ranks_share_rank_0s_run_directory(sweep, tmp_path):
     assert (out / "train_rank1.log").exists()
 
 
+def test_under_srun_the_tasks_of_a_step_are_the_ranks(sweep, tmp_path):
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+    step |= {"SLURM_JOB_ID": str(os.getpid())}  # the port follows from it
+    line = [sys.executable, "-m", "lab.train", *small(*TWO, "init=svd", "hydra.run.dir=out")]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), **step}
+    tasks = [
+        subprocess.Popen(
+            line,
+            cwd=tmp_path,
+            env=env | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for task in range(2)
+    ]
+    said = [task.communicate(timeout=300)[0].decode() for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], "".join(said)
+    assert record.read(tmp_path / "out").status == "completed"
+    assert losses(tmp_path / "out") == losses(sweep[0] / "out/0")
+    assert "step 8/8" in said[0]
+    assert "step 8/8" not in said[1]
+
+
 def test_optuna_under_joblib_runs_each_trial_once_with_its_ranks_agreed(tmp_path):
     search = ("hydra/sweeper=optuna_tpe", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
     space = ("rank=choice(2,4,8)", "optim.lr=tag(log,interval(1e-4,1e-2))")
@@ -234,10 +264,11 @@ def parent_of_worker(folder):
 
 
 def test_eight_a100s_are_refused_on_a_cpu_machine_in_one_sentence(tmp_path):
-    done = shell("hardware=a100x8", "schedule.batch_size=8", "hydra.run.dir=out", cwd=tmp_path)
+    done = shell("hardware=a100x8", "schedule.batch_size=8", "hydra.run.dir=out", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert done.returncode != 0
-    assert "8 CUDA device(s)" in done.stderr
-    assert "Traceback" not in done.stderr
+    (sentence,) = done.stderr.strip().splitlines()
+    assert sentence.startswith("hardware asks for 8 CUDA device(s) and this machine shows 0; use hardware=cpu")
+    assert not done.stdout
 
 
 def test_a_sweep_under_torchrun_is_refused(tmp_path):

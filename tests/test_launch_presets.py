@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import stat
 import sys
 import threading
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext
 from hydra.utils import instantiate
 
 from lab import gpus, process_group
@@ -20,12 +24,16 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def launcher_of(preset, sweep_dir, *overrides):
-    """The launcher of a preset and the config it would start jobs from."""
+    """The launcher of a preset, set up as Hydra would, and the config it would start jobs from."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        loader = GlobalHydra.instance().config_loader()
         given = [f"hydra/launcher={preset}", f"hydra.sweep.dir={sweep_dir}", "hydra.mode=MULTIRUN", *overrides]
         cfg = compose("config", overrides=given, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
-    return instantiate(cfg.hydra.launcher), cfg
+    launcher = instantiate(cfg.hydra.launcher)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    launcher.setup(hydra_context=context, task_function=nothing, config=cfg)
+    return launcher, cfg
 
 
 def nothing(cfg):
@@ -51,8 +59,7 @@ def slurm(tmp_path, monkeypatch):
 @pytest.mark.parametrize("preset", ["slurm", "slurm_a100x8"])
 def test_the_sbatch_script_is_the_golden_one(preset, slurm):
     sweep = slurm / "sweep"
-    launcher, cfg = launcher_of(preset, sweep, "hydra.launcher.partition=gpu")
-    launcher.setup(hydra_context=None, task_function=nothing, config=cfg)
+    launcher, _ = launcher_of(preset, sweep, "hydra.launcher.partition=gpu")
     launcher.launch([["rank=4"], ["rank=8"]], 0)
     script = (slurm / "script").read_text()
     for found, name in ((str(sweep), "SWEEP"), (sys.executable, "PYTHON")):
@@ -123,3 +130,16 @@ def test_a_file_that_another_node_has_not_shown_yet_is_waited_for(tmp_path):
     process_group.wait_for(tmp_path / "config.yaml", seconds=10)
     with pytest.raises(UsageError, match=r"other.yaml is not visible on this node after 0 s"):
         process_group.wait_for(tmp_path / "other.yaml", seconds=0)
+
+
+def test_a_port_that_is_in_use_is_named_with_the_remedy(tmp_path, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        group = process_group.outside()
+        with pytest.raises(UsageError, match=rf"cannot meet at 127.0.0.1:{port}.*set MASTER_PORT"):
+            process_group.agree_on(tmp_path, group, "cpu")

@@ -57,6 +57,12 @@ class Hub:
         if not Path(self.path).is_dir() and not is_cached(self.path):
             ask_hub(self.path, self.revision)
 
+    def fetch(self) -> None:
+        """Download and prepare the splits, for jobs that have no network; raises UsageError if they cannot be had."""
+        self.check()
+        for split in filter(None, (self.train_split, self.val_split, self.test_split)):
+            load_split(str(self.path), self.config_name, self.revision, split)
+
     def load(self) -> Splits:
         """Download or read from the cache; without `val_split`, hold out `val_fraction` of the training side."""
         self.check()

@@ -15,6 +15,7 @@ REQUEST_SECONDS = 2.0  # a hub that does not answer one request in this time is 
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")  # configuration, tokenizer and chat template
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -55,6 +56,29 @@ def check(name_or_path: str, revision: str | None, needs_weights: bool = True) -
         raise UsageError(f"model.name_or_path={name_or_path}: there is no such folder; give a folder or a hub name.")
     elif not is_cached(name_or_path, revision, needs_weights):
         _check_hub(name_or_path, revision)
+
+
+def fetch(name_or_path: str, revision: str | None, needs_weights: bool = True) -> None:
+    """Download into the hub's cache what a run reads of a model; nothing where it is a folder or cached already.
+
+    Weights as safetensors where there are any, else as PyTorch files. Raises UsageError where it cannot be had.
+    """
+    check(name_or_path, revision, needs_weights)
+    if is_folder(resolve(name_or_path)) or is_cached(name_or_path, revision, needs_weights):
+        return
+    from huggingface_hub import snapshot_download
+
+    def download(*patterns: str) -> Path:
+        got = snapshot_download(
+            name_or_path, revision=revision, allow_patterns=[*patterns], ignore_patterns=["*/*"], max_workers=4
+        )
+        return Path(got)
+
+    print(f"fetching {_named(name_or_path, revision)} from the hub, once for all jobs")
+    with explained(name_or_path, revision):
+        folder = download(*SMALL_FILES, *(["*.safetensors"] if needs_weights else []))
+        if needs_weights and not any(folder.glob("*.safetensors")):
+            download("*.bin")
 
 
 def is_cached(name_or_path: str, revision: str | None, needs_weights: bool = True) -> bool:

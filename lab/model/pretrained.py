@@ -34,6 +34,10 @@ class Pretrained:
             )
         hub.check(self.name_or_path, self.revision)
 
+    def fetch(self) -> None:
+        """Download what is not here yet into the hub's cache; raises UsageError where it cannot be had."""
+        hub.fetch(self.name_or_path, self.revision)
+
     def skeleton(self) -> "PreTrainedModel":
         """The architecture on the meta device, unquantised; raises UsageError where it cannot be read or run."""
         import torch

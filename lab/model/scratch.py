@@ -38,6 +38,10 @@ class Scratch:
         """Raise UsageError within 3 s where the tokenizer cannot be had."""
         hub.check(self.tokenizer_name_or_path, None, needs_weights=False)
 
+    def fetch(self) -> None:
+        """Download the tokenizer into the hub's cache; raises UsageError where it cannot be had."""
+        hub.fetch(self.tokenizer_name_or_path, None, needs_weights=False)
+
     def skeleton(self) -> "PreTrainedModel":
         """The architecture on the meta device; raises UsageError for an unknown model type or number."""
         import torch
