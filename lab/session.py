@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer, seed_everything
 from rich.text import Text
 
@@ -187,7 +188,8 @@ class Session:
             metrics["forgetting"] = after - (metrics["base_retention_loss"] or 0.0)
         began = time.perf_counter()
         if self.config.evaluate.accuracy and self.main:
-            metrics["test_accuracy"] = self.answers.accuracy(adapted.net)
+            with torch.compiler.set_stance("force_eager"):
+                metrics["test_accuracy"] = self.answers.accuracy(adapted.net)
         for name, node in self.config.metrics.items():
             metrics[name] = float(build.make({**node, "_partial_": True})(adapted.net, self.tokenizer))
         self.spent["eval"] += time.perf_counter() - began
@@ -236,7 +238,9 @@ class Session:
         return evaluate(self.module.scorer, self.corpus.val.samples, self.corpus.pad_id)
 
     def _show_samples(self, step: int) -> None:
-        for prompt, text in self.answers.samples(self.module.net):
+        with torch.compiler.set_stance("force_eager"):  # every new length of the cache would be compiled again
+            shown = self.answers.samples(self.module.net)
+        for prompt, text in shown:
             log.info("step %d: %r -> %r", step, prompt, text)
             for logger in self.module.trainer.loggers:
                 add_text = getattr(getattr(logger, "experiment", None), "add_text", None)

@@ -62,7 +62,8 @@ class CausalLM(LightningModule):
             nats = self.scorer.nats(batch["input_ids"], batch["labels"])
         value = float(nats.detach())
         if value != value or value in (float("inf"), float("-inf")):
-            bad = first_bad_module(self.net, self.scorer.gate, batch["input_ids"], batch["labels"])
+            with torch.compiler.set_stance("force_eager"):  # a compiled block would not call the hooks of its parts
+                bad = first_bad_module(self.net, self.scorer.gate, batch["input_ids"], batch["labels"])
             raise Diverged("the training loss", batch["step"] + 1, batch["examples"], bad)
         self.step_nats += value
         scale = batch["share"] / max(1, batch["denominator"])
