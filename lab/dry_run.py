@@ -16,11 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from lab import build
 from lab.adapter.install import install
 from lab.assemble import load_corpus
-from lab.config import RunConfig
+from lab.config import Optim, RunConfig
 from lab.data.encode import Sample
 from lab.layer import find_targets
 from lab.training.hardware import Resolved, resolve
 from lab.training.loader import BatchPlan
+from lab.training.loss import LabelGate, base_of, loss_at
+from lab.training.optim import make_optimizer
 
 # Dense bfloat16 peak of a device, FLOP/s, from NVIDIA's data sheets (A100, H100 and H200 SXM without sparsity).
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
@@ -73,38 +75,45 @@ class Cost:
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
-def cost_of_step(net: nn.Module, examples: int, length: int, labelled: int, autocast: bool) -> Cost:
+class PlannedGate(LabelGate):
+    """The gate of the loss where numbers have no values: the usual model does no more to its logits than a softcap."""
+
+    def _only_caps(self, net: nn.Module) -> bool:
+        return True
+
+
+def cost_of_step(
+    net: nn.Module, optim: Optim, examples: int, length: int, labelled: int, autocast: bool, devices: int = 1
+) -> Cost:
     """The cost of a training step with one micro-batch of examples (examples, length), `labelled` of them predicted.
 
-    `net` must have been made under the FakeTensorMode that is active. AdamW's two moments are counted at the peak,
-    as they are from the second step on.
+    `net` must have been made under the FakeTensorMode that is active. The optimizer's state is counted at the peak, as
+    it is from the second step on; with several devices DDP holds the gradients once more, in its buckets.
     """
     parameters = list(net.parameters())
     trainable = [p for p in parameters if p.requires_grad]
-    weights = _bytes([*parameters, *net.buffers()])
-    gradients, optimizer = _bytes(trainable), sum(2 * p.numel() * p.element_size() for p in trainable)
-    head: Any = getattr(net, "get_base_model", lambda: net)()
-    handle = head.get_output_embeddings().register_forward_pre_hook(
-        lambda module, args: (args[0].flatten(0, 1)[:labelled].clone().unsqueeze(0),)
-    )
+    weights, gradients = _bytes([*parameters, *net.buffers()]), _bytes(trainable)
+    gate = PlannedGate(base_of(net))
     ids = torch.zeros(examples, length, dtype=torch.long)
     targets = torch.zeros(labelled, dtype=torch.long)
+    positions = torch.zeros(labelled, dtype=torch.long)  # which they are changes no size
+    optimizer = make_optimizer(net, optim, torch.device("cpu"))
     flops = FlopCounterMode(display=False)
     net.train()
     with LiveBytes() as live, flops:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            logits = net(input_ids=ids, use_cache=False).logits
-            loss = nn.functional.cross_entropy(logits.squeeze(0).float(), targets, reduction="sum")
-        del logits
+            loss = loss_at(net, gate, ids, (positions, positions), targets)
         loss.backward()
-    handle.remove()
+    gate.handle.remove()
+    optimizer.step()
+    state = _bytes(t for kept in optimizer.state.values() for t in kept.values() if isinstance(t, Tensor))
     # Gradients come to life during the backward pass: they are part of the peak, and not counted twice.
     return Cost(
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in trainable),
         weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
+        gradients=gradients * (2 if devices > 1 else 1),
+        optimizer=state,
         activations=max(0, live.peak - gradients),
         flops=float(flops.get_total_flops()),
     )
@@ -136,12 +145,14 @@ def fake_model(config: RunConfig, dtype: torch.dtype, mode: FakeTensorMode) -> n
             use_dora=config.adapter.use_dora,
         )
     # From the meta device to a CPU that computes shapes only: on meta, attention would not choose the fused kernels.
-    made: dict[int, Tensor] = {}  # tied weights stay tied
+    made: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
     for module in net.modules():
         for name, p in module._parameters.items():
             if p is not None:
-                fake = made.setdefault(id(p), FakeTensor(mode, p.detach().to("meta"), torch.device("cpu")))
-                module._parameters[name] = nn.Parameter(fake, requires_grad=p.requires_grad)
+                if p not in made:
+                    fake = FakeTensor(mode, p.detach().to("meta"), torch.device("cpu"))
+                    made[p] = nn.Parameter(fake, requires_grad=p.requires_grad)
+                module._parameters[name] = made[p]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = FakeTensor(mode, buffer.to("meta"), torch.device("cpu"))
@@ -157,7 +168,9 @@ def predict(config: RunConfig, hardware: Resolved, samples: list[Sample]) -> tup
     mode = FakeTensorMode()
     net = fake_model(config, torch.float32 if full_mixed else hardware.compute_dtype, mode)
     with mode:
-        cost = cost_of_step(net, len(longest), length, labelled, autocast=full_mixed)
+        cost = cost_of_step(
+            net, config.optim, len(longest), length, labelled, autocast=full_mixed, devices=hardware.devices
+        )
     mean_tokens = sum(len(sample.input_ids) for sample in samples) / len(samples) * config.schedule.batch_size
     return cost, cost.flops / (len(longest) * length) * mean_tokens
 

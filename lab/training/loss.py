@@ -27,7 +27,7 @@ class LabelGate:
         if self.head is None:
             raise ValueError(f"{type(net).__name__} has no output head; only causal language models can be trained.")
         self.cap: float | None = getattr(getattr(net, "config", None), "final_logit_softcapping", None)
-        self.mask: Tensor | None = None
+        self.mask: Any = None  # whatever picks positions from (batch, time)
         self.entering: Tensor | None = None  # (labelled, width), where the head is passed by
         plain = type(self.head) is nn.Linear and self.head.bias is None
         self.passes_by = plain and self.head.out_features >= LARGE_VOCABULARY and self._only_caps(net)
@@ -43,8 +43,8 @@ class LabelGate:
         return (chosen.unsqueeze(0), *args[1:])
 
     @contextmanager
-    def only(self, mask: Tensor) -> Iterator[None]:
-        """Within the context the head sees just the positions where mask (batch, time) is True, or none at all."""
+    def only(self, mask: Any) -> Iterator[None]:
+        """Within the context the head sees just the positions that mask picks from (batch, time), or none at all."""
         self.mask = mask
         try:
             yield
@@ -79,11 +79,16 @@ def token_loss(net: nn.Module, gate: LabelGate, input_ids: Tensor, labels: Tenso
     """
     targets = F.pad(labels[:, 1:], (0, 1), value=-100)
     mask = targets != -100
-    with gate.only(mask):
+    return loss_at(net, gate, input_ids, mask, targets[mask])
+
+
+def loss_at(net: nn.Module, gate: LabelGate, input_ids: Tensor, where: Any, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropy, in nats, of targets (labelled,); `where` picks their positions from (batch, time)."""
+    with gate.only(where):
         logits = net(input_ids=input_ids, use_cache=False).logits
         if gate.entering is not None:
-            return head_loss(gate.entering, gate.head.weight, targets[mask], gate.cap)
-    return F.cross_entropy(logits.squeeze(0).float(), targets[mask], reduction="sum")
+            return head_loss(gate.entering, gate.head.weight, targets, gate.cap)
+    return F.cross_entropy(logits.squeeze(0).float(), targets, reduction="sum")
 
 
 class Scorer:
