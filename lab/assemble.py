@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from lab import build
 from lab.adapter.initialise import initialise
 from lab.adapter.install import Scaling, install, scaling_factor
+from lab.adapter.layer import adapted_layers
 from lab.adapter.state import load_adapter_state
 from lab.adapter.verify import Applied, verify
 from lab.config import RunConfig
@@ -20,8 +21,10 @@ from lab.data import Splits
 from lab.data.encode import Encoded, Sample, encode
 from lab.data.retention import retention_records
 from lab.errors import UsageError
+from lab.init import InitScheme
 from lab.layer import Target, find_targets, weight_of
 from lab.model import weights_sha256
+from lab.rank_strategy.adalora import Adalora
 from lab.training.agreement import check_equal, from_rank_0
 from lab.training.hardware import Resolved
 from lab.training.learned import FirstStepWatch
@@ -153,6 +156,9 @@ def adapt(
         net.requires_grad_(True)
         return Adapted(net, [], {"method": "full", "base_sha256": base_sha256})
     strategy, scheme = build.make(config.rank_strategy), build.make(config.init)
+    adaptive = isinstance(strategy, Adalora)
+    if adaptive:
+        scheme = _scheme_of(strategy, scheme)
     look = Look(net, targets, config, train, pad_id, hardware.device)
     of_strategy, of_scheme = look.evidence(strategy, scheme)
     modules = dict(net.named_modules())
@@ -161,8 +167,11 @@ def adapt(
     plan = from_rank_0(lambda: strategy.allocate(targets, config.rank, weights, of_strategy, generator))
     scaling = scaling_factor(config.alpha, config.rank, cast(Scaling, config.scaling))
     adapted = _installed(net, targets, plan, config)
+    if adaptive:
+        for layer in adapted_layers(adapted).values():
+            layer.add_values()
     filled = initialise(adapted, scheme, targets, of_scheme, seed=config.seed)
-    applied = verify(adapted, targets, plan, scaling, filled, use_dora=config.adapter.use_dora)
+    applied = verify(adapted, targets, plan, scaling, filled, config.adapter.use_dora, adaptive)
     check_equal({"the base's sha256": base_sha256, "the rank plan": applied.ranks, "the init": filled.sha256})
     structure = {
         "method": "lora",
@@ -200,6 +209,16 @@ def readapt(net: nn.Module, targets: list[Target], config: RunConfig, checkpoint
     adapted = _installed(net, targets, structure["plan"], config)
     load_adapter_state(adapted, checkpoint["state_dict"])
     return Adapted(adapted, targets, structure)
+
+
+def _scheme_of(strategy: Adalora, scheme: Any) -> InitScheme:
+    """AdaLoRA's own, in place of plain LoRA's; raises UsageError for any other, which it could not use."""
+    if getattr(scheme, "label", None) != "random":
+        raise UsageError(
+            f"rank_strategy=adalora fills its triplets itself, with a product of 0, and init={type(scheme).__name__} "
+            "would not be used; choose init=random."
+        )
+    return strategy.scheme
 
 
 def _installed(net: nn.Module, targets: list[Target], plan: dict[str, int], config: RunConfig) -> "PeftModel":

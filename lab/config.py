@@ -10,6 +10,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lab.errors import UsageError, nearest
+from lab.incompatible import INCOMPATIBLE
 
 _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # wheel, else checkout
@@ -157,28 +158,6 @@ AT_LEAST = {
     "data_seed": 0,
 }
 ABOVE_ZERO = ("alpha", "optim.lr", "optim.eps", "optim.lora_plus_ratio")
-
-# Inits whose product is not zero at step 0, which DoRA needs (a user's own is judged by the pair it returns).
-MOVING_INITS = (
-    *("components.Components", "olora.Olora", "corda.Corda", "loftq.Loftq"),
-    *("lora_ga.LoraGa", "lora_one.LoraOne", "gora.Gora", "svd.Svd"),
-)
-
-# Pairs that make no sense, in one place: (what is chosen, what it excludes, why).
-INCOMPATIBLE: tuple[tuple[dict[str, Any], str], ...] = (
-    (
-        {"method": "full", "adapter.use_dora": True},
-        "adapter.use_dora decomposes an adapter, and method=full has none",
-    ),
-    *(
-        (
-            {"adapter.use_dora": True, "init._target_": f"lab.init.{name}"},
-            "DoRA rescales the whole weight, so it starts from B A = 0, and this init's product is not zero; "
-            "use init=random, gaussian, init_b, orthogonal or eva",
-        )
-        for name in MOVING_INITS
-    ),
-)
 
 ConfigStore.instance().store(name="run_schema", node=RunConfig)
 

@@ -19,7 +19,7 @@ from lab.data.encode import Sample, preview
 from lab.environment import environment
 from lab.model import weights_sha256
 from lab.record import RunRecord
-from lab.training import checkpoint, hardware, learned, memory
+from lab.training import adaptive, checkpoint, hardware, learned, memory
 from lab.training.agreement import check_equal
 from lab.training.answers import Answers
 from lab.training.base_loss import base_loss
@@ -116,6 +116,7 @@ class Session:
         self.module = CausalLM(adapted.net, config, self.hardware, total, adapted.structure)
         tokens = sum(lengths) / plan.steps_per_epoch
         watching = [self.watched.observer(self.run_dir, config, tokens, self.result.spectral)] if self.watched else []
+        adapting = adaptive.start(self.module, self.run_dir, adapted.targets)
         split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, _rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
         done = checkpoint.load(resume_from)["progress"]["step"] if resume_from else 0
@@ -134,6 +135,7 @@ class Session:
                 logger=build.make_logger(config.logger, self.run_dir) or False,
                 plugins=[hardware.cluster_of(self.hardware)],
                 callbacks=[
+                    *adapting,
                     *watching,  # first, so that the monitor's clock runs around them
                     self.monitor,
                     *adapted.watchers(self.run_dir),
@@ -152,7 +154,7 @@ class Session:
                 loader = TrainLoader(batches, config.hardware.num_workers)
                 trainer.fit(self.module, loader, ckpt_path=str(resume_from) if resume_from else None)
             else:  # everything but the ending was done
-                self.module.progress = type(self.module.progress)(**checkpoint.load(resume_from)["progress"])  # type: ignore[arg-type]
+                self.module.on_load_checkpoint(checkpoint.load(resume_from))  # type: ignore[arg-type]
                 self.monitor.started -= self.module.progress.seconds
         self.module.to(self.hardware.device)
         self.spent["eval"] += self.monitor.eval_seconds
@@ -175,6 +177,7 @@ class Session:
             best = checkpoint.load(checkpoint.folder(self.run_dir) / checkpoint.BEST)
             self.module.load_state_dict(best["state_dict"])
             self.monitor.final = None
+        adaptive.finish(self.module, adapted.targets, self.result, self.main)
         scorer, metrics = self.module.scorer, self.result.metrics
         val = self.monitor.final or self._evaluate(scorer, "val")
         metrics |= {"val_loss": val.loss, "val_perplexity": val.perplexity, "val_bpb": val.bpb}
@@ -216,7 +219,7 @@ class Session:
             export(adapted.net, folder)
             verify_export(
                 folder,
-                structure["plan"],
+                adaptive.plan_left(self.module) or structure["plan"],
                 scaling=scaling_factor(self.config.alpha, self.config.rank, self.config.scaling),  # type: ignore[arg-type]
                 offset=structure["offset"],
                 use_dora=self.config.adapter.use_dora,

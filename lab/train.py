@@ -71,6 +71,11 @@ def _extend(plain: DictConfig, max_steps: int) -> None:
             f"schedule.max_steps={max_steps} cannot be raised on resume: the run's lr_scheduler is "
             f"{plain.schedule.lr_scheduler}, whose past depends on its end; only a constant one can be extended."
         )
+    if str(plain.rank_strategy.get("_target_")).endswith("adalora.Adalora"):
+        raise UsageError(
+            f"schedule.max_steps={max_steps} cannot be raised on resume: rank_strategy=adalora has cut its ranks by a "
+            "schedule that depends on its end; start a longer run anew."
+        )
     if plain.schedule.max_steps is not None and max_steps < plain.schedule.max_steps:
         raise UsageError(f"schedule.max_steps={max_steps} is below the run's own {plain.schedule.max_steps}.")
     plain.schedule.max_steps, plain.schedule.max_epochs = max_steps, None

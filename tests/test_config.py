@@ -47,6 +47,22 @@ def test_what_types_cannot_see_is_refused_with_a_remedy(override, part):
     assert part in str(error.value)
 
 
+INITS = sorted(path.stem for path in (CONF / "init").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("init", [name for name in INITS if name != "random"])
+def test_adalora_takes_no_init_but_random(init):
+    with pytest.raises(ConfigError, match="AdaLoRA fills its triplets"):
+        compose("rank_strategy=adalora", f"init={init}")
+
+
+def test_adalora_refuses_dora_and_weights_from_before_its_end():
+    with pytest.raises(ConfigError, match="knows no magnitude"):
+        compose("rank_strategy=adalora", "adapter.use_dora=true")
+    with pytest.raises(ConfigError, match="meets its budget only near its end"):
+        compose("rank_strategy=adalora", "select=best")
+
+
 @pytest.mark.parametrize("override", ["rank=sixteen", "init=svdd", "rnak=3", "init.nitr=3", "hardware.devices=two"])
 def test_what_hydra_sees_is_refused_at_composition(override):
     with (

@@ -82,6 +82,23 @@ class Clock:
         return self.real.perf_counter() + Clock.now
 
 
+@pytest.mark.parametrize("step", [3, 5], ids=["while ranks fall", "behind the last cut"])
+def test_adalora_resumes_bitwise_too(step, tmp_path, monkeypatch):
+    adalora = ("rank_strategy=adalora", "schedule.save_every_n_steps=2", "adapter.dropout=0.2")
+    whole = run(tmp_path / "whole", *adalora)
+    with monkeypatch.context() as patch:
+        stop_after(patch, step)
+        with pytest.raises(Killed):
+            run(tmp_path / "cut", *adalora)
+    result = run(tmp_path / "cut", *adalora)
+    assert (result.ranks, result.budget) == (whole.ranks, whole.budget)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert (tmp_path / "cut/adalora.csv").read_text() == (tmp_path / "whole/adalora.csv").read_text()
+    one, other = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("whole", "cut"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_full_training_resumes_bitwise_too(tmp_path, monkeypatch):
     full = ("method=full", "schedule.save_every_n_steps=2", "schedule.max_steps=5")
     run(tmp_path / "whole", *full)

@@ -4,12 +4,15 @@ import csv
 import logging
 
 import pytest
-from jobs import losses, run
+from jobs import SMALL, losses, run
 from safetensors.torch import load_file
 
+from lab import assemble, build, config, record
+from lab.adapter.install import install
 from lab.adapter.mismatch import Mismatch
 from lab.config import CONF
 from lab.errors import UsageError
+from lab.training import hardware
 
 STRATEGIES = sorted(path.stem for path in (CONF / "rank_strategy").glob("*.yaml"))
 SHORT = (
@@ -42,11 +45,15 @@ def test_every_strategy_runs_within_the_budget_and_saves_its_plan(strategy, tmp_
     assert result.init["modules_initialised"] == result.init["modules_targeted"] == len(result.ranks) == 14
     assert set(result.scalings.values()) == {8.0}  # alpha 32 over the root rank 4, whatever a layer's own rank
     assert result.budget["asked"] == uniform[1].budget["used"]
-    assert result.budget["used"] == result.trainable_params
+    if strategy != "adalora":  # which trains more than it keeps
+        assert result.budget["used"] == result.trainable_params
     if strategy != "custom":  # its ranks are literal
         assert 0 <= result.budget["asked"] - result.budget["used"] < 64 + 176  # the dearest layer's cost
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, rank in result.ranks.items():
+        if rank == 0:  # adalora may cut a whole layer
+            assert f"base_model.model.{name}.lora_A.weight" not in saved
+            continue
         assert saved[f"base_model.model.{name}.lora_A.weight"].shape[0] == rank
 
 
@@ -58,7 +65,8 @@ def evened(strategy: str) -> tuple[str, ...]:
     return () if strategy == "uniform" else (f"{key}.min_rank=4", f"{key}.max_rank=4")
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "uniform"])
+# adalora is no plain LoRA even at one rank: it trains P Λ Q, and a regulariser with it
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name not in ("uniform", "adalora")])
 def test_with_one_rank_to_choose_from_every_strategy_trains_bitwise_like_uniform(strategy, tmp_path, uniform):
     result = run(tmp_path, *SHORT, f"rank_strategy={strategy}", *evened(strategy))
     assert set(result.ranks.values()) == {4}
@@ -68,18 +76,46 @@ def test_with_one_rank_to_choose_from_every_strategy_trains_bitwise_like_uniform
     assert all(mine[name].equal(theirs[name]) for name in mine)
 
 
-def test_a_layer_whose_rank_is_not_the_planned_one_aborts_the_run(tmp_path, monkeypatch):
-    from lab import assemble
+def one_less(net, targets, plan, **rest):
+    """Installs one layer at another rank than planned."""
+    first = next(name for name in plan if plan[name] > 1)
+    return install(net, targets, {**plan, first: plan[first] - 1}, **rest)
 
-    real = assemble.install
 
-    def one_less(net, targets, plan, **rest):
-        first = next(iter(plan))
-        return real(net, targets, {**plan, first: plan[first] - 1}, **rest)
+def one_skipped(net, targets, plan, **rest):
+    """Installs on all layers but one."""
+    return install(net, targets[1:], {target.name: plan[target.name] for target in targets[1:]}, **rest)
 
-    monkeypatch.setattr(assemble, "install", one_less)
-    with pytest.raises(Mismatch, match="the rank is"):
+
+FAULTS = {one_less: r": the rank is \d+, asked \d+", one_skipped: "was targeted, but has no adapter"}
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """What a run has read before it plans: the corpus, and the config to build a base from."""
+    settings = config.compose(*SMALL, *SHORT)
+    model, data = build.make(settings.model), build.make(settings.data)
+    return model, assemble.load_corpus(data, model.tokenizer())
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_layer_that_any_strategy_skips_or_misranks_aborts(strategy, fault, prepared, monkeypatch):
+    model, corpus = prepared
+    settings = config.compose(*SMALL, *SHORT, *asked(strategy))
+    machine = hardware.resolve(settings.hardware, settings.schedule.batch_size)
+    net, targets = assemble.load_base(model, settings, machine)
+    monkeypatch.setattr(assemble, "install", fault)
+    with pytest.raises(Mismatch, match=FAULTS[fault]):
+        assemble.adapt(net, targets, settings, machine, corpus.train.samples, corpus.pad_id, "")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_and_so_it_does_in_a_whole_run(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr(assemble, "install", fault)
+    with pytest.raises(Mismatch, match=FAULTS[fault]):
         run(tmp_path, *SHORT, "rank_strategy=linear_decay")
+    assert record.read(tmp_path).status == "failed"
 
 
 def test_a_budget_that_no_allocation_meets_is_refused(tmp_path):
@@ -118,8 +154,6 @@ def test_an_uneven_plan_is_shown_as_a_table_and_as_a_figure(tmp_path, capsys):
 def test_lora_plus_trains_b_faster_and_a_at_the_rate(tmp_path):
     import torch
 
-    from lab import build, config
-    from lab.adapter.install import install
     from lab.layer import find_targets
     from lab.training.optim import make_optimizer
 

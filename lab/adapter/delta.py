@@ -27,6 +27,9 @@ class Truncated:
 
 def pair(layer: LowRankLinear) -> tuple[Tensor, Tensor]:
     """A (k, in) and B (out, k) with s B A the change against the pristine base; k is twice the rank with an offset."""
+    if layer.E is not None:  # what AdaLoRA cut is left out, so k may be as little as 0
+        kept = layer.E.detach().view(-1) != 0
+        return layer.scaled_A.detach()[kept], layer.B.detach()[:, kept]
     if layer.offset == "none":
         return layer.A.detach(), layer.B.detach()
     assert layer.offset_A is not None, "an offset without its pair"
@@ -107,7 +110,7 @@ def pristine_weight(layer: LowRankLinear) -> Tensor:
 @torch.no_grad()
 def effective_weight(layer: LowRankLinear) -> Tensor:
     """The weight the layer acts with, (out, in), float32."""
-    total = layer.base_weight() + layer.s * (layer.B @ layer.A)
+    total = layer.base_weight() + layer.s * (layer.B @ layer.scaled_A)
     if layer.offset == "separate":
         total += layer.offset_scaling * (layer.offset_B @ layer.offset_A)
     if layer.magnitude is None:

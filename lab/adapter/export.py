@@ -30,7 +30,8 @@ class Exported:
     """What an export wrote."""
 
     directory: Path
-    ranks: dict[str, int]  # as saved: twice the trained rank with an offset, at most `rank` where that was asked
+    # As saved: twice the trained rank with an offset, at most `rank` where that was asked; without what AdaLoRA cut.
+    ranks: dict[str, int]
     scaling: float
     dropped_energy: dict[str, float]  # share of each module's ‖ΔW‖²_F that truncation left out
     total_dropped_energy: float  # share of Σ ‖ΔW‖²_F over all modules
@@ -60,6 +61,8 @@ def export(
     energy, dropped = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     for name, layer in layers.items():
         A, B = pair(layer)
+        if A.shape[0] == 0:
+            continue  # AdaLoRA cut all of it: peft has no rank 0, and a layer it does not adapt is the base's
         if rank is not None:
             best = truncate(layer.s * B, A, rank)
             energy[name], dropped[name] = best.energy, best.dropped
@@ -70,6 +73,8 @@ def export(
         tensors[f"{PREFIX}{name}.lora_B.weight"] = B
         if layer.magnitude is not None:
             tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = layer.magnitude.detach()
+    if not ranks:
+        raise UsageError("every layer's change is 0 after AdaLoRA's cuts, so there is no adapter to export; train on.")
     live = cast(LoraConfig, model.peft_config[ADAPTER])
     scaling = next(iter(layers.values())).s
     config = LoraConfig(

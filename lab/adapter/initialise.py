@@ -133,7 +133,7 @@ def _write(layer: LowRankLinear, found: Factors, began: float) -> LayerInit:
         layer.magnitude.copy_(layer.row_norms())
     return LayerInit(
         offset=found.offset,
-        delta_norm=delta_norm(found.A, found.B, layer.s),
+        delta_norm=delta_norm(found.A if layer.E is None else found.A * layer.E, found.B, layer.s),
         seconds=time.perf_counter() - began,
         info=dict(found.info),
         factors_sha256=sha256_of(found.A, found.B),

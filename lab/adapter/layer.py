@@ -20,8 +20,9 @@ ADAPTER = "default"  # the one peft adapter; the offset is part of the layer, no
 class LowRankLinear(Linear):
     """peft's LoRA layer for `nn.Linear` and `Conv1D`, with an optional frozen offset pair and float32 arithmetic.
 
-    A: (rank, in), B: (out, rank), both float32 whatever the base is. The offset pair is plain frozen parameters:
-    peft's `set_adapter` would unfreeze a second adapter, and DDP would broadcast buffers at every step.
+    A: (rank, in), B: (out, rank), both float32 whatever the base is. With AdaLoRA a third factor E (rank, 1), Λ of
+    P Λ Q, stands between them: the product is B diag(E) A, and a rank is cut where E is 0. The offset pair is plain
+    frozen parameters: peft's `set_adapter` would unfreeze a second adapter, and DDP would broadcast buffers.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
@@ -33,6 +34,7 @@ class LowRankLinear(Linear):
         self.base_replaced = False  # True where the scheme gave the layer another weight to train on (LoftQ)
         self.register_parameter("offset_A", None)
         self.register_parameter("offset_B", None)
+        self.register_parameter("E", None)
 
     def update_layer(self, *args: Any, **kwargs: Any) -> None:
         """peft's, told first which way this layer stores its weight: one config may cover both kinds."""
@@ -51,6 +53,16 @@ class LowRankLinear(Linear):
     def s(self) -> float:
         """The scaling of the trainable pair."""
         return self.scaling[ADAPTER]
+
+    @property
+    def scaled_A(self) -> Tensor:
+        """diag(E) A, (rank, in): A itself where there is no E."""
+        return self.A if self.E is None else self.A * self.E
+
+    @property
+    def rank(self) -> int:
+        """How many directions the trained pair has left."""
+        return self.A.shape[0] if self.E is None else int(torch.count_nonzero(self.E))
 
     @property
     def magnitude(self) -> nn.Parameter | None:
@@ -82,7 +94,7 @@ class LowRankLinear(Linear):
             return base
         with torch.autocast(x.device.type, enabled=False):
             h = self.lora_dropout[ADAPTER](x.to(self.A.dtype))
-            delta = _product(h, self.A, self.B, self.s)
+            delta = _product(h, self.scaled_A, self.B, self.s)
             if self.offset == "separate":
                 delta = delta + _product(h, self.offset_A, self.offset_B, self.offset_scaling)
             return (base + delta).to(base.dtype)
@@ -100,6 +112,10 @@ class LowRankLinear(Linear):
         else:
             weight_of(self.get_base_layer()).copy_(self.folded(A, B))
         self.offset = kind
+
+    def add_values(self) -> None:
+        """Put AdaLoRA's E between the factors, all 0."""
+        self.E = nn.Parameter(torch.zeros(self.A.shape[0], 1, device=self.A.device))
 
     @torch.no_grad()
     def replace_base(self, weight: Tensor) -> None:
@@ -119,7 +135,7 @@ class LowRankLinear(Linear):
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What the pairs add to the base weight as it now stands, stored as the base stores it; peft's merging asks."""
-        delta = self.s * (self.B @ self.A)
+        delta = self.s * (self.B @ self.scaled_A)
         if self.offset == "separate":
             delta = delta + self.offset_scaling * (self.offset_B @ self.offset_A)
         return delta.T if self.fan_in_fan_out else delta

@@ -15,8 +15,8 @@ OFFSETS: tuple[Offset, ...] = ("separate", "fold")
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
     """The tensors a checkpoint needs, named `<module>.<leaf>`; live ones, detached, not copies.
 
-    Leaves: `A`, `B`; `separate_A`, `separate_B` or `fold_A`, `fold_B` of an offset; `magnitude` of DoRA; `base`, (out,
-    in) in the base's dtype, where a scheme replaced the weight.
+    Leaves: `A`, `B`; `E` of AdaLoRA; `separate_A`, `separate_B` or `fold_A`, `fold_B` of an offset; `magnitude` of
+    DoRA; `base`, (out, in) in the base's dtype, where a scheme replaced the weight.
     """
     return {
         f"{name}.{leaf}": tensor.detach()
@@ -27,7 +27,7 @@ def adapter_state(model: PeftModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_adapter_state(model: PeftModel, state: dict[str, Tensor]) -> None:
-    """Give a model the state that `adapter_state` took, in place; on a freshly installed one offsets are rebuilt.
+    """Give a model the state that `adapter_state` took, in place; on a freshly installed one offsets and E are rebuilt.
 
     Raises Mismatch for a missing, unexpected or misshapen tensor, before anything is written, and for a folded offset
     other than the one this base has already given up.
@@ -43,6 +43,8 @@ def load_adapter_state(model: PeftModel, state: dict[str, Tensor]) -> None:
         _check(name, layer, by_layer[name])
     for name, layer in layers.items():
         given = by_layer[name]
+        if "E" in given and layer.E is None:
+            layer.add_values()
         kind = _kind(given)
         if kind != "none" and layer.offset == "none":
             layer.set_offset(kind, given[f"{kind}_A"], given[f"{kind}_B"])
@@ -54,6 +56,8 @@ def load_adapter_state(model: PeftModel, state: dict[str, Tensor]) -> None:
 
 def _tensors(layer: LowRankLinear) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {"A": layer.A, "B": layer.B}
+    if layer.E is not None:
+        tensors["E"] = layer.E
     if layer.offset != "none":
         tensors |= {f"{layer.offset}_A": layer.offset_A, f"{layer.offset}_B": layer.offset_B}
     if layer.magnitude is not None:
@@ -72,6 +76,8 @@ def _check(name: str, layer: LowRankLinear, given: dict[str, Tensor]) -> None:
     shapes = {leaf: tensor.shape for leaf, tensor in _tensors(layer).items()}
     if kind != "none" and layer.offset == "none":
         shapes |= {f"{kind}_A": layer.A.shape, f"{kind}_B": layer.B.shape}
+    if "E" in given:
+        shapes["E"] = torch.Size([layer.A.shape[0], 1])
     if "base" in given:
         shapes["base"] = weight_of(layer.get_base_layer()).shape
     missing, unexpected = sorted(shapes.keys() - given.keys()), sorted(given.keys() - shapes.keys())

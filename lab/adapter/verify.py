@@ -44,8 +44,12 @@ def verify(
     scaling: float,
     initialised: Initialised,
     use_dora: bool,
+    adaptive: bool = False,
 ) -> Applied:
-    """Compare the live model with the plan and with what the scheme returned; raises Mismatch naming the modules."""
+    """Compare the live model with the plan and with what the scheme returned; raises Mismatch naming the modules.
+
+    `adaptive`: AdaLoRA's values E are there and 0, as its step 0 has them.
+    """
     layers = adapted_layers(model)
     _check_modules(model, targets, layers)
     _collect(targets, lambda target: _structure(layers[target.name], target, plan[target.name], scaling, use_dora))
@@ -54,6 +58,7 @@ def verify(
     absent = [target.name for target in targets if target.name not in initialised.layers]
     if absent:
         raise Mismatch(f"{_names(absent)} never initialised.")
+    _collect(targets, lambda target: _values(layers[target.name], adaptive))
     _collect(targets, lambda target: _filled(layers[target.name], initialised.layers[target.name]))
     _check_trainable(model, layers)
     trainable, total = model.get_nb_trainable_parameters()
@@ -68,7 +73,7 @@ def verify(
         total_params=total,
         offset="+".join(sorted({layer.offset for layer in layers.values()})),
         bases_replaced=sum(layer.base_replaced for layer in layers.values()),
-        delta_norm=math.sqrt(sum(delta_norm(layer.A, layer.B, layer.s) ** 2 for layer in layers.values())),
+        delta_norm=math.sqrt(sum(delta_norm(layer.scaled_A, layer.B, layer.s) ** 2 for layer in layers.values())),
         budget_used=sum(layer.A.numel() + layer.B.numel() for layer in layers.values()),
     )
 
@@ -124,6 +129,14 @@ def _dropout(layer: LowRankLinear, asked: float) -> Iterator[Found]:
     yield "the dropout", asked, module.p if isinstance(module, nn.Dropout) else 0.0
 
 
+def _values(layer: LowRankLinear, asked: bool) -> Iterator[Found]:
+    yield "the presence of AdaLoRA's values", asked, layer.E is not None
+    if asked and layer.E is not None:
+        yield "the shape of E", (layer.A.shape[0], 1), tuple(layer.E.shape)
+        yield "E.requires_grad", True, layer.E.requires_grad
+        yield "the number of values of E that are not 0", 0, layer.rank
+
+
 def _filled(layer: LowRankLinear, init: LayerInit) -> Iterator[Found]:
     """The pair, its offset and the folded weight against the digests of what the scheme returned."""
     yield "the digest of A and B", init.factors_sha256, sha256_of(layer.A, layer.B)
@@ -141,7 +154,7 @@ def _filled(layer: LowRankLinear, init: LayerInit) -> Iterator[Found]:
 
 
 def _check_trainable(model: PeftModel, layers: dict[str, LowRankLinear]) -> None:
-    wanted = {id(p) for layer in layers.values() for p in (layer.A, layer.B, layer.magnitude) if p is not None}
+    wanted = {id(p) for layer in layers.values() for p in (layer.A, layer.B, layer.E, layer.magnitude) if p is not None}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in wanted:
             raise Mismatch(f"{name} is trainable; only the factors of adapted layers may be.")

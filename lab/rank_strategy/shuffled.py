@@ -10,6 +10,7 @@ from lab.errors import UsageError
 from lab.init import Evidence, Need
 from lab.layer import Target
 from lab.rank_strategy import RankPlan, RankStrategy
+from lab.rank_strategy.adalora import Adalora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,13 @@ class Shuffled:
     """
 
     of: RankStrategy
+
+    def __post_init__(self) -> None:
+        if isinstance(self.of, Adalora):
+            raise UsageError(
+                "rank_strategy=shuffled cannot permute adalora, whose ranks are known only when its run has ended; "
+                "give them to rank_strategy=custom, and that to shuffled."
+            )
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -45,7 +45,9 @@ class FirstStepWatch(AfterStep):
         """Keep the factors of step 0."""
         if self.gradients and pl_module.progress.step == 0 and trainer.is_global_zero:
             layers = adapted_layers(pl_module.net)
-            self.before = {name: (layer.A.detach().clone(), layer.B.detach().clone()) for name, layer in layers.items()}
+            self.before = {
+                name: (layer.scaled_A.detach().clone(), layer.B.detach().clone()) for name, layer in layers.items()
+            }
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         """After the first step, measure and let the gradients go."""
@@ -56,7 +58,7 @@ class FirstStepWatch(AfterStep):
         for name, layer in adapted_layers(module.net).items():
             A, B = self.before[name]
             L = layer.s * torch.cat([layer.B.detach(), -B], dim=1)
-            R = torch.cat([layer.A.detach(), A])
+            R = torch.cat([layer.scaled_A.detach(), A])
             found = first_step(L, R, self.gradients[name].to(L.device), A.shape[0])
             measures = {} if found is None else vars(found)
             rows.append({"module": name} | {f"first_step_{key}": value for key, value in measures.items()})
@@ -88,7 +90,7 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
     rows: list[Row] = []
     for name, L, R in delta_factors(model):
         layer = layers[name]
-        weight, rank = pristine_weight(layer), layer.A.shape[0]
+        weight, rank = pristine_weight(layer), layer.rank
         left = right = None
         if name not in wide:
             basis = triples_at(weight, torch.arange(min(weight.shape)))

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lab.adapter.adalora import AdaptiveRanks
 from lab.adapter.state import adapter_state, load_adapter_state
 from lab.config import RunConfig
 from lab.training.hardware import Resolved
@@ -46,6 +47,8 @@ class CausalLM(LightningModule):
         self.step_nats = 0.0  # sum of this process's token losses in the step so far
         self.step_batch: dict[str, Any] = {}
         self.grad_norm = float("nan")
+        self.adaptive: AdaptiveRanks | None = None  # AdaLoRA, where the rank strategy is it
+        self.orthogonality = float("nan")  # AdaLoRA's regulariser at this step, unweighted and in no logged loss
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """This micro-batch's part of the loss, scaled so that Lightning's averages give the sum."""
@@ -67,7 +70,12 @@ class CausalLM(LightningModule):
             raise Diverged("the training loss", batch["step"] + 1, batch["examples"], bad)
         self.step_nats += value
         scale = batch["share"] / max(1, batch["denominator"])
-        return nats * (scale * self.hardware.accumulate * self.hardware.devices)
+        loss = nats * (scale * self.hardware.accumulate * self.hardware.devices)
+        if self.adaptive is not None and batch_idx % self.hardware.accumulate == 0:  # once a step, in each process
+            regulariser = self.adaptive.orthogonality()
+            self.orthogonality = float(regulariser.detach())
+            loss = loss + regulariser * (self.adaptive.strategy.orthogonality * self.hardware.accumulate)
+        return loss
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -105,7 +113,11 @@ class CausalLM(LightningModule):
         """Structure and progress travel with the weights, in plain types."""
         checkpoint["structure"] = self.structure
         checkpoint["progress"] = asdict(self.progress)
+        if self.adaptive is not None:
+            checkpoint["adaptive"] = self.adaptive.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the progress; the structure was rebuilt before."""
+        """Restore the progress and AdaLoRA's averages; the structure was rebuilt before."""
         self.progress = Progress(**checkpoint["progress"])
+        if self.adaptive is not None:
+            self.adaptive.load_state(checkpoint["adaptive"])

@@ -28,11 +28,15 @@ class PlanFigure(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Draw and log it."""
-        if not trainer.is_global_zero or pl_module.progress.step > 0:
-            return
-        for logger in trainer.loggers:
-            add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
-            if add_figure is not None:
-                from lab.rank_strategy.allocation import allocation_figure
+        if trainer.is_global_zero and pl_module.progress.step == 0:
+            show_figure(trainer, TAG, self.plan, self.targets, 0)
 
-                add_figure(TAG, allocation_figure(self.plan, self.targets), 0)
+
+def show_figure(trainer: Trainer, tag: str, plan: Mapping[str, int], targets: Sequence[Target], step: int) -> None:
+    """Put the bars and the heat map of a plan on every logger that takes figures."""
+    for logger in trainer.loggers:
+        add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
+        if add_figure is not None:
+            from lab.rank_strategy.allocation import allocation_figure
+
+            add_figure(tag, allocation_figure(dict(plan), targets), step)

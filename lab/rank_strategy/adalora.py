@@ -1,0 +1,135 @@
+"""Ranks that fall during training: the settings, the first plan and the schedule of AdaLoRA."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from lab.errors import UsageError
+from lab.init import Evidence, Factors, Need
+from lab.init.inputs import check_rank, normal
+from lab.layer import Target
+from lab.rank_strategy import RankPlan
+
+DEVIATION = 0.02  # of P and Q at step 0, as peft fills them
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """AdaLoRA's own start: P and Q are N(0, 0.02²) and Λ, which the layer holds, is 0."""
+
+    label: str = "adalora"
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """No training data."""
+        return frozenset()
+
+    def factors(
+        self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
+    ) -> Factors:
+        """A = Q (rank, in) and B = P (out, rank); raises UsageError on a rank the layer cannot hold."""
+        check_rank(target, rank)
+        out, inner = target.shape
+        A = normal((rank, inner), generator, weight) * DEVIATION
+        return Factors(A, normal((out, rank), generator, weight) * DEVIATION)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What may be left after each optimizer step, counted from 1, in the unit of `initial` and `target`."""
+
+    initial: int
+    target: int
+    first: int  # the last step before any cut
+    last: int  # the step of the last cut; every later one only repeats it
+    total: int
+    every_n_steps: int
+
+    def budget(self, step: int) -> int:
+        """The cubic of AdaLoRA (arXiv:2303.10512, eq. 12), rounded down as peft does."""
+        if step <= self.first:
+            return self.initial
+        if step >= self.last:
+            return self.target
+        left = 1 - (step - self.first) / (self.last - self.first)
+        return int((self.initial - self.target) * left**3 + self.target)
+
+    def cuts(self, step: int) -> bool:
+        """True where the ranks are brought to the budget after this step."""
+        return step >= self.last or (step > self.first and step % self.every_n_steps == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adalora:
+    """AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): W + s P Λ Q, whose least important triplets are cut in training.
+
+    Importance is peft's: running mean times running uncertainty of |θ ∂L/∂θ|, the objective's gradient. `params` keeps
+    the most important triplets of all layers as long as their Σ (out + in) fits what `uniform` at `rank` costs, so the
+    end is within one module's cost of it and never above; `ranks` keeps `rank` on average, as peft and the paper do.
+    """
+
+    start: float
+    budget: str
+    warmup: float
+    settle: float
+    every_n_steps: int
+    beta1: float
+    beta2: float
+    orthogonality: float
+
+    def __post_init__(self) -> None:
+        if self.budget not in ("params", "ranks"):
+            raise UsageError(
+                f"rank_strategy.budget={self.budget!r} is neither params nor ranks, which AdaLoRA can end at."
+            )
+        if not self.start >= 1:
+            raise UsageError(f"rank_strategy.start={self.start} must be at least 1: ranks only fall.")
+        if self.warmup < 0 or self.settle < 0 or not self.warmup + self.settle < 1:
+            raise UsageError(
+                f"rank_strategy.warmup={self.warmup} and settle={self.settle} are shares of the run that must leave "
+                "room for cuts between them; choose two that add up to less than 1."
+            )
+        if self.every_n_steps < 1:
+            raise UsageError(f"rank_strategy.every_n_steps must be at least 1; got {self.every_n_steps}.")
+        for name in ("beta1", "beta2"):
+            if not 0 < getattr(self, name) < 1:
+                raise UsageError(f"rank_strategy.{name}={getattr(self, name)} must lie between 0 and 1.")
+        if not self.orthogonality >= 0:
+            raise UsageError(f"rank_strategy.orthogonality={self.orthogonality} must not be negative.")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
+
+    @property
+    def scheme(self) -> Triplets:
+        """What fills P and Q."""
+        return Triplets()
+
+    def allocate(
+        self,
+        targets: Sequence[Target],
+        rank: int,
+        weights: Mapping[str, Tensor],
+        evidence: Mapping[str, Evidence],
+        generator: Generator,
+    ) -> RankPlan:
+        """The ranks of step 0: start · rank everywhere, or a layer's smaller side."""
+        return {target.name: min(round(self.start * rank), target.max_rank) for target in targets}
+
+    def costs(self, targets: Sequence[Target]) -> dict[str, int]:
+        """What one rank of each layer takes from the budget."""
+        return {target.name: target.cost if self.budget == "params" else 1 for target in targets}
+
+    def schedule(self, targets: Sequence[Target], rank: int, total_steps: int) -> Schedule:
+        """When the ranks fall, and to what."""
+        costs, plan = self.costs(targets), self.allocate(targets, rank, {}, {}, Generator())
+        return Schedule(
+            initial=sum(costs[name] * plan[name] for name in plan),
+            target=rank * sum(costs.values()),
+            first=int(self.warmup * total_steps),
+            last=total_steps - int(self.settle * total_steps),
+            total=total_steps,
+            every_n_steps=self.every_n_steps,
+        )
