@@ -87,7 +87,7 @@ def one_skipped(net, targets, plan, **rest):
     return install(net, targets[1:], {target.name: plan[target.name] for target in targets[1:]}, **rest)
 
 
-FAULTS = {one_less: r": the rank is \d+, asked \d+", one_skipped: "was targeted, but has no adapter"}
+FAULTS = {one_less: r": the rank is \d+, asked \d+", one_skipped: "is a target but has no adapter to initialise"}
 
 
 @pytest.fixture(scope="module")
