@@ -1,38 +1,21 @@
 """The same run under other thresholds, without training.    python -m lab.replay RUN svd_policy.angle_stable=0.1,0.2"""
 
 import argparse
-import dataclasses
 import importlib
-import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab.errors import UsageError, nearest
-from lab.ledger import Recorded, Row
+from lab.ledger import Recorded
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.decisions import Decided
 
 # How the run was measured; a replay cannot change it.
 MEASURED = ("every_n_steps", "target_modules", "oversample", "engine", "exact_every_n_ticks", "budget")
 PREFIX = "svd_policy."
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one set of thresholds would have decided, up to each layer's first firing."""
-
-    settings: dict[str, Any]  # the swept keys
-    first_fire: dict[str, tuple[int, str] | None]  # layer -> step and reason; None where it never fires
-    unsatisfiable: list[str]  # rules that could fire at no recorded spectrum, and why
-
-    @property
-    def fired(self) -> int:
-        """How many layers fire."""
-        return sum(fire is not None for fire in self.first_fire.values())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,6 +37,7 @@ def _run(given: argparse.Namespace) -> None:
     from lab import ledger
     from lab.spectral.diagnosis import NotHeld
     from lab.svd_policy import decisions, replay_tables
+    from lab.svd_policy.outcome import sweep
     from lab.svd_policy.suggest import suggest
 
     recorded = ledger.read(given.run)
@@ -165,29 +149,6 @@ def make_policy(settings: Mapping[str, Any]) -> SvdPolicy:
         raise UsageError(f"the policy {settings['_target_']!r} cannot be imported: {error}.") from None
     made: SvdPolicy = kind(**{key: value for key, value in settings.items() if key != "_target_"})
     return made
-
-
-def sweep(rows: Sequence[Row], policy: SvdPolicy, swept: Mapping[str, Sequence[Any]]) -> list[Outcome]:
-    """Every combination of the swept settings, first fires only; what follows them no ledger can know."""
-    from lab.svd_policy.decisions import decide_all
-
-    outcomes = []
-    for combination in itertools.product(*swept.values()):
-        settings = dict(zip(swept, combination, strict=True))
-        tried = dataclasses.replace(policy, **settings)  # type: ignore[type-var]
-        first: dict[str, tuple[int, str] | None] = {row.layer: None for row in rows}
-        for decided in decide_all(rows, tried):
-            if first[decided["layer"]] is None and decided["reason"] in tried.rules:
-                first[decided["layer"]] = (decided["step"], decided["reason"])
-        outcomes.append(Outcome(settings, first, unsatisfiable(rows, tried)))
-    return outcomes
-
-
-def unsatisfiable(rows: Sequence[Row], policy: SvdPolicy) -> list[str]:
-    """The rules that could fire at no recorded spectrum, each in one sentence."""
-    from lab.svd_policy.reachability import blocked_rules
-
-    return [str(blocked) for blocked in blocked_rules(policy, rows)]
 
 
 def compare(made: Sequence[Decided], live: Sequence[Decided]) -> str:

@@ -30,11 +30,12 @@ from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
 from lab.training.loss import Scorer
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
-from lab.training.observe import watched
+from lab.training.observe import Observer
 from lab.training.optim import total_steps
 from lab.training.plan_shown import print_plan
 from lab.training.progress import ProgressBar, console
 from lab.training.stop import stop_on_signal
+from lab.training.watched import watched
 
 log = logging.getLogger(__name__)
 PROBE_SAMPLES = 16  # validation samples on which step 0 is compared with the base
@@ -115,7 +116,8 @@ class Session:
             log.info("%d blocks compiled", compile_blocks(adapted.net, self.hardware.accelerator))
         self.module = CausalLM(adapted.net, config, self.hardware, total, adapted.structure)
         tokens = sum(lengths) / plan.steps_per_epoch
-        watching = [self.watched.observer(self.run_dir, config, tokens, self.result.spectral)] if self.watched else []
+        found = self.result.spectral
+        watching = [Observer(self.run_dir, self.watched, config, tokens, found)] if self.watched else []
         adapting = adaptive.start(self.module, self.run_dir, adapted.targets)
         split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, _rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 LINES = [
     line.split(" #")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for page in (README, (ROOT / "docs/observe.md").read_text())
+    for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     for line in block.splitlines()
     if line.strip()
 ]
@@ -33,6 +34,16 @@ def test_every_training_command_composes(line, monkeypatch, tmp_path):
         return
     first_of_each = [re.sub(r"=([^,\[{]+),.*", r"=\1", word) for word in words]  # a grid's first job
     assert config.compose(*first_of_each).rank >= 1
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "lab.replay" in line])
+def test_every_replay_command_names_settings_of_its_policy(line):
+    run, *words = shlex.split(line.split("lab.replay", 1)[1])
+    assert run == "RUN"
+    settings = config.compose("svd_policy=phase1", "method=full").svd_policy
+    for word in words:
+        key = word.split("=")[0]
+        assert key in ("svd_policy", "--suggest") or key.removeprefix("svd_policy.") in settings, word
 
 
 def test_every_make_target_exists_and_explains_itself():

@@ -4,22 +4,20 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.decisions import Decided
+from lab.svd_policy.outcome import Outcome
 from lab.svd_policy.suggest import Suggestion
 from lab.svd_policy.summary import summarise
 from lab.svd_policy.tables import MOST_LAYERS, summary_table
 
-if TYPE_CHECKING:
-    from lab.replay import Outcome
 
-
-def show_outcomes(outcomes: Sequence["Outcome"], swept: Mapping[str, Sequence[Any]]) -> None:
+def show_outcomes(outcomes: Sequence[Outcome], swept: Mapping[str, Sequence[Any]]) -> None:
     """One set of thresholds layer by layer; several as a row each, two swept keys also as a grid."""
     console = Console()
     if len(outcomes) == 1:
@@ -32,14 +30,14 @@ def show_outcomes(outcomes: Sequence["Outcome"], swept: Mapping[str, Sequence[An
         console.print(sentence, style="yellow")
 
 
-def _layers(outcome: "Outcome") -> Table:
+def _layers(outcome: Outcome) -> Table:
     table = Table("layer", "first fire", "reason", title=f"{outcome.fired} of {len(outcome.first_fire)} layers fire")
     for layer, fire in list(outcome.first_fire.items())[:MOST_LAYERS]:
         table.add_row(layer, *(("never", "") if fire is None else (f"step {fire[0]}", fire[1])))
     return table
 
 
-def _sets(outcomes: Sequence["Outcome"]) -> Table:
+def _sets(outcomes: Sequence[Outcome]) -> Table:
     table = Table(*outcomes[0].settings, "layers that fire", "first fire", "median", title="first fires")
     for outcome in outcomes:
         steps = [fire[0] for fire in outcome.first_fire.values() if fire is not None]
@@ -49,7 +47,7 @@ def _sets(outcomes: Sequence["Outcome"]) -> Table:
     return table
 
 
-def _grid(outcomes: Sequence["Outcome"], swept: Mapping[str, Sequence[Any]]) -> Table:
+def _grid(outcomes: Sequence[Outcome], swept: Mapping[str, Sequence[Any]]) -> Table:
     (down, rows), (across, columns) = swept.items()
     table = Table(f"{down} \\ {across}", *(str(value) for value in columns), title="layers that fire")
     for row in rows:
@@ -58,7 +56,7 @@ def _grid(outcomes: Sequence["Outcome"], swept: Mapping[str, Sequence[Any]]) -> 
     return table
 
 
-def write(outcomes: Sequence["Outcome"], swept: Mapping[str, Sequence[Any]], to: Path) -> str:
+def write(outcomes: Sequence[Outcome], swept: Mapping[str, Sequence[Any]], to: Path) -> str:
     """replay.json and, for two swept keys, a heat map; returns their names in words."""
     to.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -80,7 +78,7 @@ def write(outcomes: Sequence["Outcome"], swept: Mapping[str, Sequence[Any]], to:
     return f"{path} and {_heat_map(outcomes, swept, to)}"
 
 
-def _heat_map(outcomes: Sequence["Outcome"], swept: Mapping[str, Sequence[Any]], to: Path) -> Path:
+def _heat_map(outcomes: Sequence[Outcome], swept: Mapping[str, Sequence[Any]], to: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

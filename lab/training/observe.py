@@ -1,11 +1,10 @@
 """Watching the spectra of a run in training: when to look, who looks, and what becomes of it. Training never knows."""
 
 import logging
-import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,12 @@ from rich.text import Text
 
 from lab import ledger
 from lab.config import RunConfig
-from lab.errors import UsageError
-from lab.layer import Target, find_targets, is_linear, shape_of
 from lab.ledger import Ledger, Row, row_of
 from lab.spectral.cadence import analysis_flops, cohorts, due, owners
 from lab.spectral.diagnosis import Diagnosis
 from lab.spectral.tracker import Tracker
-from lab.svd_policy import State, SvdPolicy, decisions
+from lab.svd_policy import State, decisions
 from lab.svd_policy.account import before
-from lab.svd_policy.observing import Observing
-from lab.svd_policy.reachability import Bound, amdahl
 from lab.svd_policy.summary import approaches, summarise
 from lab.svd_policy.tables import approach_table, chance_table, measures_table, reach_table, summary_table
 from lab.training.callbacks import AfterStep
@@ -34,61 +29,10 @@ from lab.training.observed import AdaptedLayers, FullLayers, Observed, rank, wor
 from lab.training.progress import console
 from lab.training.spectral_board import SpectralBoard
 from lab.training.stop import Diverged
+from lab.training.watched import Watched
 
 log = logging.getLogger(__name__)
 TREND = 5  # ticks through which a trend is drawn
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What a policy with ticks looks at, from shapes alone."""
-
-    policy: Observing
-    targets: list[Target]
-    bound: Bound  # on what low rank in the targets could bring
-    matmul_parameters: int  # weights that multiply activations, the output head among them
-
-    def observer(self, run_dir: Path, config: RunConfig, tokens: float, found: dict[str, Any]) -> "Observer":
-        """The callback; `tokens` is the mean per optimizer step, `found` what goes into the run's record."""
-        # 2 FLOPs a weight and token forward; backward as much for the inputs, and with method=full for the weights.
-        flops = (6 if config.method == "full" else 4) * self.matmul_parameters * tokens
-        return Observer(run_dir, self, config.svd_policy, flops, found)
-
-
-def watched(model: Any, policy: SvdPolicy, config: RunConfig) -> Watched | None:
-    """What the policy looks at in a model that need not be loaded yet; None where it has no ticks.
-
-    With method=lora only layers that are adapted: the others never change. Raises UsageError for a policy that does not
-    say how to measure or decides about layers that do not train, a pattern that matches nothing, and a k that is larger
-    than a layer.
-    """
-    if policy.every_n_steps is None:
-        return None
-    if not isinstance(policy, Observing):
-        raise UsageError(
-            f"svd_policy {type(policy).__name__} has ticks and no settings to measure by; let it inherit from "
-            f"lab.svd_policy.observing.Observing."
-        )
-    if policy.rules and config.method == "lora":
-        raise UsageError(
-            f"svd_policy {type(policy).__name__} decides when a layer that trains in full may go low-rank, and "
-            f"method=lora has none; use svd_policy=observe, or method=full."
-        )
-    skeleton = model.skeleton()
-    targets = find_targets(skeleton, policy.target_modules, key="svd_policy.target_modules")
-    if config.method == "lora":
-        adapter = config.adapter
-        adapted = {target.name for target in find_targets(skeleton, adapter.target_modules, adapter.exclude_modules)}
-        named, targets = targets, [target for target in targets if target.name in adapted]
-        if not targets:
-            raise UsageError(
-                f"svd_policy.target_modules={policy.target_modules!r} names {named[0].name} and no layer that is "
-                f"adapted, so nothing it names would change; widen it or adapter.target_modules."
-            )
-    shapes = {target.name: target.shape for target in targets}
-    policy.check_shapes(shapes)
-    matmul = sum(math.prod(shape_of(module)) for module in skeleton.modules() if is_linear(module))
-    return Watched(policy, targets, amdahl(shapes, matmul, skeleton.num_parameters()), matmul)
 
 
 class Observer(AfterStep):
@@ -105,13 +49,13 @@ class Observer(AfterStep):
         self,
         run_dir: Path,
         watched: Watched,
-        settings: Mapping[str, Any],
-        step_flops: float,
+        config: RunConfig,
+        tokens_per_step: float,
         found: dict[str, Any],
     ) -> None:
-        self.run_dir, self.policy, self.settings = run_dir, watched.policy, dict(settings)
+        self.run_dir, self.policy, self.settings = run_dir, watched.policy, config.svd_policy
         self.targets = {target.name: target for target in watched.targets}
-        self.bound, self.step_flops = watched.bound, step_flops
+        self.bound, self.step_flops = watched.bound, watched.step_flops(config, tokens_per_step)
         self.found = found  # goes into the run's record
         self.seconds = self.tick_seconds = 0.0
         self.due: Sequence[str] = ()
@@ -149,9 +93,8 @@ class Observer(AfterStep):
         own = {name: basis for name, basis in self.bases.items() if self.owner.get(name) == rank()}
         self.tracker.load_state_dict(_moved(own, pl_module.hardware.device))
         if trainer.is_global_zero:
-            self._take_up(pl_module.progress.step)
             self.board = SpectralBoard(trainer.loggers, list(self.targets.values()), policy)
-            self.board.start()
+            self._take_up(pl_module.progress.step)
         if pl_module.progress.step == 0 and isinstance(self.layers, FullLayers):
             if trainer.is_global_zero:
                 self.layers.save_initial()
@@ -167,8 +110,10 @@ class Observer(AfterStep):
         decisions.cut_back(self.run_dir, step - 1)
         targets = {name: {**asdict(target), "leaf": target.leaf} for name, target in self.targets.items()}
         self.ledger = Ledger(self.run_dir, {"policy": self.settings, "targets": targets})
-        for row in ledger.read(self.run_dir).rows:
+        rows = ledger.read(self.run_dir).rows
+        for row in rows:
             self._decide(row)
+        self.board.remember(rows)
         if len(self.first) == len(self.targets):
             self._say_start(aloud=False)
 
@@ -206,12 +151,12 @@ class Observer(AfterStep):
         own = [name for name in self.due if self.owner[name] == rank()]
         found = self.tracker.finish(self.layers.updates(), self.layers.momenta(own, trainer.optimizers[0]))
         everywhere = _gathered(found)
-        made = self._write([self._row(name, everywhere[name]) for name in self.due]) if everywhere else []
+        rows = self._write([self._row(name, everywhere[name]) for name in self.due]) if everywhere else []
         self._spent(module, began)
         began = self._now(module)
         if trainer.is_global_zero:
-            self._show(trainer, module, made)
-        broken = _of_main([row.layer for row in made if row.reason == "non_finite"])
+            self._show(trainer, module, rows)
+        broken = _of_main([row.layer for row in rows if row.reason == "non_finite"])
         self.due = ()
         self._spent(module, began)
         if broken and self.policy.on_non_finite == "stop":
@@ -251,7 +196,8 @@ class Observer(AfterStep):
         spent = f"{len(rows)} layers in {self.tick_seconds:.2f} s ({share})"
         table.caption = f"{spent}; {cost['memory_share']:.1%} on top of the training state"
         console.print(table)
-        self.board.tick(self.step, rows, self.recent, cost)
+        self.board.remember(rows)
+        self.board.tick(self.step, rows, list(self.recent)[-len(rows) :], cost)
         self.found["cost"] = {"bytes": self.bytes, **cost}
 
     def _say_start(self, aloud: bool) -> None:
@@ -267,6 +213,13 @@ class Observer(AfterStep):
         for sentence in account["cannot_fire"]:
             console.print(Text(sentence, style="yellow"))
             log.warning(sentence)
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """The dashboard's figures up to the last tick."""
+        if trainer.is_global_zero:
+            began = self._now(pl_module)
+            self.board.draw(self.board.last)
+            self.seconds += self._now(pl_module) - began
 
     def close(self) -> None:
         """After training, on the main process: what was in the policy's way, from the files, on console and record."""

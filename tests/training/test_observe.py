@@ -1,12 +1,20 @@
 """Observing a real run: what it writes is true, and training is bitwise what it is without."""
 
+import re
+
 import pytest
 import torch
 from jobs import losses, run
 from safetensors.torch import load_file
 
 from lab import ledger, record, replay
+from lab.adapter.layer import adapted_layers
+from lab.errors import UsageError
+from lab.layer import find_targets
 from lab.svd_policy import decisions
+from lab.training import checkpoint
+from lab.training.observed import AdaptedLayers, FullLayers
+from lab.training.spectral_board import chosen
 
 TICKS = ("svd_policy.every_n_steps=2", "svd_policy.exact_every_n_ticks=2", "svd_policy.oversample=2")
 OBSERVE = ("svd_policy=observe", "svd_policy.k=4", *TICKS)
@@ -93,3 +101,172 @@ def test_a_resumed_run_has_every_tick_once_and_the_same(tmp_path, monkeypatch):
     assert_same_training(tmp_path / "whole", tmp_path / "cut")
     assert path.read_bytes() == (tmp_path / "whole" / ledger.FOLDER / ledger.FILE).read_bytes()
     assert decisions.read(tmp_path / "cut") == decisions.read(tmp_path / "whole")
+
+
+def first_tick(folder):
+    return {row.layer: row for row in ledger.read(folder).rows if row.step == 0}
+
+
+def test_the_gradient_is_of_the_whole_batch_and_not_clipped(tmp_path):
+    one_step = ("method=full", "schedule.max_steps=1", *OBSERVE)
+    run(tmp_path / "a", *one_step, "optim.max_grad_norm=0", "hardware.micro_batch_size=8")
+    run(tmp_path / "b", *one_step, "optim.max_grad_norm=1e-3", "hardware.micro_batch_size=2")
+    run(
+        tmp_path / "c",
+        *one_step,
+        "optim.max_grad_norm=1e-3",
+        "hardware.micro_batch_size=2",
+        "hardware.gradient_checkpointing=true",
+    )
+    whole = first_tick(tmp_path / "a")
+    for folder in ("b", "c"):
+        for layer, row in first_tick(tmp_path / folder).items():
+            # sums of the same numbers in another order, float32
+            assert row.gradient.total == pytest.approx(whole[layer].gradient.total, rel=1e-4)
+
+
+def test_the_update_is_what_the_optimizer_applied(tmp_path):
+    run(tmp_path, "method=full", "schedule.max_steps=1", *OBSERVE)
+    before, after = load_file(tmp_path / "checkpoints/initial.safetensors"), weights(tmp_path)
+    for layer, row in first_tick(tmp_path).items():
+        change = after[f"{layer}.weight"].double() - before[layer].double()
+        assert row.update.total == pytest.approx(float(change.square().sum()), rel=1e-5)
+        assert row.momentum.total > 0
+
+
+def test_the_update_of_an_adapted_layer_is_the_change_of_its_product(tmp_path):
+    run(tmp_path, "schedule.max_steps=1", *OBSERVE)
+    saved = weights(tmp_path)
+    for layer, row in first_tick(tmp_path).items():
+        A, B = (saved[f"base_model.model.{layer}.lora_{side}.weight"].double() for side in "AB")
+        product = 32 / 4 * B @ A  # alpha / rank; B is 0 at first
+        assert row.update.total == pytest.approx(float(product.square().sum()), rel=1e-4)
+        assert (row.mode, row.rank, row.momentum) == ("low_rank", 4, None)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_of_an_effective_weight_is_autograds_own(checkpointing):
+    net, batches, targets = adapted_micro()
+    if checkpointing:
+        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        net.enable_input_require_grads()
+    layers = AdaptedLayers(net, targets)
+    # The base weight enters the output as the effective weight does, so autograd can be asked for its gradient.
+    bases = {target.name: adapted_layers(net)[target.name].get_base_layer().weight for target in targets}
+    for weight in bases.values():
+        weight.requires_grad_(True)
+    net.train()
+    layers.listen(list(bases))
+    for batch in batches:
+        net(input_ids=batch, labels=batch).loss.backward()
+    found = layers.gradients(list(bases), dict.fromkeys(bases, 0))
+    for name, weight in bases.items():
+        torch.testing.assert_close(found[name], weight.grad, rtol=1e-4, atol=1e-7)
+
+
+def adapted_micro():
+    from lab import build, config
+    from lab.adapter.install import install
+
+    made = build.make(config.compose("model=micro").model)
+    net = made.load(torch.float32, 0)
+    targets = find_targets(net)
+    plan = {target.name: 4 for target in targets}
+    model = install(net, targets, plan, rank=4, alpha=32, scaling="alpha_over_r", dropout=0.0, use_dora=False)
+    for layer in adapted_layers(model).values():
+        torch.nn.init.normal_(layer.B, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(0)
+    return model, [torch.randint(0, 500, (2, 16), generator=generator) for _ in range(2)], targets
+
+
+def test_a_budget_makes_layers_take_turns(tmp_path):
+    run(tmp_path, "method=full", *OBSERVE, "svd_policy.budget=0.02")
+    rows = ledger.read(tmp_path).rows
+    by_step = {step: [row.layer for row in rows if row.step == step] for step in (0, 2, 4, 6)}
+    assert all(0 < len(layers) < 14 for layers in by_step.values())
+    assert by_step[0] != by_step[2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("svd_policy=observe", "svd_policy.target_modules=[q_prj]"), r"svd_policy.target_modules 'q_prj' matches no"),
+        (("svd_policy=observe", "svd_policy.k=40"), r"svd_policy.k=40 is more than .* has directions \(32x64\)"),
+        (("svd_policy=phase1", "method=lora"), "method=lora has none; use svd_policy=observe"),
+        (
+            ("svd_policy=observe", "svd_policy.target_modules=[o_proj]", "adapter.target_modules=[q_proj]"),
+            "no layer that is adapted",
+        ),
+        (("svd_policy=observe", "svd_policy.on_non_finite=shrug"), "is none of hold, stop"),
+    ],
+)
+def test_what_cannot_be_observed_is_refused_before_weights_are_read(overrides, says, tmp_path, monkeypatch):
+    monkeypatch.setattr("lab.model.scratch.Scratch.load", lambda *args: pytest.fail("weights were read"))
+    with pytest.raises(UsageError, match=says):
+        run(tmp_path, "method=full", *overrides)
+
+
+@pytest.mark.parametrize("answer", ["hold", "stop"])
+def test_a_weight_that_is_not_finite_is_held_and_training_goes_on_or_stops(answer, tmp_path, monkeypatch, capsys):
+    seen = FullLayers.weights
+
+    def broken(self, names):
+        found = seen(self, names)
+        last = list(found)[-1]
+        return found | {last: torch.full_like(found[last], torch.nan)}
+
+    monkeypatch.setattr(FullLayers, "weights", broken)
+    result = run(tmp_path, "method=full", *OBSERVE, f"svd_policy.on_non_finite={answer}")
+    held = [row for row in decisions.read(tmp_path) if row["mode"] == "hold"]
+    assert {row["reason"] for row in held} == {"non_finite"}
+    assert "weights that are not finite" in capsys.readouterr().out
+    if answer == "hold":
+        assert (result.status, len(held)) == ("completed", 4)
+    else:
+        assert (result.status, len(held), result.error["step"]) == ("diverged", 1, 1)
+
+
+def test_the_dashboard_has_a_page_per_question_with_the_limits_drawn_in(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+
+    run(tmp_path, "method=full", *PHASE1, "logger=tensorboard", "svd_policy.log_layers=3")
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    layout = Layout()
+    layout.ParseFromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
+    pages = {page.title: [chart.title for chart in page.chart] for page in layout.category}
+    assert list(pages) == ["angle", "energy against chance", "tail error", "effective rank", "cost"]
+    assert pages["angle"][0] == "angle_stable and its limit"
+    scalars = events.Tags()["scalars"]
+    assert [event.value for event in events.Scalars("spectral_limit/angle_stable/limit")] == pytest.approx([0.1] * 2)
+    assert sum(tag.startswith("spectral/angle/") for tag in scalars) == 3
+    tags = [tag for page in layout.category for chart in page.chart for tag in chart.multiline.tag]
+    for tag in tags:
+        assert any(re.match(tag, scalar) for scalar in scalars), f"{tag} draws nothing"
+    assert {"spectral/spectra", "spectral/heat_map/angle"} <= set(events.Tags()["images"])
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, "a"), (2, "ae"), (3, "ace"), (9, "abcde")])
+def test_logged_layers_are_spread_evenly(count, kept):
+    assert chosen("abcde", count) == list(kept)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_processes_share_the_layers_and_decide_as_one(method, tmp_path):
+    policy = PHASE1 if method == "full" else OBSERVE
+    common = (f"method={method}", *policy, "schedule.max_steps=5", "schedule.save_every_n_steps=3")
+    run(tmp_path / "one", *common, "hardware.micro_batch_size=4")
+    run(tmp_path / "two", *common, "hardware.devices=2")
+    one, two = ledger.read(tmp_path / "one").rows, ledger.read(tmp_path / "two").rows
+    assert [(row.step, row.layer) for row in one] == [(row.step, row.layer) for row in two]
+    for a, b in zip(one, two, strict=True):
+        assert b.gradient.total == pytest.approx(a.gradient.total, rel=1e-2)  # rounding, grown over five steps
+        assert b.energy == pytest.approx(a.energy, rel=1e-4)
+    actions = [
+        [(row["layer"], row["action"], row["reason"]) for row in decisions.read(tmp_path / n)] for n in ("one", "two")
+    ]
+    assert actions[0] == actions[1]
+    state = checkpoint.load(tmp_path / "two/checkpoints/last.ckpt")["callbacks"]["Observer"]
+    assert set(state["bases"]) == {row.layer for row in one}, "every rank's bases are in the checkpoint"

@@ -1,0 +1,45 @@
+"""What a policy would have done on a recorded run, up to where other decisions would have made another run."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lab.ledger import Row
+from lab.svd_policy import SvdPolicy
+from lab.svd_policy.decisions import decide_all
+from lab.svd_policy.reachability import blocked_rules
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one set of thresholds would have decided, up to each layer's first firing."""
+
+    settings: dict[str, Any]  # the swept keys
+    first_fire: dict[str, tuple[int, str] | None]  # layer -> step and reason; None where it never fires
+    unsatisfiable: list[str]  # rules that could fire at no recorded spectrum, and why
+
+    @property
+    def fired(self) -> int:
+        """How many layers fire."""
+        return sum(fire is not None for fire in self.first_fire.values())
+
+
+def sweep(rows: Sequence[Row], policy: SvdPolicy, swept: Mapping[str, Sequence[Any]]) -> list[Outcome]:
+    """Every combination of the swept settings, first fires only; what follows them no ledger can know."""
+    outcomes = []
+    for combination in itertools.product(*swept.values()):
+        settings = dict(zip(swept, combination, strict=True))
+        tried = dataclasses.replace(policy, **settings)  # type: ignore[type-var]
+        first: dict[str, tuple[int, str] | None] = {row.layer: None for row in rows}
+        for decided in decide_all(rows, tried):
+            if first[decided["layer"]] is None and decided["reason"] in tried.rules:
+                first[decided["layer"]] = (decided["step"], decided["reason"])
+        outcomes.append(Outcome(settings, first, unsatisfiable(rows, tried)))
+    return outcomes
+
+
+def unsatisfiable(rows: Sequence[Row], policy: SvdPolicy) -> list[str]:
+    """The rules that could fire at no recorded spectrum, each in one sentence."""
+    return [str(blocked) for blocked in blocked_rules(policy, rows)]
