@@ -43,6 +43,7 @@ PAGE_OF_CLAUSE = {
     "reconstruction_safe": "tail error",
 }
 OTHER, COST = "limits", "cost"
+FIGURES_AT = tuple(4**i for i in range(1, 12))  # ticks; figures cost more than a tick, so ever further apart
 SAYS = {  # of the measures drawn as heat maps
     "angle": "largest angle since the last tick (rad)",
     "gradient_z": "gradient's energy in the k directions: standard deviations above chance",
@@ -94,7 +95,7 @@ class SpectralBoard:
             for writer in self.writers:
                 writer.add_custom_scalars(self.layout())
         self.ticks, self.last = self.ticks + 1, step
-        if self.ticks & (self.ticks - 1) == 0:  # a figure costs as much as a tick: only at 1, 2, 4, 8, …
+        if self.ticks in FIGURES_AT:
             self.draw(step)
 
     def _by_role(self, name: str, found: Mapping[str, float]) -> dict[str, float]:

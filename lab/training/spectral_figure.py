@@ -59,7 +59,7 @@ def spectra(rows: Sequence[Row], layers: Sequence[str]) -> Figure | None:
         panel.axvline(held[0].k, color="0.6", linewidth=0.8, linestyle="--")
         panel.set_yscale("log")
         panel.set_title(short(layer), fontsize=8)
-        panel.tick_params(labelsize=7)
+        panel.tick_params(which="both", labelsize=7)
     for panel in panels.flat[len(found) :]:
         panel.set_visible(False)
     for panel in panels[-1]:
