@@ -1,0 +1,45 @@
+"""Every study that is shipped can be judged, at every size, within its jobs."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from lab.config import CONF
+from lab.sweep.declaration import SIZES, declare
+from lab.sweep.planner import extensions_per_arm, jobs_before_extensions
+
+BLOCKS = {
+    path.stem: OmegaConf.to_container(block)
+    for path in sorted((CONF / "experiment").glob("*.yaml"))
+    if (block := OmegaConf.select(OmegaConf.load(path), "hydra.sweeper.study")) is not None
+}
+
+
+def test_the_studies_are_there():
+    assert {"init_comparison", "rank_sweep", "rank_strategies"} <= set(BLOCKS)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_shipped_study_declares_what_it_judges(name, size):
+    study = declare(BLOCKS[name], size)
+    assert study.name == name
+    assert study.baseline not in study.contrasts
+    assert "%" in str(study.margin)
+    if size != "quick":
+        assert len(study.seeds) >= 6
+        assert all(len(grid) >= 4 for grid in study.learning_rates.values())
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_default_study_is_at_most_100_jobs_with_its_extensions(name):
+    study = declare(BLOCKS[name])
+    tuned = sum(len(grid) > 1 for grid in study.learning_rates.values())
+    assert jobs_before_extensions(study) + extensions_per_arm(study) * tuned * len(study.tune_seeds) <= 100
+    assert extensions_per_arm(study) >= 1
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_quick_study_is_a_few_jobs_on_seeds_too_few_for_a_verdict(name):
+    study = declare(BLOCKS[name], "quick")
+    assert jobs_before_extensions(study) <= 12
+    assert len(study.seeds) < 4
