@@ -10,7 +10,7 @@ LAB = Path(__file__).resolve().parent.parent / "lab"
 
 # Every part may import only those before it, so every arrow runs down and there are no circles.
 ORDER = (
-    *("errors", "cache", "record", "gpus", "process_group", "spectral", "ledger", "layer", "data", "model"),
+    *("errors", "cache", "record", "gpus", "process_group", "spectral", "ledger", "layer", "model", "data"),
     *("init", "rank_strategy", "svd_policy", "adapter", "switch", "sweep", "report"),
     *("build", "incompatible", "config", "suggest", "training", "environment", "assemble"),
     *("fetch", "dry_run", "session", "worker", "launch", "train", "replay", "export", "assets", "testing", "bench"),
