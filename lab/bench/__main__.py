@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-SUITES = ("train", "init", "spectral", "pretrain")
+SUITES = ("train", "job", "init", "spectral", "pretrain")
 
 
 def main(arguments: list[str] | None = None) -> None:
