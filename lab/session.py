@@ -1,12 +1,10 @@
 """A run from start to end in one process: assemble, evaluate the base, fit, evaluate, export."""
 
-import logging
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from rich.text import Text
 
@@ -193,8 +191,7 @@ class Session:
             metrics["forgetting"] = after - (metrics["base_retention_loss"] or 0.0)
         began = time.perf_counter()
         if self.config.evaluate.accuracy and self.main:
-            with torch.compiler.set_stance("force_eager"):
-                metrics["test_accuracy"] = self.answers.accuracy(adapted.net)
+            metrics["test_accuracy"] = self.answers.accuracy(adapted.net)
         for name, node in self.config.metrics.items():
             metrics[name] = float(build.make({**node, "_partial_": True})(adapted.net, self.tokenizer))
         self.spent["eval"] += time.perf_counter() - began
@@ -243,14 +240,7 @@ class Session:
         return evaluate(self.module.scorer, self.corpus.val.samples, self.corpus.pad_id)
 
     def _show_samples(self, step: int) -> None:
-        with torch.compiler.set_stance("force_eager"):  # every new length of the cache would be compiled again
-            shown = self.answers.samples(self.module.net)
-        for prompt, text in shown:
-            log.info("step %d: %r -> %r", step, prompt, text)
-            for logger in self.module.trainer.loggers:
-                add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
-                if add_text is not None:
-                    add_text("samples", f"**{prompt}**\n\n{text}", step)
+        self.answers.show(self.module.net, step, self.module.trainer.loggers)
 
     def _data_name(self) -> str:
         return str(self.config.data["name"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from jobs import shell
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lab import config, dry_run
 
@@ -79,6 +80,47 @@ def test_dry_run_prints_what_a_step_takes_and_trains_nothing(tmp_path):
     assert "FLOPs per step, 8 steps" in done.stdout
     assert "hours" in done.stdout
     assert not (tmp_path / "out/result.json").exists()
+
+
+NUMBERS = {  # of Qwen2.5-Math-7B
+    **{"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28},
+    **{"num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": "false"},
+}
+QWEN_7B = [
+    *("model=micro", "+model.architecture.vocab_size=152064"),
+    *(f"model.architecture.{name}={number}" for name, number in NUMBERS.items()),
+]
+BASE, PAIRS = 7_615_616_512, 40_370_176  # parameters of Qwen2.5-7B, and of rank 16 on all its linear layers
+
+
+@pytest.fixture(scope="module")
+def seven_billion():
+    """One step of LoRA on shapes of seven billion parameters, of which none has memory."""
+    asked = config.compose(*QWEN_7B, "rank=16", "hardware=a100x8", "schedule.batch_size=8")
+    mode = FakeTensorMode()
+    net = dry_run.fake_model(asked, torch.bfloat16, mode)
+    with mode:
+        return dry_run.cost_of_step(net, asked.optim, 1, 512, 8, autocast=False)
+
+
+def test_lora_on_seven_billion_parameters_counts_them_without_holding_them(seven_billion):
+    cost = seven_billion
+    assert (cost.trainable, cost.parameters) == (PAIRS, BASE + PAIRS)
+    assert cost.weights == pytest.approx(2 * BASE + 4 * PAIRS, rel=1e-6)  # a bf16 base, float32 pairs
+    assert cost.gradients == 4 * PAIRS
+    assert cost.optimizer == pytest.approx(8 * PAIRS, rel=1e-4)  # two moments, and a step count a tensor
+
+
+def test_the_flops_of_a_lora_step_are_those_of_its_products(seven_billion):
+    """Forward and the gradient of the inputs, 2 FLOPs a weight each; the embedding is no product, the head sees labels.
+
+    The pairs add their own three products; attention, 4 T d a token and layer forward and twice that backward, is
+    under 2 % at 512 tokens and counted causal or not by kernel.
+    """
+    head = embedding = 152_064 * 3_584
+    blocks = BASE - head - embedding
+    expected = 512 * (4 * blocks + 6 * PAIRS) + 8 * 4 * head
+    assert seven_billion.flops == pytest.approx(expected, rel=0.03)
 
 
 def test_a_machine_that_is_not_here_can_be_planned_for(monkeypatch):

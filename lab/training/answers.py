@@ -1,6 +1,8 @@
 """What a model says: sample generations during a run, and exact match of extracted answers at its end."""
 
+import logging
 from collections.abc import Sequence
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +15,8 @@ from lab.training.generate import complete
 
 if TYPE_CHECKING:
     from lab.assemble import Corpus
+
+log = logging.getLogger(__name__)
 
 
 class Answers:
@@ -31,6 +35,16 @@ class Answers:
             if prompts
             else []
         )
+
+    def show(self, net: nn.Module, step: int, loggers: Sequence[Any]) -> None:
+        """Samples into the log and into every logger that takes text."""
+        shown = self.samples(net)
+        for prompt, text in shown:
+            log.info("step %d: %r -> %r", step, prompt, text)
+        for logger in loggers:
+            add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
+            if add_text is not None and shown:
+                add_text("samples", as_markdown(shown), step)
 
     def accuracy(self, net: nn.Module) -> float | None:
         """Share of test pairs whose extracted answer equals the reference's; None where the data has no pattern."""
@@ -53,5 +67,16 @@ class Answers:
             torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.long)
             for prompt in prompts
         ]
-        out = complete(net, ids, self.corpus.eos_id, self.corpus.pad_id, longest, self.device)
+        with torch.compiler.set_stance("force_eager"):  # every new length of the cache would be compiled again
+            out = complete(net, ids, self.corpus.eos_id, self.corpus.pad_id, longest, self.device)
         return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in out]
+
+
+def as_markdown(samples: Sequence[tuple[str, str]]) -> str:
+    """Prompts and completions as code blocks, so that nothing in them is taken for markup."""
+    blocks = (("prompt", 0), ("completion", 1))
+    return "\n\n".join(
+        f"**{name} {number}**\n\n{indent(sample[part] or ' ', '    ', lambda line: True)}"
+        for number, sample in enumerate(samples, 1)
+        for name, part in blocks
+    )

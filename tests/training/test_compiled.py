@@ -1,10 +1,34 @@
-"""torch.compile where it cannot work: the reason is said."""
+"""torch.compile changes the speed of a run and nothing that it reports beyond rounding."""
+
+import math
+import shutil
 
 import pytest
+import torch
+from jobs import losses, run
 from torch import nn
 
 from lab.errors import UsageError
 from lab.training import compiled
+
+SHORT = ("schedule.max_steps=3", "evaluate.accuracy=false", "evaluate.num_samples=0")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the CPU's code generator needs a C++ compiler")
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_compiled_run_gives_the_losses_of_an_eager_one(method, tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    run(tmp_path / "eager", f"method={method}", *SHORT)
+    assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    run(tmp_path / "compiled", f"method={method}", *SHORT, "hardware.compile=true")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    rows = zip(losses(tmp_path / "eager"), losses(tmp_path / "compiled"), strict=True)
+    for here, there in rows:
+        for a, b in zip(here, there, strict=True):
+            # float32, with products and sums fused in another order; the gradient's norm is the least exact of these
+            assert a == b or math.isclose(float(a), float(b), rel_tol=1e-4)
 
 
 def test_without_a_compiler_or_without_blocks_the_reason_is_said(monkeypatch):
