@@ -1,5 +1,6 @@
 """A run from start to end in one process: assemble, evaluate the base, fit, evaluate, export."""
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -8,13 +9,12 @@ from typing import Any
 from lightning.pytorch import Trainer, seed_everything
 from rich.text import Text
 
-from lab import build, record
+from lab import account, build, record
 from lab.adapter.export import export, verify_export
 from lab.adapter.install import scaling_factor
 from lab.assemble import Adapted, adapt, load_base, load_corpus, readapt
-from lab.config import RunConfig, plain_of
+from lab.config import RunConfig
 from lab.data.encode import Sample, preview
-from lab.environment import environment
 from lab.model import weights_sha256
 from lab.record import RunRecord
 from lab.training import adaptive, checkpoint, hardware, learned, memory
@@ -30,7 +30,6 @@ from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
 from lab.training.observe import Observer
 from lab.training.optim import total_steps
-from lab.training.plan_shown import print_plan
 from lab.training.progress import ProgressBar, console
 from lab.training.stop import stop_on_signal
 from lab.training.watched import watched
@@ -97,10 +96,10 @@ class Session:
         scorer = Scorer(adapted.net, self.hardware.device, autocast=False)
         step0 = evaluate(scorer, probe, corpus.pad_id).loss
         scorer.gate.handle.remove()
-        self._record_model(adapted, model)
+        account.describe(self.result, config, adapted, model, self.tokenizer, self.hardware)
         self.result.init = {**adapted.init_record, "base_loss": before, "step0_loss": step0}
         if self.main:
-            self._say_start(adapted)
+            account.say_start(self.result, adapted.targets)
             MetricsFile(self.run_dir).start({"step": 0, "tokens": 0, "val_loss": metrics["base_val_loss"]})
             record.write(self.run_dir, self.result)  # what was read back so far outlives a kill
         return adapted
@@ -210,7 +209,7 @@ class Session:
         }
         self.result.switches = 0
         if self.main:
-            self._say_end()
+            account.say_end(self.result, self.run_dir)
 
     def _export(self, adapted: Adapted) -> None:
         if self.config.method == "lora":
@@ -244,60 +243,6 @@ class Session:
 
     def _data_name(self) -> str:
         return str(self.config.data["name"])
-
-    def _record_model(self, adapted: Adapted, model: Any) -> None:
-        result, net = self.result, adapted.net
-        result.seed, result.data_seed = self.config.seed, self.config.data_seed
-        result.config = plain_of(self.config)
-        result.model = {
-            "name_or_path": model.name_or_path,
-            "revision": model.revision,
-            "weights_sha256": adapted.structure["base_sha256"],
-            "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
-            "quantization": getattr(model, "quantization", None),
-            "vocab_size": _vocabulary(net),
-            "unused_ids": max(0, _vocabulary(net) - len(self.tokenizer)),
-        }
-        result.trainable_params = sum(p.numel() for p in net.parameters() if p.requires_grad)
-        result.total_params = sum(p.numel() for p in net.parameters())
-        if adapted.applied is not None:
-            result.ranks, result.scalings = dict(adapted.applied.ranks), dict(adapted.applied.scalings)
-            asked = self.config.rank * sum(target.cost for target in adapted.targets)
-            result.budget = {"asked": asked, "used": adapted.applied.budget_used}
-        result.environment = environment(self.hardware)
-
-    def _say_start(self, adapted: Adapted) -> None:
-        result = self.result
-        if unused := result.model["unused_ids"]:
-            console.print(
-                f"vocabulary: {result.model['vocab_size']:,} words, {unused:,} of them beyond the tokenizer's ids: "
-                f"no text holds those, and only the head's softmax sees them"
-            )
-        if adapted.applied is not None:
-            init = result.init
-            print_plan(result.ranks, adapted.targets)
-            console.print(
-                f"{init['scheme']}: {init['modules_initialised']} of {init['modules_targeted']} modules initialised, "
-                f"rank {_span(result.ranks)}, scaling {_span(result.scalings)}, "
-                f"{result.trainable_params:,} of {result.total_params:,} parameters train; "
-                f"loss at step 0 {init['step0_loss']:.4f}, of the base {init['base_loss']:.4f}"
-            )
-        console.print(f"base: validation loss {result.metrics['base_val_loss']:.4f} nats per token")
-
-    def _say_end(self) -> None:
-        metrics = self.result.metrics
-        shown = ("val_loss", "val_bpb", "best_val_bpb", "base_val_loss", "test_loss", "test_accuracy", "forgetting")
-        facts = [f"{name} {value:.4f}" for name in shown if (value := metrics.get(name)) is not None]
-        console.print(f"{' · '.join(facts)} · {self.result.seconds['total']:.0f} s · {self.run_dir}")
-
-
-def _span(values: dict[str, Any]) -> str:
-    low, high = min(values.values()), max(values.values())
-    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
-
-
-def _vocabulary(net: Any) -> int:
-    return int(net.get_input_embeddings().weight.shape[0])
 
 
 def _rank() -> int:
