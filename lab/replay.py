@@ -57,6 +57,8 @@ def _run(given: argparse.Namespace) -> None:
             outcomes = sweep(recorded.rows, policy, swept)
             to = given.to or given.run / "replay"
             replay_tables.show_outcomes(outcomes, swept)
+            if not swept:
+                replay_tables.show_summary(decisions.decide_all(recorded.rows, policy), policy)
             print(f"wrote {replay_tables.write(outcomes, swept, to)}")
     except NotHeld as error:
         raise UsageError(f"the ledger of {given.run} cannot answer this: {error}") from None

@@ -13,7 +13,20 @@ ORDER = (
     *("errors", "cache", "record", "gpus", "process_group", "spectral", "ledger", "layer", "model", "data"),
     *("init", "rank_strategy", "svd_policy", "adapter", "switch", "sweep", "report"),
     *("build", "incompatible", "config", "suggest", "training", "environment", "assemble"),
-    *("fetch", "dry_run", "account", "session", "worker", "launch", "train", "replay", "export", "assets", "testing", "bench"),
+    *(
+        "fetch",
+        "dry_run",
+        "account",
+        "session",
+        "worker",
+        "launch",
+        "train",
+        "replay",
+        "export",
+        "assets",
+        "testing",
+        "bench",
+    ),
 )
 
 # Parts that see little of ours, whatever else is below them.

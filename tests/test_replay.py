@@ -121,9 +121,11 @@ def test_a_run_without_a_ledger_is_refused(tmp_path):
     assert "holds no ledger" in refusal(tmp_path)
 
 
-def test_a_warm_run_is_refused_for_a_rule_that_needs_whole_spectra(tmp_path):
+def test_the_seeds_rule_is_asked_of_a_run_that_only_observed(tmp_path, capsys):
     record(tmp_path, "observe")
-    assert "engine=warm gives no whole spectra" in refusal(tmp_path, "svd_policy=phase1")
+    said = say(capsys, tmp_path, "svd_policy=phase1", "svd_policy.k=4")
+    assert f"of {LAYERS} layers fire" in said
+    assert "what was in the way" in said
 
 
 def test_a_ledger_cut_short_replays_what_is_whole_and_says_so(tmp_path, capsys):

@@ -39,7 +39,7 @@ class Observing(ABC):
                 f"svd_policy.budget={self.budget} is no share of training; give a number above 0, or null."
             )
 
-    def check_shapes(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+    def check_run(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Raises UsageError where a layer has fewer than k directions."""
         for name, shape in shapes.items():
             if self.k > min(shape):

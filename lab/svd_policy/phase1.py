@@ -36,8 +36,9 @@ class Phase1(Observing):
     rank_grow: float
     rank_shrink: float
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_run(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Raises UsageError for a run of the seed's rule without whole spectra, too; a replay says what it lacks."""
+        super().check_run(shapes)
         if self.engine != "exact":
             raise UsageError(
                 f"svd_policy.engine={self.engine} gives no whole spectra, which this rule asks for; use exact."
@@ -49,7 +50,11 @@ class Phase1(Observing):
         return {DANGER: ("principal_danger",), OPTIMAL: ("angle_stable", "minor_safe", "reconstruction_safe")}
 
     def decide(self, row: Row, state: State) -> tuple[Decision, State]:
-        """The seed's decision; the first analysis only records a spectrum."""
+        """The seed's decision; the first analysis only records a spectrum.
+
+        A row without the whole spectrum answers as far as its curves do: the next rank is then None, and NotHeld is
+        raised where the outcome hangs on a number that it lacks.
+        """
         waiting = undecided(row)
         if waiting is not None:
             return waiting, state
@@ -64,11 +69,19 @@ class Phase1(Observing):
         g = min(row.shape)
         rank = g - self.k if row.rank is None else row.rank
         clauses = self._clauses(row, g - rank)
-        next_rank = self.next_rank(S, state.get("singular_values"), rank)
+        before = state.get("singular_values")
+        whole = row.whole and (before is None or len(before) == g)
+        next_rank = self.next_rank(S, before, rank) if whole else None
         return self._decision(row, clauses, next_rank), remembered
 
-    def _decision(self, row: Row, clauses: tuple[Clause, ...], next_rank: int) -> Decision:
+    def _decision(self, row: Row, clauses: tuple[Clause, ...], next_rank: int | None) -> Decision:
         holds = {item.name: item.holds for item in clauses}
+        lacking = [item.name for item in clauses if item.value is None and not row.whole]
+        if lacking and not holds["principal_danger"] and holds["angle_stable"] and holds["reconstruction_safe"]:
+            raise NotHeld(
+                f"whether {row.layer} goes low-rank at step {row.step} hangs on {', '.join(lacking)}, and that step "
+                f"has no whole spectrum; record with engine=exact."
+            )
         for reason, names in self.rules.items():
             if all(holds[name] for name in names):
                 action: Action = "to_low_rank" if row.mode != "low_rank" else "resize"
@@ -97,12 +110,12 @@ class Phase1(Observing):
         seed = row.norm_ratios
         if seed is not None and seed.k == k:
             return seed.principal, seed.minor, seed.angle, seed.reconstruction_error
-        # At another k the same quantities follow from the curves; the angle then comes from atan2 and has no floor.
-        if not row.whole:
-            raise NotHeld(
-                f"phase1 needs whole spectra, and step {row.step} has none; it replays runs with engine=exact."
-            )
-        left, all_left = row.fraction("gradient", "left", k), row.fraction("gradient", "left", row.directions)
+        # Otherwise the same quantities follow from the curves; the angle then comes from atan2 and has no floor.
+        left = row.fraction("gradient", "left", k)
+        if row.shape[0] <= row.shape[1]:  # the left singular vectors are a whole basis, and hold all of the gradient
+            all_left: float | None = 1.0
+        else:
+            all_left = row.fraction("gradient", "left", row.directions) if row.whole else None
         outside = None if left is None or all_left is None else math.sqrt(max(0.0, all_left - left))
         turn = row.previous
         angle = None if turn is None else row.at(turn.angle_left, k, row.angle_counts)

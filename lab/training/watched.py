@@ -65,6 +65,6 @@ def watched(model: Any, policy: SvdPolicy, config: RunConfig) -> Watched | None:
                 f"adapted, so nothing it names would change; widen it or adapter.target_modules."
             )
     shapes = {target.name: target.shape for target in targets}
-    policy.check_shapes(shapes)
+    policy.check_run(shapes)
     matmul = sum(math.prod(shape_of(module)) for module in skeleton.modules() if is_linear(module))
     return Watched(policy, targets, amdahl(shapes, matmul, skeleton.num_parameters()), matmul)

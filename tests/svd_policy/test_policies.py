@@ -68,7 +68,7 @@ def test_more_directions_than_a_layer_has_are_refused_with_the_layer():
     policy = policy_of(CONF / "svd_policy" / "observe.yaml", k=64)
     assert isinstance(policy, Observe)
     with pytest.raises(UsageError, match=r"k=64 is more than q_proj has directions \(32x56\)"):
-        policy.check_shapes({"q_proj": (32, 56)})
+        policy.check_run({"q_proj": (32, 56)})
 
 
 def test_decisions_are_cut_back_to_a_step_and_a_cut_line_is_dropped(tmp_path):
