@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="svd_policy=NAME, svd_policy.KEY=VALUE or V1,V2,…")
     parser.add_argument("--suggest", action="store_true", help="propose thresholds from what was recorded")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="where your own svd_policy/*.yaml are")
+    parser.add_argument("--mark", metavar="LAYER", help="a layer to draw boldly in clauses.png")
     parser.add_argument("--to", type=Path, metavar="DIR", help="where results go; default RUN/replay")
     given = parser.parse_intermixed_args(arguments)
     try:
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(given: argparse.Namespace) -> None:
     from lab import ledger
     from lab.spectral.diagnosis import NotHeld
-    from lab.svd_policy import decisions, replay_tables
+    from lab.svd_policy import clause_figure, decisions, replay_tables
     from lab.svd_policy.outcome import sweep
     from lab.svd_policy.suggest import suggest
 
@@ -58,8 +59,11 @@ def _run(given: argparse.Namespace) -> None:
             to = given.to or given.run / "replay"
             replay_tables.show_outcomes(outcomes, swept)
             if not swept:
-                replay_tables.show_summary(decisions.decide_all(recorded.rows, policy), policy)
+                made = decisions.decide_all(recorded.rows, policy)
+                replay_tables.show_summary(made, policy)
             print(f"wrote {replay_tables.write(outcomes, swept, to)}")
+            if not swept and (drawn := clause_figure.write(made, to / "clauses.png", given.mark)):
+                print(f"wrote {drawn}")
     except NotHeld as error:
         raise UsageError(f"the ledger of {given.run} cannot answer this: {error}") from None
 

@@ -188,3 +188,8 @@ def test_a_policy_of_ones_own_replays_from_its_folder_in_seconds(run, tmp_path):
     assert time.perf_counter() - began < 20
     rows = json.loads((tmp_path / "out" / "replay.json").read_text())
     assert rows[1]["layers_that_fire"] >= rows[0]["layers_that_fire"]
+
+
+def test_one_set_of_thresholds_is_drawn_clause_by_clause(run, tmp_path, capsys):
+    assert "clauses.png" in say(capsys, run, "svd_policy=phase1", "svd_policy.k=4", "--to", tmp_path / "drawn")
+    assert (tmp_path / "drawn/clauses.png").read_bytes()[:4] == b"\x89PNG"
