@@ -3,14 +3,25 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from lab.config import CONF, GROUPS
 from lab.errors import nearest
 
 
+def explain(error: Exception, arguments: Sequence[str]) -> str:
+    """Hydra's complaint about a command line in one sentence an override, with what may have been meant."""
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    found = list(suggestions(overrides))
+    if found:
+        return "\n".join(found)
+    parts = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if each and str(each).strip()]
+    return ("cannot read the overrides: " if isinstance(error, OverrideParseException) else "") + ": ".join(parts)
+
+
 def suggestions(overrides: Sequence[str]) -> Iterator[str]:
-    """A line for each override whose option or key is unknown, naming the nearest known ones."""
+    """A sentence for each override whose option or key is unknown, naming the nearest known ones."""
     chosen = {"experiment": ""}
     keys = None
     for override in overrides:
@@ -18,21 +29,21 @@ def suggestions(overrides: Sequence[str]) -> Iterator[str]:
         folder = CONF / key
         if folder.is_dir() and value and not (folder / f"{value}.yaml").is_file():
             options = sorted(path.stem for path in folder.glob("*.yaml"))
-            close = nearest(value, options)
-            if close and "," not in value:
-                yield f"{key}={value}{close}"
+            if options and "," not in value and "/" not in key:
+                yield f"{key}={value} is no option{nearest(value, options) or '.'} There are {', '.join(options)}."
+            elif "," not in value:
+                yield f"{key}={value} is no option{nearest(value, options) or '.'}"
         elif folder.is_dir():
             chosen[key] = value
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if not key or key.startswith(("-", "hydra")) or (CONF / key).is_dir():
+        if not key or key.startswith("hydra") or (CONF / key).is_dir():
             continue
         keys = keys or list(_keys(chosen))
         if key not in keys:
             leaves = {known.rsplit(".", 1)[-1]: known for known in keys}
             close = nearest(key, keys) or nearest(key.rsplit(".", 1)[-1], sorted(leaves))
-            if close:
-                yield f"{key}{close}"
+            yield f"there is no key {key}{close or '.'} python -m lab.train --cfg job lists all."
 
 
 def _keys(chosen: dict[str, str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -138,18 +139,22 @@ def main() -> None:
 
 
 def _run_job() -> None:
+    given = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing a page about each
     try:
         _check_writable(sys.argv[1:])
         job()
-    except UsageError as error:
+    except (UsageError, ConfigError) as error:
         sys.exit(str(error))
-    except SystemExit as end:
-        if end.code == 1:
-            from lab.suggest import suggestions
+    except HydraException as error:
+        if given:
+            raise
+        from lab.suggest import explain
 
-            for line in suggestions([arg for arg in sys.argv[1:] if "=" in arg]):
-                print(line, file=sys.stderr)
-        raise
+        sys.exit(explain(error, sys.argv[1:]))
+    finally:
+        if given is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ SEES_ONLY = {
 ONLY_IMPORTERS = {
     "peft": {"adapter", "bench"},
     "lightning": {"training", "session", "worker", "bench"},  # session starts the Trainer, worker quiets it
-    "hydra": {"build", "config", "train", "replay"},
+    "hydra": {"build", "config", "train", "replay", "suggest"},
     "omegaconf": {"build", "config", "train", "replay", "suggest", "gpus", "bench"},  # gpus is a resolver
 }
 # Parts that must start fast or know nothing of training.
