@@ -13,21 +13,29 @@ from lab.errors import nearest
 def explain(error: Exception, arguments: Sequence[str]) -> str:
     """Hydra's complaint about a command line in one sentence an override, with what may have been meant."""
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
-    found = list(suggestions(overrides))
+    found = list(suggestions(overrides, str(error)))
     if found:
         return "\n".join(found)
     parts = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if each and str(each).strip()]
     return ("cannot read the overrides: " if isinstance(error, OverrideParseException) else "") + ": ".join(parts)
 
 
-def suggestions(overrides: Sequence[str]) -> Iterator[str]:
-    """A sentence for each override whose option or key is unknown, naming the nearest known ones."""
+def _named(override: str, complaint: str) -> bool:
+    """True where Hydra complains of this override; one it is content with may name an option of the user's own."""
+    key, _, value = override.lstrip("+~").partition("=")
+    return any(f"'{name}'" in complaint for name in (key, f"{key}/{value}"))
+
+
+def suggestions(overrides: Sequence[str], complaint: str) -> Iterator[str]:
+    """A sentence for each override complained of whose option or key is unknown, naming the nearest known ones."""
     chosen = {"experiment": ""}
     keys = None
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         folder = CONF / key
         if folder.is_dir() and value and not (folder / f"{value}.yaml").is_file():
+            if not _named(override, complaint):
+                continue
             options = sorted(path.stem for path in folder.glob("*.yaml"))
             if options and "," not in value and "/" not in key:
                 yield f"{key}={value} is no option{nearest(value, options) or '.'} There are {', '.join(options)}."
@@ -37,7 +45,7 @@ def suggestions(overrides: Sequence[str]) -> Iterator[str]:
             chosen[key] = value
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if not key or key.startswith("hydra") or (CONF / key).is_dir():
+        if not key or key.startswith("hydra") or (CONF / key).is_dir() or not _named(override, complaint):
             continue
         keys = keys or list(_keys(chosen))
         if key not in keys:

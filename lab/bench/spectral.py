@@ -38,7 +38,7 @@ def run(quick: bool) -> list[Row]:
             rows += _rows(train(*width), repeats=3 if width[0] == 4 else 1)
     finally:
         torch.set_num_threads(threads)
-    Console().print(table(rows))
+    Console(width=max(120, Console().width)).print(table(rows))
     return rows
 
 

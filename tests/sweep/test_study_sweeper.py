@@ -53,6 +53,9 @@ def main(monkeypatch, *arguments):
     try:
         train.main()
     except SystemExit as end:
+        if isinstance(end.code, str):  # as the interpreter does at its end
+            print(end.code, file=sys.stderr)
+            return 1
         return end.code
     return 0
 
