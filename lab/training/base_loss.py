@@ -9,14 +9,16 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from lab import __version__
 from lab.cache import cache_dir, write_atomically
 from lab.data.encode import Sample
 from lab.training import evaluate as evaluation
+from lab.training.agreement import from_rank_0
 from lab.training.evaluate import Evaluation
 from lab.training.hardware import Resolved
 from lab.training.loss import Scorer
@@ -30,24 +32,25 @@ def base_loss(
     """The evaluation of a pristine model whose weights have this digest; every process returns the same."""
     name = _name(scorer, samples, weights_sha256, hardware)
     path = cache_dir("base_loss") / f"{name}.json"
-    found: list[dict[str, float] | None] = [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            found = [json.loads(path.read_text())]
-        except FileNotFoundError:
-            pass
-        except json.JSONDecodeError:
-            log.warning("%s is not readable and is computed again", path)
-    if dist.is_initialized():  # whether to compute together must not depend on who sees the file
-        dist.broadcast_object_list(found)
-    if found[0] is not None:
+    known = from_rank_0(lambda: _read(path))  # whether all compute together must not depend on who sees the file
+    if known is not None:
         log.info("the base's loss on %d samples is known: %s", len(samples), path.name)
-        return Evaluation(**found[0])  # type: ignore[arg-type]
+        return Evaluation(**known)
     result = evaluation.evaluate(scorer, samples, pad_id)
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        text = json.dumps(asdict(result))
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+    text = json.dumps(asdict(result))
+    from_rank_0(lambda: write_atomically(path, lambda temporary: temporary.write_text(text)))
     return result
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError:
+        log.warning("%s is not readable and is computed again", path)
+        return None
+    return found
 
 
 def _name(scorer: Scorer, samples: Sequence[Sample], weights_sha256: str, hardware: Resolved) -> str:
