@@ -46,6 +46,8 @@ def _run(given: argparse.Namespace) -> None:
         raise UsageError(f"the ledger of {given.run} holds no row; the run ended before its first tick.")
     for note in notes(recorded):
         print(note)
+    if given.mark is not None and given.mark not in (layers := {row.layer for row in recorded.rows}):
+        raise UsageError(f"--mark {given.mark} is no layer of this ledger{nearest(given.mark, sorted(layers)) or '.'}")
     policy, swept = _asked(recorded, given.overrides, given.config_dir)
     try:
         if given.suggest:

@@ -193,3 +193,7 @@ def test_a_policy_of_ones_own_replays_from_its_folder_in_seconds(run, tmp_path):
 def test_one_set_of_thresholds_is_drawn_clause_by_clause(run, tmp_path, capsys):
     assert "clauses.png" in say(capsys, run, "svd_policy=phase1", "svd_policy.k=4", "--to", tmp_path / "drawn")
     assert (tmp_path / "drawn/clauses.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_layer_to_mark_that_is_not_there_is_named(run):
+    assert "is no layer of this ledger" in refusal(run, "svd_policy=phase1", "svd_policy.k=4", "--mark", "q_porj")
