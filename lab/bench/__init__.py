@@ -1,1 +1,1 @@
-
+SPECTRA = ("decaying", "gaussian")  # of the layers that the suite `init` measures on

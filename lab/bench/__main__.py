@@ -3,10 +3,15 @@
 import argparse
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from lab.bench import SPECTRA
 
 SUITES = ("train", "job", "init", "spectral", "pretrain")
+LEAST_SIDE = 32  # of a layer of the suite `init`: lora_ga takes twice the rank of 16
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,14 +20,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("suite", nargs="?", choices=SUITES, default="train")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repeats")
     parser.add_argument("--to", type=Path, default=Path.cwd(), metavar="DIR", help="where the JSON goes")
+    parser.add_argument("--shapes", nargs="+", type=_shape, metavar="OUTxIN", help="init: these layers and no model")
+    parser.add_argument("--spectra", nargs="+", choices=SPECTRA, help="init: these spectra of the layers")
     given = parser.parse_args(arguments)
+    narrowed: dict[str, Any] = {name: value for name in ("shapes", "spectra") if (value := getattr(given, name))}
+    if narrowed and given.suite != "init":
+        parser.error(f"--{min(narrowed)} narrows the suite init and has no meaning for {given.suite}.")
     if not given.to.is_dir():
         sys.exit(f"--to {given.to} is no folder.")
     suite = importlib.import_module(f"lab.bench.{given.suite}")
-    rows = suite.run(quick=given.quick)
     path = given.to / f"bench_{given.suite}.json"
+    if given.suite == "init":  # the longest: what is finished is kept if it is cut short
+        narrowed["lines"] = path.with_suffix(".jsonl")
+    rows = suite.run(quick=given.quick, **narrowed)
     path.write_text(json.dumps(rows, indent=2) + "\n")
     print(f"wrote {path}")
+
+
+def _shape(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None or min(int(found[1]), int(found[2])) < LEAST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r} is no layer of at least {LEAST_SIDE} a side, such as 4096x11008.")
+    return int(found[1]), int(found[2])
 
 
 if __name__ == "__main__":

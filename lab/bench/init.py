@@ -3,11 +3,12 @@
 import copy
 import ctypes
 import gc
+import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lab.adapter.initialise import initialise
 from lab.adapter.install import install
+from lab.bench import SPECTRA
 from lab.bench.init_cases import (
     ALPHA,
     COUNTERPARTS,
@@ -40,36 +42,55 @@ Fill = Callable[[], tuple[Tensor, Tensor]]
 
 QUICK_SHAPES = ((1024, 1024),)
 FULL_SHAPES = ((1024, 1024), (2048, 2048), (4096, 4096), (4096, 11008))
-SPECTRA = ("decaying", "gaussian")
 REPEATS_UP_TO = 2048  # layers this wide are measured three times (once if quick), the median taken; wider ones once
 
 
-def run(quick: bool) -> list[Row]:
-    """A row per layer, spectrum and scheme, then per whole model; printed as a table and returned for JSON.
+def run(
+    quick: bool,
+    shapes: Sequence[tuple[int, int]] = (),
+    spectra: Sequence[str] = SPECTRA,
+    lines: Path | None = None,
+) -> list[Row]:
+    """A row per whole model, then per layer, spectrum and scheme; printed as a table and returned for JSON.
 
-    seconds: with an empty SVD cache; cached_seconds: once more with a full one; peak_bytes: resident memory at the
-    height of the call above what was resident before (None where the system does not tell). `peft_…` are of its own
-    counterpart, None where it has none. `speedup` is peft_seconds / seconds.
+    seconds: CPU time of one thread, with an empty SVD cache; cached_seconds: once more with a full one; peak_bytes:
+    resident memory at the height of the call above what was resident before (None where the system does not tell).
+    `peft_…` are of its own counterpart, None where it has none. `speedup` is peft_seconds / seconds.
+    `shapes` (out, in) measures these layers and no model; `lines` is a file that takes each row as it is finished.
     """
     rows = []
-    with _empty_cache() as cache:
-        cases = [(shape, spectrum) for shape in (QUICK_SHAPES if quick else FULL_SHAPES) for spectrum in SPECTRA]
-        for shape, spectrum in track(cases, "layers", console=Console(stderr=True), transient=True):
-            rows += _layer_rows(make_case(shape, spectrum), 1 if quick or max(shape) > REPEATS_UP_TO else 3, cache)
-        rows += _model_rows(num_layers=2 if quick else 8, cache=cache)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    if lines is not None:
+        lines.write_text("")
+    try:
+        for row in _rows(quick, shapes, spectra):
+            rows.append(row)
+            if lines is not None:
+                with open(lines, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+    finally:
+        torch.set_num_threads(threads)
     Console().print(table(rows))
     return rows
 
 
-def _layer_rows(case: Case, repeats: int, cache: Path) -> list[Row]:
-    rows: list[Row] = []
+def _rows(quick: bool, shapes: Sequence[tuple[int, int]], spectra: Sequence[str]) -> Iterator[Row]:
+    with _empty_cache() as cache:
+        if not shapes:
+            yield from _model_rows(num_layers=2 if quick else 8, cache=cache)
+        cases = [(shape, name) for shape in shapes or (QUICK_SHAPES if quick else FULL_SHAPES) for name in spectra]
+        for shape, spectrum in track(cases, "layers", console=Console(stderr=True), transient=True):
+            yield from _layer_rows(make_case(shape, spectrum), 1 if quick or max(shape) > REPEATS_UP_TO else 3, cache)
+
+
+def _layer_rows(case: Case, repeats: int, cache: Path) -> Iterator[Row]:
     for name, scheme in our_schemes().items():
         ours = our_fill(scheme, case)
         theirs = peft_fill(name, COUNTERPARTS[name], case) if name in COUNTERPARTS else None
-        rows.append(_row(case, name, ours, theirs, repeats, cache))
-    rows.append(_row(case, "pissa", our_fill(our_schemes()["pissa"], case), _sketched(case), repeats, cache))
-    rows[-1]["scheme"] = "pissa / niter_4"  # against peft's own randomised variant
-    return rows
+        yield _row(case, name, ours, theirs, repeats, cache)
+    sketched = _row(case, "pissa", our_fill(our_schemes()["pissa"], case), _sketched(case), repeats, cache)
+    yield sketched | {"scheme": "pissa / niter_4"}  # against peft's own randomised variant
 
 
 def _sketched(case: Case) -> Fill:
@@ -94,7 +115,7 @@ def _row(case: Case, name: str, ours: Fill, theirs: Fill | None, repeats: int, c
     return row
 
 
-def _model_rows(num_layers: int, cache: Path) -> list[Row]:
+def _model_rows(num_layers: int, cache: Path) -> Iterator[Row]:
     """A Llama of `num_layers` blocks, 512 wide, every linear layer of decaying spectrum: adapters made and filled."""
     config = LlamaConfig(
         hidden_size=512, intermediate_size=1376, num_hidden_layers=num_layers, num_attention_heads=8, vocab_size=512
@@ -103,7 +124,6 @@ def _model_rows(num_layers: int, cache: Path) -> list[Row]:
     for seed, target in enumerate(find_targets(base)):
         module = base.get_submodule(target.name)
         weight_of(module).data.copy_(make_case(target.shape, "decaying", seed).weight)
-    rows = []
     _pefts_whole(base, "random")()  # the first call of all pays for imports
     _ours_whole(base, "random")()
     for name in ("random", "orthogonal", "pissa", "olora"):
@@ -114,8 +134,7 @@ def _model_rows(num_layers: int, cache: Path) -> list[Row]:
         row: Row = {"layer": f"model, {num_layers * 7} layers", "spectrum": "decaying", "scheme": name}
         row |= {"seconds": seconds, "peak_bytes": peak, "cached_seconds": cached, "captured_energy": None}
         row |= {"peft_seconds": peft_seconds, "peft_peak_bytes": peft_peak, "peft_captured_energy": None}
-        rows.append(row | {"speedup": peft_seconds / seconds})
-    return rows
+        yield row | {"speedup": peft_seconds / seconds}
 
 
 def _ours_whole(base: nn.Module, name: str) -> Callable[[], Any]:
@@ -159,12 +178,12 @@ def _clear(cache: Path) -> None:
 
 
 def _measure(call: Callable[[], Any]) -> tuple[float, int | None, Any]:
-    """Seconds, peak bytes above those resident before, and what the call returned."""
+    """CPU seconds, which leave out work beside it; peak bytes above those resident before; what the call returned."""
     gc.collect()
     before = _reset_peak()
-    began = time.perf_counter()
+    began = time.process_time()
     result = call()
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     return seconds, None if before is None else max(_status("VmHWM") - before, 0), result
 
 
@@ -192,8 +211,7 @@ def _middle(measured: list[tuple[float, int | None, Any]]) -> tuple[float | None
 
 def table(rows: list[Row]) -> Table:
     """The rows for a terminal."""
-    threads = torch.get_num_threads()
-    shown = Table(title=f"init schemes at rank {RANK}, {threads} threads; energy: share of what the scheme is after")
+    shown = Table(title=f"init at rank {RANK}, CPU seconds of one thread; energy: share of what the scheme is after")
     for heading in ("layer", "spectrum", "scheme"):
         shown.add_column(heading, no_wrap=True)
     for heading in ("seconds", "cached", "peft s", "speed-up", "peak MB", "peft MB", "energy", "peft energy"):

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
 
 from lab.bench import init as bench
+from lab.bench.__main__ import main
 from lab.bench.init_cases import COUNTERPARTS, captured_energy, make_case, our_fill, our_schemes, peft_fill
 
 SHAPE = (96, 80)
@@ -43,8 +46,35 @@ def test_a_row_holds_every_column_and_the_table_shows_it(cache):
     assert bench.table([row]).row_count == 1
 
 
+def test_a_run_cut_short_keeps_the_rows_that_it_finished(tmp_path, monkeypatch):
+    def cut_short(case, name, *rest):
+        if name == "eva":
+            raise KeyboardInterrupt
+        return {"layer": case.layer, "scheme": name}
+
+    monkeypatch.setattr(bench, "_row", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        main(["init", "--shapes", "96x80", "--spectra", "gaussian", "--to", str(tmp_path)])
+    rows = [json.loads(line) for line in (tmp_path / "bench_init.jsonl").read_text().splitlines()]
+    assert rows == [{"layer": "96x80", "scheme": "corda"}, {"layer": "96x80", "scheme": "corda_kpm"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["init", "--shapes", "1024"], "'1024' is no layer of at least 32 a side"),
+        (["init", "--spectra", "flat"], "invalid choice: 'flat'"),
+        (["spectral", "--shapes", "96x80"], "--shapes narrows the suite init and has no meaning for spectral"),
+    ],
+)
+def test_what_cannot_be_narrowed_is_refused(arguments, sentence, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert sentence in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_whole_model_is_filled_by_both(cache):
-    rows = bench._model_rows(num_layers=1, cache=cache)
+    rows = list(bench._model_rows(num_layers=1, cache=cache))
     assert [row["scheme"] for row in rows] == ["random", "orthogonal", "pissa", "olora"]
     assert all(row["seconds"] > 0 and row["peft_seconds"] > 0 for row in rows)
