@@ -14,6 +14,13 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Written(Text):
+    """Text in the very tokens a model wrote it in, which its characters need not give back; a sample of its own."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Pair:
     """A prompt (with an optional input field) and its response; only the response is labelled."""
 

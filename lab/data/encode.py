@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.text import Text as Styled
 from torch import Tensor
 
-from lab.data import Record, Text
+from lab.data import Record, Text, Written
 from lab.data.template import Segment, opening, render, render_prompt
 from lab.errors import UsageError
 
@@ -49,7 +49,7 @@ class Encoded:
 def encode(
     records: Sequence[Record], tokenizer: Any, *, template: str | None, max_length: int, side_name: str
 ) -> Encoded:
-    """Texts packed into blocks of max_length tokens, then one sample per pair or chat, cut on the right.
+    """Texts packed into blocks of max_length tokens, then one sample per other record, cut on the right.
 
     Raises UsageError where nothing at all is predicted, or the tokenizer lacks an end token or offsets.
     """
@@ -60,10 +60,12 @@ def encode(
             f"the tokenizer {tokenizer.name_or_path!r} has no {'offsets' if not tokenizer.is_fast else 'eos_token'}; "
             f"use a fast tokenizer with an end-of-text token (tokenizer.json)."
         )
-    texts = [record.text for record in records if isinstance(record, Text)]
+    texts = [record.text for record in records if isinstance(record, Text) and not isinstance(record, Written)]
     samples = list(packed(texts, tokenizer, max_length)) if texts else []
+    written = [[tokenizer.eos_token_id, *record.ids] for record in records if isinstance(record, Written)]
+    samples += [as_written(ids[:max_length], tokenizer) for ids in written]
+    truncated, unlabelled = sum(len(ids) > max_length for ids in written), 0
     others = [render(record, tokenizer, template) for record in records if not isinstance(record, Text)]
-    truncated = unlabelled = 0
     for ids, labels, sizes in joined(others, tokenizer):
         truncated += len(ids) > max_length
         if (labels[:max_length] == IGNORED).all():
@@ -102,6 +104,13 @@ def packed(texts: list[str], tokenizer: Any, max_length: int) -> Iterator[Sample
     for at in range(0, len(stream) - 1, max_length - 1):
         block = stream[at : at + max_length]
         yield sample(block, block, lengths[at : at + max_length])
+
+
+def as_written(ids: list[int], tokenizer: Any) -> Sample:
+    """Every token but the first is predicted."""
+    sizes = np.zeros(len(ids), np.int64)
+    sizes[-1] = len(tokenizer.decode(ids[1:], skip_special_tokens=True).encode())
+    return sample(np.array(ids), np.array(ids), sizes)
 
 
 def joined(rendered: list[list[Segment]], tokenizer: Any) -> Iterator[tuple[Ints, Ints, Ints]]:

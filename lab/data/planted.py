@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lab.cache import cache_dir, write_atomically
-from lab.data import Splits, Text
+from lab.data import Splits, Written
 from lab.errors import UsageError
 from lab.model import weights_sha256
 from lab.model.pretrained import Pretrained
@@ -14,19 +14,20 @@ from lab.model.pretrained import Pretrained
 if TYPE_CHECKING:
     from torch import Tensor
 
-PROBES = 64  # sequences the base writes to show where its activations lie
+PROBES = 256  # sequences the base writes to show where its activations and gradients lie
+AT_ONCE = 32  # of them, since every token has its logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
     """What a teacher writes that is `base` plus a rank-r* change of the weight of `target`.
 
-    ΔW = size · Σᵢ uᵢ vᵢᵀ / σᵢ for i = 1 … r*: vᵢ and σᵢ² are the leading principal directions and variances of the
-    layer's input (uncentred) on text the base writes, so that every vᵢᵀx / σᵢ has unit mean square, and uᵢ are the
-    leading right singular vectors of the centred unembedding. The r* directions are therefore uncorrelated, equally
-    strong at the layer's output, and lie where a gradient sees them: short training can find them, and a LoRA of
-    rank r < r* on that layer must leave some out. With adapters on `target` alone the teacher is inside the student's
-    model class exactly from r = r* on, and no loss below the teacher's entropy can be learned.
+    ΔW = size · Σᵢ (eᵢ/√φᵢ) (vᵢ/√λᵢ)ᵀ for i = 1 … r*: vᵢ and λᵢ are the leading eigenpairs of E[x xᵀ] of the layer's
+    input x, eᵢ and φᵢ those of F = E[g gᵀ], g the gradient of a token's −log p at the layer's output, both on text that
+    the base writes, where F is the Fisher matrix. With K-FAC's independence of g and x (Martens and Grosse, ICML 2015)
+    a change D costs ½‖F^½ D E[x xᵀ]^½‖² nats per token to second order; of ΔW that matrix has r* singular values, all
+    equal to `size`. So the teacher lies ½·r*·size² from the base, and by Eckart and Young a rank r < r* can take back
+    no more than r/r* of it: with adapters on `target` alone the right rank is r*, and no smaller one does.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Planted:
     base: str  # `lab:base`, a folder, or a hub name; the model that is to be trained on this data
     target: str  # the changed layer's name in that model
     true_rank: int  # r*
-    size: float  # Euclidean length that each direction adds to the layer's output, root mean square
+    size: float  # of each direction; ½·size² is its share of the loss, in nats per token
     length: int  # tokens per text
     seed: int
     train_examples: int  # texts
@@ -56,19 +57,19 @@ class Planted:
         import torch
 
         net = self._base().load(torch.float32, self.seed)
-        asked = json.dumps(asdict(self), sort_keys=True) + weights_sha256(net)
+        asked = json.dumps({"as": "tokens"} | asdict(self), sort_keys=True) + weights_sha256(net)
         path = cache_dir("planted") / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
         if not path.exists():
             rows = self._sample(net)
             write_atomically(path, lambda temporary: temporary.write_text(json.dumps(rows)))
-        texts = [Text(text) for text in json.loads(path.read_text())]
+        texts = [Written(text, tuple(ids)) for text, ids in json.loads(path.read_text())]
         first, second = self.train_examples, self.train_examples + self.val_examples
         return Splits(train=tuple(texts[:first]), val=tuple(texts[first:second]), test=tuple(texts[second:]))
 
     def _base(self) -> Pretrained:
         return Pretrained(name_or_path=self.base, revision=None, quantization=None, attn_implementation=None)
 
-    def _sample(self, net: Any) -> list[str]:
+    def _sample(self, net: Any) -> list[tuple[str, list[int]]]:
         import torch
 
         layer = self._layer(net)
@@ -80,7 +81,8 @@ class Planted:
         wanted = self.train_examples + self.val_examples + self.test_examples
         ids = sample(net, wanted, self.length, self._end(), generator)
         tokenizer = self._base().tokenizer()
-        return [tokenizer.decode(_until(row, self._end())) for row in ids[:, 1:].tolist()]
+        rows = [_through(row, self._end()) for row in ids[:, 1:].tolist()]
+        return [(tokenizer.decode(row, skip_special_tokens=True), row) for row in rows]
 
     def _end(self) -> int:
         end = self._base().tokenizer().eos_token_id
@@ -102,20 +104,46 @@ class Planted:
 
 
 def planted_change(net: Any, layer: Any, ids: "Tensor", rank: int, size: float) -> "Tensor":
-    """(out, in) ΔW of the given rank for a layer; `ids` (n, T) are texts that show its input. See Planted."""
+    """(out, in) ΔW of the given rank for a layer; `ids` (n, T) are texts that the model wrote. See Planted."""
+    inputs, gradients = moments(net, layer, ids)
+    return size * _whitened(gradients, rank) @ _whitened(inputs, rank).T
+
+
+def moments(net: Any, layer: Any, ids: "Tensor") -> "tuple[Tensor, Tensor]":
+    """E[x xᵀ] (in, in) of the layer's inputs and E[g gᵀ] (out, out) of each token's gradient at its outputs.
+
+    A layer of the last block after its attention: a token's output there reaches no other token's loss.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    seen: list[Tensor] = []
+
+    def hook(module: Any, args: Any, out: Any) -> None:
+        out.requires_grad_()
+        out.retain_grad()
+        seen[:] = args[0], out
+
+    inputs, gradients, count = torch.zeros(()), torch.zeros(()), 0
+    handle = layer.register_forward_hook(hook)
+    for part in ids.split(AT_ONCE):
+        with torch.enable_grad():
+            logits = net(part).logits[:, :-1]
+            cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").backward()
+        assert seen[1].grad is not None
+        x, g = (rows[:, :-1].detach().flatten(0, 1) for rows in (seen[0], seen[1].grad))
+        inputs, gradients, count = inputs + x.T @ x, gradients + g.T @ g, count + len(x)
+    handle.remove()
+    net.zero_grad()
+    return inputs / count, gradients / count
+
+
+def _whitened(moment: "Tensor", rank: int) -> "Tensor":
+    """(n, rank): the leading eigenvectors, strongest first, each over the root of its eigenvalue."""
     import torch
 
-    inputs: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda module, args, out: inputs.append(args[0].detach().flatten(0, 1)))
-    with torch.no_grad():
-        net(ids)
-    handle.remove()
-    x = torch.cat(inputs)  # (n·T, in)
-    variances, directions = torch.linalg.eigh(x.T @ x / len(x))
-    top = slice(-rank, None)
-    unembedding = net.get_output_embeddings().weight.detach()
-    _, _, rows = torch.linalg.svd(unembedding - unembedding.mean(0), full_matrices=False)
-    return size * rows[:rank].T @ (directions[:, top] / variances[top].sqrt()).T.flip(0)
+    values, vectors = torch.linalg.eigh(moment)
+    return (vectors[:, -rank:] / values[-rank:].sqrt()).flip(1)
 
 
 def sample(net: Any, count: int, length: int, end: int, generator: Any) -> "Tensor":
@@ -133,5 +161,5 @@ def sample(net: Any, count: int, length: int, end: int, generator: Any) -> "Tens
     return ids
 
 
-def _until(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids
+def _through(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end) + 1] if end in ids else ids
