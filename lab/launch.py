@@ -58,7 +58,7 @@ def _launch(
     if previous is not None and previous.status == "completed" and not _extends(config, previous):
         print(f"{run_dir} is completed: skipped.")
         return previous
-    _early_checks(config)
+    early_checks(config)
     configuration.save(config, run_dir)
     if previous is None:
         previous = record.RunRecord(study=config.study, stage=config.stage, arm=config.arm, choices=choices)
@@ -207,7 +207,7 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], None]]:
             yield check
 
 
-def _early_checks(config: RunConfig) -> None:
+def early_checks(config: RunConfig) -> None:
     """What can be known before anything heavy is imported: files, hub names, devices."""
     asked, there = config.hardware, len(gpus.visible())
     if asked.accelerator == "gpu" and asked.devices > there:

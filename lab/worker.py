@@ -25,6 +25,7 @@ NOT_OURS: tuple[tuple[str, type[Warning]], ...] = (
     (r"`is_gradient_checkpointing` is deprecated", FutureWarning),  # transformers 5, of peft's reading the old name
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # torch 2.13, of Lightning's _pytree
 )
+_began: list[Path] = []  # the jobs of this process, in order
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -37,6 +38,7 @@ def run(run_dir: Path) -> RunRecord:
     """
     rank = int(os.environ.get("RANK", "0"))
     main = rank == 0
+    _began.append(run_dir)
     _log_to_file(run_dir, rank)
     _quiet_lightning()
     result = record.read(run_dir)
@@ -76,7 +78,7 @@ def run(run_dir: Path) -> RunRecord:
                     raise
                 raise shown from error
         finally:
-            result.peak_memory_bytes = max(result.peak_memory_bytes or 0, _peak_memory_bytes())
+            result.peak_memory_bytes = max(result.peak_memory_bytes or 0, _peak_memory_bytes() or 0) or None
             if main:
                 record.write(run_dir, result)
             _leave_group()
@@ -135,12 +137,15 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _peak_memory_bytes() -> int:
-    """Peak of the device's memory where there is a GPU, else of this process's resident memory."""
+def _peak_memory_bytes() -> int | None:
+    """Peak of the device's memory where there is a GPU, else of this process's resident memory.
+
+    None where the process has run another job before, whose peak and leavings it may be.
+    """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return None if len(_began) > 1 else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _log_to_file(run_dir: Path, rank: int) -> None:

@@ -101,14 +101,21 @@ class StudySweeper(Sweeper):
 
     def _check_jobs(self, study: "Study") -> None:
         """Compose and check one job of every arm, so that a mistake in a declaration costs no training."""
+        from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
         from lab import config as configuration
+        from lab import launch
         from lab.errors import UsageError
+
+        here = isinstance(self.launcher, BasicLauncher) and not self.config.dry_run  # else devices are another machine's
 
         for name, overrides in study.arms.items():
             config = self.context.config_loader.load_sweep_config(self.config, [*study.common, *overrides])
             try:
-                configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
-            except configuration.ConfigError as error:
+                typed = configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+                if here:
+                    launch.early_checks(typed)
+            except (configuration.ConfigError, UsageError) as error:
                 raise UsageError(f"arm {name} of {study.name} cannot run: {error}") from None
 
     def _launch(self, study_dir: Path) -> Callable[[Sequence[Sequence[str]], int], None]:

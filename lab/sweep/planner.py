@@ -17,7 +17,8 @@ def plan(
 
     `queued` holds the keys of jobs that a launcher has accepted and that have not ended; `attempts` how often a key
     was submitted since the sweep was last started, so that what cannot end is given up. The plan depends on nothing
-    else, so a planner that died is replaced by calling it again. Source: issue 6, "Sweeping".
+    else, so a planner that died is replaced by calling it again. Verdict jobs come seed by seed, arms in turns, so
+    that a machine that slows down slows all arms. Source: issue 6, "Sweeping".
     """
     result, state = Plan(), State(study, tuple(seen), frozenset(queued), attempts or {})
     for arm, grid in study.learning_rates.items():
@@ -30,6 +31,7 @@ def plan(
         if arm == study.baseline:
             for twin, seed in zip(study.twin_seeds, study.seeds, strict=True):
                 state.want(result, "verdict", arm, rate, twin, seed)
+    result.jobs.sort(key=lambda job: (job.stage == "verdict", job.stage == "verdict" and study.seeds.index(job.data_seed)))
     return result
 
 

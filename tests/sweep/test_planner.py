@@ -48,13 +48,13 @@ class World:
         )
         self.seen = [other for other in self.seen if other.path != run.path] + [run]
 
-    def go(self, most=1000):
+    def go(self, most=1000, together=None):
         attempts = {}
         while not (now := plan(self.study, self.seen, attempts=attempts)).finished:
             self.stops += now.stops
             for stop in now.stops:
                 self.seen = [replace(r, status="stopped") if r.path == stop.path else r for r in self.seen]
-            for job in now.jobs:
+            for job in now.jobs[:together]:
                 attempts[job.key] = attempts.get(job.key, 0) + 1
                 self.run(job)
                 if len(self.log) >= most:
@@ -84,6 +84,15 @@ def test_the_baseline_is_paired_with_itself_on_the_same_data_order():
         ("random", 1001, 1), ("random", 1002, 2), ("random", 1003, 3),
     ]  # fmt: skip
     assert "data_seed=1" in twins[0].overrides
+
+
+def test_arms_take_turns_so_that_a_slow_hour_is_shared():
+    world = World(study())
+    world.go(together=1)
+    stages = [job.stage for job in world.log]
+    assert stages == sorted(stages)  # tune, then verdict
+    assert [job.data_seed for job in world.jobs("verdict")] == [1] * 4 + [2] * 4 + [3] * 4
+    assert {job.arm for job in world.jobs("verdict")[:4]} == {"random", "svd[gradient]", "pissa"}
 
 
 def test_a_job_says_all_it_is_in_hydras_grammar():
