@@ -1,11 +1,16 @@
 """Every study that is shipped can be judged, at every size, within its jobs."""
 
+import re
+import shlex
+
 import pytest
 from omegaconf import OmegaConf
 
+from lab import config
 from lab.config import CONF
 from lab.sweep.declaration import SIZES, declare
 from lab.sweep.planner import extensions_per_arm, jobs_before_extensions
+from lab.sweep.runs import forecast
 
 BLOCKS = {
     path.stem: OmegaConf.to_container(block)
@@ -28,6 +33,23 @@ def test_a_shipped_study_declares_what_it_judges(name, size):
     if size != "quick":
         assert len(study.seeds) >= 6
         assert all(len(grid) >= 4 for grid in study.learning_rates.values())
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_shipped_study_forecasts_its_hours_and_its_disk(name):
+    cost = forecast(declare(BLOCKS[name]))
+    assert 0.1 < cost.hours < 2
+    assert 0 < cost.gigabytes < 5
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_commands_in_a_studys_header_compose(name):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
+    commands = text.replace("\n#  ", " ").split("python -m lab.train ")[1:]
+    assert commands
+    for command in commands:
+        words = shlex.split(command.split("\n")[0])
+        config.compose(*(re.sub(r"=([^,\[{']+),.*", r"=\1", word) for word in words))  # a list's first value
 
 
 @pytest.mark.parametrize("name", BLOCKS)
