@@ -25,6 +25,7 @@ def environment(resolved: Resolved) -> dict[str, Any]:
         "lab": __version__,
         "python": platform.python_version(),
         **versions,
+        "accelerator": resolved.accelerator,
         "device": resolved.device_name,
         "devices": resolved.devices,
         "precision": resolved.precision,

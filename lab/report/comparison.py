@@ -12,6 +12,7 @@ from lab.report.study import Run
 
 # What is described beside the primary metric; for all of them but the accuracy, lower is better.
 DESCRIBED = ("val_loss", "test_loss", "test_accuracy", "train_loss", "forgetting", "seconds.total", "peak_memory_bytes")
+ON_GPU = ("peak_memory_bytes",)  # elsewhere it is a process's, which may have run other jobs before
 EQUAL_TIME = "val_loss_at_equal_time"
 
 
@@ -95,8 +96,9 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
         for arm in others
         if arm.name not in judgement.contrasts
     ]
+    on_gpu = all(run.record.environment.get("accelerator") == "gpu" for arm in arms for run in arm.runs)
     for metric in DESCRIBED:
-        if metric != judgement.metric:
+        if metric != judgement.metric and (on_gpu or metric not in ON_GPU):
             described = (_contrast(arm, against[arm.name], metric, judgement) for arm in others)
             rows += [replace(c, reason="not the primary metric") for c in described if c.statistics.pairs]
     rows += [c for arm in others if (c := equal_time(arm, against[arm.name])).statistics.pairs]

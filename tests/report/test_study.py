@@ -272,3 +272,14 @@ def test_no_directory_and_no_run_are_usage_errors(tmp_path):
     with pytest.raises(UsageError, match="no run directory"):
         load_run(tmp_path)
     assert load_study(tmp_path).runs == ()
+
+
+@pytest.mark.parametrize(("accelerator", "described"), [("cpu", False), ("gpu", True)])
+def test_memory_is_compared_only_where_it_is_a_jobs_own(tmp_path, accelerator, described):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
+    for path in tmp_path.glob("*/result.json"):
+        record = json.loads(path.read_text())
+        record["environment"]["accelerator"] = accelerator
+        path.write_text(json.dumps(record))
+    _, rows = judged(tmp_path)
+    assert any(row.metric == "peak_memory_bytes" for row in rows) == described
