@@ -10,9 +10,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?= init=svd rank=16
 TESTS ?=
+STUDY ?= rank_sweep
+SIZE ?= quick
+STUDIED := multirun/$(STUDY)/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint bench dashboard base
+.PHONY: help install train study test lint bench dashboard base
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +24,10 @@ install: $(STAMP)  ## Make .venv and install the lab into it; PYTHON=python3.12 
 
 train: install  ## The main job; ARGS="init=pissa rank=8" for another
 	$(BIN)/python -m lab.train $(ARGS)
+
+study: install  ## A quick study and its report; STUDY=init_comparison for another, SIZE=default for all of it
+	$(BIN)/python -m lab.train experiment=$(STUDY) study_size=$(SIZE) hydra.sweep.dir=$(STUDIED)
+	$(BIN)/python -m lab.report $(STUDIED)
 
 test: install  ## All tests; TESTS=tests/init for some
 	$(BIN)/python -m pytest $(TESTS)
