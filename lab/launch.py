@@ -94,8 +94,9 @@ def _dry_run(config: RunConfig) -> float:
     _make_importable(Path.cwd())
     for check in _checks(config):
         check()
-    from lab import dry_run
+    from lab import dry_run, worker
 
+    worker.quiet_not_ours()
     print(dry_run.report(config))
     return math.inf
 
