@@ -1,7 +1,7 @@
 """The typed root of the configuration, its checks, and `compose` for tests and notebooks. No torch here."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -172,10 +172,19 @@ def check(cfg: DictConfig) -> RunConfig:
         if key not in known:
             raise ConfigError(f"Unknown key {key!r}{nearest(str(key), known)}. Known keys: {', '.join(known)}.")
     plain = plain_of(cfg)
-    problems = list(_problems(plain))
+    problems = [f"{key} has no value; give it one: {key}=…" for key in _missing(plain)] or list(_problems(plain))
     if problems:
         raise ConfigError("\n".join(problems))
     return typed(_with_absolute_paths(plain))
+
+
+def _missing(plain: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys whose value a YAML leaves to the user (`???`), dotted."""
+    for key, value in plain.items():
+        if value == "???":
+            yield prefix + key
+        elif isinstance(value, dict):
+            yield from _missing(value, f"{prefix}{key}.")
 
 
 def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:

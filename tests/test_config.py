@@ -36,6 +36,7 @@ def test_a_saved_config_comes_back_equal():
         ("rank=-4", "rank must be at least 1; got -4"),
         ("method=lorra", "did you mean lora"),
         ("optim.lr=0", "optim.lr must be above 0; got 0"),
+        ("model=pretrained", "model.name_or_path has no value; give it one: model.name_or_path="),
         ("alpha=inf", "alpha must be above 0 and finite; got inf"),
         ("adapter.dropout=1", "probability below 1"),
         ("optim.weight_decay=-1", "optim.weight_decay must be at least 0; got -1"),
