@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from lab import build
-from lab.adapter.initialise import initialise
+from lab.adapter.initialise import Initialised, initialise
 from lab.adapter.install import Scaling, install, scaling_factor
 from lab.adapter.layer import adapted_layers
 from lab.adapter.state import load_adapter_state
@@ -111,6 +111,7 @@ class Adapted:
     applied: Applied | None = None
     init_record: dict[str, Any] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)  # at step 0, where they were gathered
+    filled: Initialised | None = None  # None with method=full, and on a run that goes on
 
     def watchers(self, run_dir: Path) -> "list[Callback]":
         """What looks at a fresh run of adapters from outside: the figure of its ranks, its first step."""
@@ -123,6 +124,8 @@ def load_base(model: Any, config: RunConfig, hardware: Resolved) -> tuple[nn.Mod
     """The base on its device, and the layers to adapt; shapes are checked before any weight is read."""
     targets: list[Target] = []
     if config.method == "lora":
+        for node in (config.rank_strategy, config.init):  # what they refuse of their values, they refuse now
+            build.make(node)
         targets = find_targets(model.skeleton(), config.adapter.target_modules, config.adapter.exclude_modules)
         for target in targets:
             if config.rank > target.max_rank:
@@ -162,7 +165,7 @@ def adapt(
     look = Look(net, targets, config, train, pad_id, hardware.device)
     of_strategy, of_scheme = look.evidence(strategy, scheme)
     modules = dict(net.named_modules())
-    weights = {target.name: weight_of(modules[target.name]) for target in targets}
+    weights = {target.name: weight_of(modules[target.name]).detach() for target in targets}
     generator = torch.Generator().manual_seed(config.seed)
     plan = from_rank_0(lambda: strategy.allocate(targets, config.rank, weights, of_strategy, generator))
     scaling = scaling_factor(config.alpha, config.rank, cast(Scaling, config.scaling))
@@ -189,9 +192,10 @@ def adapt(
         "looked_at": look.said,
         "tokens": look.tokens,
         "seconds": time.perf_counter() - began,
+        **filled.decomposed,
     }
     gradients = {name: item.gradient for name, item in of_scheme.items() if item.gradient is not None}
-    return Adapted(adapted, targets, structure, applied, record, gradients)
+    return Adapted(adapted, targets, structure, applied, record, gradients, filled)
 
 
 def readapt(net: nn.Module, targets: list[Target], config: RunConfig, checkpoint: dict[str, Any]) -> Adapted:

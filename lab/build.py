@@ -1,17 +1,24 @@
 """Config to live objects; the only caller of hydra.utils.instantiate."""
 
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from lab.errors import UsageError
 
 
 def make(node: dict[str, Any]) -> Any:
-    """The object a `_target_` mapping describes; raises UsageError with the constructor's own sentence."""
+    """The object a `_target_` mapping describes; raises UsageError with the constructor's own sentence.
+
+    Where the target is a dataclass, values are first compared with the plain types that its fields name: a constructor
+    would compare text with numbers, or count to 1.5, and say so in words that are not the user's.
+    """
     try:
+        _check_types(node, _group(node))
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
@@ -20,6 +27,38 @@ def make(node: dict[str, Any]) -> Any:
         if isinstance(cause, ValueError | TypeError):
             raise UsageError(f"{node.get('_target_')}: {cause}") from cause
         raise UsageError(str(error).split("\nfull_key")[0]) from error
+
+
+NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _group(node: dict[str, Any]) -> str:
+    """Where the user wrote the values: `init` for lab.init.svd.Svd, and the class's own path for anybody else's."""
+    target = str(node.get("_target_"))
+    return target.split(".")[1] if target.startswith("lab.") else target
+
+
+def _check_types(node: dict[str, Any], where: str) -> None:
+    try:
+        target = get_object(node["_target_"])
+        hints = get_type_hints(target) if isinstance(target, type) and is_dataclass(target) else {}
+    except (ImportError, ValueError, NameError):  # instantiate says what is wrong with a path; a type may have no name
+        return
+    for key, value in node.items():
+        if isinstance(value, dict) and "_target_" in value:
+            _check_types(value, f"{where}.{key}")
+            continue
+        hint = hints.get(key)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if kinds and all(kind in NAMES or kind is NoneType for kind in kinds) and not _fits(value, kinds):
+            named = " or ".join("null" if kind is NoneType else NAMES[kind] for kind in kinds)
+            raise UsageError(f"{where}.{key}={value!r} is not {named}.")
+
+
+def _fits(value: Any, kinds: tuple[Any, ...]) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int in kinds or float in kinds
+    return isinstance(value, tuple(kind for kind in kinds if kind is not int))
 
 
 def make_logger(node: dict[str, Any], run_dir: Path) -> Any:

@@ -1,6 +1,7 @@
 """The typed root of the configuration, its checks, and `compose` for tests and notebooks. No torch here."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,8 @@ AT_LEAST = {
     "evaluate.sample_tokens": 1,
     "evaluate.max_new_tokens": 1,
     "optim.momentum_warmup_steps": 0,
+    "optim.weight_decay": 0,
+    "optim.max_grad_norm": 0,  # 0: no clipping
     "seed": 0,
     "data_seed": 0,
 }
@@ -169,10 +172,19 @@ def check(cfg: DictConfig) -> RunConfig:
         if key not in known:
             raise ConfigError(f"Unknown key {key!r}{nearest(str(key), known)}. Known keys: {', '.join(known)}.")
     plain = plain_of(cfg)
-    problems = list(_problems(plain))
+    problems = [f"{key} has no value; give it one: {key}=…" for key in _missing(plain)] or list(_problems(plain))
     if problems:
         raise ConfigError("\n".join(problems))
     return typed(_with_absolute_paths(plain))
+
+
+def _missing(plain: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys whose value a YAML leaves to the user (`???`), dotted."""
+    for key, value in plain.items():
+        if value == "???":
+            yield prefix + key
+        elif isinstance(value, dict):
+            yield from _missing(value, f"{prefix}{key}.")
 
 
 def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
@@ -217,12 +229,12 @@ def _problems(plain: dict[str, Any]) -> "Sequence[str]":
             found.append(f"{key}={value} is not one of {', '.join(allowed)}{nearest(str(value), list(allowed))}.")
     for key, least in AT_LEAST.items():
         value = _get(plain, key)
-        if value < least:
+        if not value >= least:
             found.append(f"{key} must be at least {least}; got {value}.")
     for key in ABOVE_ZERO:
         value = _get(plain, key)
-        if not value > 0:
-            found.append(f"{key} must be above 0; got {value}.")
+        if not 0 < value < math.inf:
+            found.append(f"{key} must be above 0{' and finite' if value > 0 else ''}; got {value}.")
     for key in (
         *("hardware.micro_batch_size", "hardware.threads", "schedule.max_epochs", "schedule.max_steps"),
         *("evaluate.max_examples", "optim.lr_width"),
@@ -230,8 +242,19 @@ def _problems(plain: dict[str, Any]) -> "Sequence[str]":
         value = _get(plain, key)
         if value is not None and value < 1:
             found.append(f"{key} must be at least 1 (or null); got {value}.")
+    betas = plain["optim"]["betas"]
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        found.append(f"optim.betas must be two numbers from 0 to below 1, such as [0.9, 0.999]; got {betas}.")
     if not 0 <= plain["adapter"]["dropout"] < 1:
         found.append(f"adapter.dropout is a probability below 1; got {plain['adapter']['dropout']}.")
+    for key in ("adapter.target_modules", "adapter.exclude_modules"):
+        value = _get(plain, key)
+        if isinstance(value, list) and all(isinstance(name, str) for name in value):
+            continue
+        if value is not None and not isinstance(value, str):
+            found.append(
+                f"{key}={value} is neither a regular expression nor a list of names, such as [q_proj, v_proj]."
+            )
     if plain["schedule"]["max_epochs"] is None and plain["schedule"]["max_steps"] is None:
         found.append("schedule.max_epochs and schedule.max_steps are both null; give the run an end.")
     if plain["method"] == "lora" and plain["optim"]["matrix_lr"] is not None:

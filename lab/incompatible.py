@@ -17,11 +17,33 @@ UNUSED_INITS: tuple[dict[str, Any], ...] = (
     {**RANDOM, "init.filled": "B"},
 )
 
+# Rank strategies other than uniform.
+SPREADING = (
+    *("adalora.Adalora", "components.Eva", "components.Posthoc", "custom.Custom", "depth.Linear", "depth.Thirds"),
+    *("role.ByRole", "sensitivity.Fisher", "sensitivity.Gora", "shuffled.Shuffled"),
+    *("spectrum.GradientRank", "spectrum.WeightSpectrum"),
+)
+
 # Dotted keys and the values that are refused together, and why.
 INCOMPATIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     (
         {"method": "full", "adapter.use_dora": True},
         "adapter.use_dora decomposes an adapter, and method=full has none",
+    ),
+    *(
+        (
+            {"method": "full", **init},
+            "method=full trains every weight and fills no adapter, so this init would do nothing; use method=lora, or "
+            "init=random",
+        )
+        for init in UNUSED_INITS
+    ),
+    *(
+        (
+            {"method": "full", "rank_strategy._target_": f"lab.rank_strategy.{name}"},
+            "method=full has no ranks to spread; use method=lora, or rank_strategy=uniform",
+        )
+        for name in SPREADING
     ),
     *(
         (

@@ -7,12 +7,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from lab import config as configuration
 from lab import fetch, gpus, process_group, record
 from lab.config import RunConfig
 from lab.errors import UsageError
+from lab.model import hub
 
 
 class JobFailed(RuntimeError):
@@ -92,8 +94,9 @@ def _dry_run(config: RunConfig) -> float:
     _make_importable(Path.cwd())
     for check in _checks(config):
         check()
-    from lab import dry_run
+    from lab import dry_run, worker
 
+    worker.quiet_not_ours()
     print(dry_run.report(config))
     return math.inf
 
@@ -198,13 +201,22 @@ def _make_importable(folder: Path) -> None:
 
 
 def _checks(config: RunConfig) -> Iterator[Callable[[], None]]:
-    """What the model and the data can tell before anything heavy is imported: files and hub names."""
+    """What the model, the data and a teacher can tell before anything heavy is imported: files and hub names."""
     from lab import build
 
+    if config.method == "lora" and config.init.get("source") == "teacher" and config.init.get("teacher") is not None:
+        yield partial(_check_teacher, str(config.init["teacher"]))
     for node in (config.model, config.data):
         check = getattr(build.make(node), "check", None)
         if check is not None:
             yield check
+
+
+def _check_teacher(name: str) -> None:
+    try:
+        hub.check(name, None)
+    except UsageError as error:  # its sentence is about the model
+        raise UsageError(str(error).replace("model.name_or_path=", "init.teacher=")) from None
 
 
 def early_checks(config: RunConfig) -> None:

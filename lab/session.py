@@ -93,6 +93,8 @@ class Session:
         base.gate.handle.remove()
         adapted = adapt(net, targets, config, self.hardware, corpus.train.samples, corpus.pad_id, base_sha256)
         self.spent["init"] += adapted.init_record.get("seconds", 0.0)
+        if self.main and adapted.filled is not None:
+            learned.write_rows(self.run_dir / learned.INIT, adapted.filled.rows())
         scorer = Scorer(adapted.net, self.hardware.device, autocast=False)
         step0 = evaluate(scorer, probe, corpus.pad_id).loss
         scorer.gate.handle.remove()

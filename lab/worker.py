@@ -160,6 +160,12 @@ def _log_to_file(run_dir: Path, rank: int) -> None:
         logging.basicConfig(filename=run_dir / "train.log", level=logging.INFO, format=LOG_FORMAT)
 
 
+def quiet_not_ours() -> None:
+    """Keep what nobody here can act on from the console."""
+    for message, category in NOT_OURS:
+        warnings.filterwarnings("ignore", message=message, category=category)
+
+
 def _quiet_lightning() -> None:
     """Lightning's own console handler would repeat every line; what nobody here can act on is not shown at all."""
     started = time.perf_counter()
@@ -169,8 +175,7 @@ def _quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").handlers.clear()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)  # advice on loaders and logging intervals
-    for message, category in NOT_OURS:
-        warnings.filterwarnings("ignore", message=message, category=category)
+    quiet_not_ours()
     logging.getLogger(__name__).info("imports took %.1f s", time.perf_counter() - started)
 
 

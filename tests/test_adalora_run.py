@@ -100,6 +100,11 @@ def test_a_run_of_adalora_has_an_end_that_cannot_be_moved(trained):
         train._extend(saved, 100)
 
 
+def test_a_run_too_short_to_tell_what_matters_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="last cut would come after step 1 of 1, before a step has told"):
+        run(tmp_path, *ADALORA, "schedule.max_steps=1")
+
+
 def test_an_init_it_could_not_use_is_refused_whoever_wrote_it():
     class Mine:
         needs = frozenset()

@@ -35,8 +35,16 @@ def test_a_saved_config_comes_back_equal():
         ("rank=0", "rank must be at least 1; got 0"),
         ("rank=-4", "rank must be at least 1; got -4"),
         ("method=lorra", "did you mean lora"),
-        ("optim.lr=0", "optim.lr must be above 0"),
+        ("optim.lr=0", "optim.lr must be above 0; got 0"),
+        ("model=pretrained", "model.name_or_path has no value; give it one: model.name_or_path="),
+        ("alpha=inf", "alpha must be above 0 and finite; got inf"),
         ("adapter.dropout=1", "probability below 1"),
+        ("optim.weight_decay=-1", "optim.weight_decay must be at least 0; got -1"),
+        ("optim.max_grad_norm=nan", "optim.max_grad_norm must be at least 0; got nan"),
+        ("adapter.target_modules=3", "adapter.target_modules=3 is neither a regular expression nor a list"),
+        ("adapter.exclude_modules=[q_proj,3]", "adapter.exclude_modules=['q_proj', 3] is neither"),
+        ("optim.betas=[0.9]", "optim.betas must be two numbers"),
+        ("optim.betas=[0.9,1]", "optim.betas must be two numbers from 0 to below 1"),
         ("hardware.devices=3", "nearest batch sizes are 15 or 18"),
         ("hardware.micro_batch_size=5", "nearest batch sizes are 15 or 20"),
     ],
@@ -83,3 +91,12 @@ def test_every_choice_is_documented_by_its_default():
     for key, allowed in CHOICES.items():
         value = OmegaConf.select(OmegaConf.structured(compose()), key)
         assert value in allowed
+
+
+@pytest.mark.parametrize("group", ["init", "rank_strategy"])
+def test_what_an_adapter_alone_could_use_is_refused_without_one(group):
+    for path in sorted((CONF / group).glob("*.yaml")):
+        if path.stem in ("random", "uniform", "custom"):  # custom asks for its ranks before anything else
+            continue
+        with pytest.raises(ConfigError, match="method=full"):
+            compose("method=full", f"{group}={path.stem}")

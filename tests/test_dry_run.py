@@ -75,6 +75,7 @@ def test_the_predicted_peak_is_within_15_percent_of_the_measured_one(config):
 def test_dry_run_prints_what_a_step_takes_and_trains_nothing(tmp_path):
     done = shell("dry_run=true", "hydra.run.dir=out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     for what in ("parameters train", "weights", "gradients", "optimizer", "activations", "peak"):
         assert what in done.stdout
     assert "FLOPs per step, 8 steps" in done.stdout

@@ -17,7 +17,7 @@ from hydra.types import HydraContext
 from hydra.utils import instantiate
 
 from lab import gpus, process_group
-from lab.config import CONF
+from lab.config import CONF, ConfigError
 from lab.errors import UsageError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -67,6 +67,14 @@ def test_the_sbatch_script_is_the_golden_one(preset, slurm):
     # submitit sorts and quotes by version: what Slurm reads is compared, line by line
     lines = [re.sub(r"\s+", " ", line).strip() for line in script.splitlines() if line.strip()]
     assert lines == (GOLDEN / f"{preset}.sbatch").read_text().splitlines()
+
+
+@pytest.mark.parametrize("preset", ["slurm", "slurm_a100x8"])
+def test_where_there_is_no_slurm_the_sweep_is_refused_in_one_sentence(preset, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    launcher, _ = launcher_of(preset, tmp_path / "sweep")
+    with pytest.raises(ConfigError, match=r"no Slurm .* hydra/launcher=local"):
+        launcher.launch([["rank=4"]], 0)
 
 
 def test_without_a_gpu_joblib_runs_one_job_at_a_time(tmp_path, monkeypatch):

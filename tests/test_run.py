@@ -187,6 +187,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path, monkeypatc
     assert (tmp_path / "checkpoints/last.ckpt").exists()
 
 
+def test_weights_that_the_last_step_breaks_end_the_run_as_diverged_too(tmp_path):
+    """No training loss follows that step; the evaluation behind it tells, before anything is saved or measured."""
+    result = run(tmp_path, "schedule.max_steps=1", "schedule.warmup_steps=0", "optim.lr=1e39")  # beyond float32
+    assert result.status == "diverged"
+    assert result.error["step"] == 1
+    assert "the validation loss is not finite at step 1" in result.error["message"]
+    assert "self_attn.q_proj.lora_" in result.error["module"]
+    assert not (tmp_path / "checkpoints/last.ckpt").exists()
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_evaluation_is_exact_whatever_the_batching(svd_run, monkeypatch):
     from lab.assemble import load_corpus
     from lab.training import evaluate as module

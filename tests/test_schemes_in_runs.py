@@ -1,17 +1,19 @@
 """Every init scheme in a real run: complete, filled everywhere, and exported so that stock peft gives its logits."""
 
+import csv
 import json
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 from jobs import run
 from safetensors.torch import load_file
 
-from lab import config, export
+from lab import build, config, export
 from lab.adapter.mismatch import Mismatch
 from lab.config import CONF
 from lab.errors import UsageError
@@ -54,6 +56,27 @@ def test_every_scheme_fills_every_layer_of_a_run(scheme, trained):
         assert result.init["step0_loss"] == result.init["base_loss"]
 
 
+def test_how_each_decomposition_went_is_recorded(trained):
+    folder, result = trained("init=pissa")
+    with open(folder / "init.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["module"] for row in rows] == list(result.ranks)
+    settings = config.load(folder)
+    net = build.make(settings.model).load(torch.float32, settings.seed)
+    for row in rows:
+        S = torch.linalg.svdvals(net.get_submodule(row["module"]).weight.detach().double())
+        best = float((S[:4] ** 2).sum() / (S**2).sum())
+        assert float(row["captured_energy"]) == pytest.approx(best, rel=1e-3)  # the stopping rule's own promise
+        assert row["svd_exact"] in ("0.0", "1.0")
+        assert float(row["svd_passes"]) <= 6
+        assert float(row["seconds"]) > 0
+    assert result.init["svd_exact"] == sum(float(row["svd_exact"]) for row in rows)
+    assert result.init["svd_passes"] == max(float(row["svd_passes"]) for row in rows)
+    assert result.init["captured_energy"] == pytest.approx(median(float(row["captured_energy"]) for row in rows))
+    _, plain = trained("init=random")
+    assert "svd_passes" not in plain.init  # nothing was decomposed
+
+
 RELOAD = """
 import json, sys, torch
 from peft import PeftModel
@@ -75,8 +98,6 @@ def test_every_adapter_loads_in_stock_peft_on_its_base_in_another_process(traine
     for scheme in SCHEMES:
         folder, _ = trained(f"init={scheme}")
         if not pristine.exists():
-            from lab import build
-
             settings = config.load(folder)
             build.make(settings.model).load(torch.float32, settings.seed).save_pretrained(pristine)
         net, _ = load_model(folder)
@@ -106,8 +127,6 @@ def test_after_training_switching_a_separate_pair_off_is_bitwise_the_base(scheme
         with net.disable_adapter():
             off = net(input_ids=ids).logits
     settings = config.load(folder)
-    from lab import build
-
     pristine = build.make(settings.model).load(torch.float32, settings.seed).eval()
     with torch.no_grad():
         assert torch.equal(off, pristine(input_ids=ids).logits)

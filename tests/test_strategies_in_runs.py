@@ -47,6 +47,9 @@ def test_every_strategy_runs_within_the_budget_and_saves_its_plan(strategy, tmp_
     assert result.budget["asked"] == uniform[1].budget["used"]
     if strategy != "adalora":  # which trains more than it keeps
         assert result.budget["used"] == result.trainable_params
+    if strategy == "posthoc":  # its wide run sees the batches of the run itself
+        assert result.tokens == 2 * uniform[1].tokens
+        assert result.seconds["init"] >= result.init["seconds"] > 0
     if strategy != "custom":  # its ranks are literal
         assert 0 <= result.budget["asked"] - result.budget["used"] < 64 + 176  # the dearest layer's cost
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -55,6 +58,16 @@ def test_every_strategy_runs_within_the_budget_and_saves_its_plan(strategy, tmp_
             assert f"base_model.model.{name}.lora_A.weight" not in saved
             continue
         assert saved[f"base_model.model.{name}.lora_A.weight"].shape[0] == rank
+
+
+def test_a_strategy_and_an_init_that_ask_for_the_same_share_one_look(tmp_path, monkeypatch):
+    from lab.training import look
+
+    real, asked = look.evidence.gather, []
+    monkeypatch.setattr(look.evidence, "gather", lambda *args, **rest: asked.append(args[3]) or real(*args, **rest))
+    result = run(tmp_path, *SHORT, "rank_strategy=gora", "init=lora_ga", "rank_strategy.max_rank=8")
+    assert asked == [{"gradient"}]
+    assert result.init["looked_at"] == ["gradient of 4 training examples"]
 
 
 def evened(strategy: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from statistics import median
 from typing import Any
 
 import torch
@@ -54,6 +55,32 @@ class Initialised:
         """Identity of every pair as it was returned."""
         pairs = (f"{name} {layer.factors_sha256}\n" for name, layer in sorted(self.layers.items()))
         return hashlib.sha256("".join(pairs).encode()).hexdigest()
+
+    @property
+    def decomposed(self) -> dict[str, float]:
+        """How a scheme's decompositions went: the median share of energy captured, the most passes, how many exact."""
+        said = {"captured_energy", "svd_passes", "svd_exact"}
+        found = [layer.info for layer in self.layers.values() if said <= layer.info.keys()]
+        if not found:
+            return {}
+        return {
+            "captured_energy": median(info["captured_energy"] for info in found),
+            "svd_passes": max(info["svd_passes"] for info in found),
+            "svd_exact": sum(info["svd_exact"] for info in found),
+        }
+
+    def rows(self) -> list[dict[str, str | float]]:
+        """What is known of each layer, in module order: its offset, its product, its seconds, the scheme's scalars."""
+        return [
+            {
+                "module": name,
+                "offset": layer.offset,
+                "delta_norm": layer.delta_norm,
+                "seconds": layer.seconds,
+                **layer.info,
+            }
+            for name, layer in self.layers.items()
+        ]
 
     @property
     def seconds(self) -> float:

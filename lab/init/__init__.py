@@ -16,7 +16,7 @@ class Evidence:
     """What training data said about one layer; only what the scheme `needs` is filled. float32."""
 
     gradient: Tensor | None = None  # (out, in), dL/dW of the mean loss over the gathered training batches
-    gradient_square: Tensor | None = None  # (out, in), mean over the gathered batches of each batch's dL/dW squared
+    gradient_square: Tensor | None = None  # (out, in), mean over the examples of each one's own dL/dW squared
     activations: Tensor | None = None  # (in, in), mean of x xᵀ over the gathered labelled tokens
     delta: Tensor | None = None  # (out, in), a weight change: of a warm-up run or of a teacher
     num_tokens: int = 0  # labelled tokens the means are over

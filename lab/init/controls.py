@@ -31,8 +31,10 @@ class Controlled:
     def __post_init__(self) -> None:
         check_choice("init.magnitude", self.magnitude, ("native", "matched"))
         check_choice("init.direction", self.direction, ("scheme", "random"))
-        if not self.matched_norm > 0:
-            raise UsageError(f"init.matched_norm={self.matched_norm} is not positive; a share of ‖W‖ such as 0.01 is.")
+        if not 0 < self.matched_norm < math.inf:
+            raise UsageError(
+                f"init.matched_norm={self.matched_norm} is not positive and finite; give a share of ‖W‖ such as 0.01."
+            )
 
     @property
     def name(self) -> str:

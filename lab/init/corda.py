@@ -1,5 +1,6 @@
 """Components of the weight chosen by what the inputs make of them."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,8 +34,10 @@ class Corda(WithOffset):
         check_choice("init.svd", self.svd, ALGORITHMS)
         if self.variant == "kpm" and self.svd != "exact":
             raise UsageError(f"init.svd={self.svd} cannot find the smallest triples that kpm adapts; use exact.")
-        if not self.damping > 0:
-            raise UsageError(f"init.damping={self.damping} is not positive, so C may have no inverse; use 0.01.")
+        if not 0 < self.damping < math.inf:
+            raise UsageError(
+                f"init.damping={self.damping} is not positive and finite, so C may have no inverse; use 0.01."
+            )
 
     @property
     def name(self) -> str:

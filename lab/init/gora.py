@@ -26,8 +26,10 @@ class Gora(WithOffset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.gamma > 0:
-            raise UsageError(f"init.gamma={self.gamma} is not positive; it is the length of a step such as 0.05.")
+        if not 0 < self.gamma < math.inf:
+            raise UsageError(
+                f"init.gamma={self.gamma} is not positive and finite; it is the length of a step such as 0.05."
+            )
 
     @property
     def name(self) -> str:

@@ -27,8 +27,8 @@ class LoraGa(WithOffset):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("init.svd", self.svd, ALGORITHMS)
-        if not self.stable_gamma > 0:
-            raise UsageError(f"init.stable_gamma={self.stable_gamma} is not positive; the paper takes 16.")
+        if not 0 < self.stable_gamma < math.inf:
+            raise UsageError(f"init.stable_gamma={self.stable_gamma} is not positive and finite; the paper takes 16.")
 
     @property
     def name(self) -> str:

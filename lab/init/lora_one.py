@@ -26,8 +26,8 @@ class LoraOne(WithOffset):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("init.svd", self.svd, ALGORITHMS)
-        if not self.gamma > 0:
-            raise UsageError(f"init.gamma={self.gamma} is not positive; the paper's code takes 128.")
+        if not 0 < self.gamma < math.inf:
+            raise UsageError(f"init.gamma={self.gamma} is not positive and finite; the paper's code takes 128.")
 
     @property
     def name(self) -> str:

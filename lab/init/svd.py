@@ -44,9 +44,9 @@ class Svd(WithOffset):
             raise UsageError(
                 f"init.warmup_steps={self.warmup_steps} leaves no weight change to decompose; use 1 or more."
             )
-        if not self.warmup_lr > 0:
-            raise UsageError(f"init.warmup_lr={self.warmup_lr} must be above 0, such as 1e-4.")
-        if not (self.size > 0 and math.isfinite(self.size)):
+        if not 0 < self.warmup_lr < math.inf:
+            raise UsageError(f"init.warmup_lr={self.warmup_lr} must be above 0 and finite, such as 1e-4.")
+        if not 0 < self.size < math.inf:
             raise UsageError(f"init.size={self.size} is not a positive number; it is a share of ‖W‖ such as 0.01.")
 
     @property

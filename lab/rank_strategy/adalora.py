@@ -1,5 +1,6 @@
 """Ranks that fall during training: the settings, the first plan and the schedule of AdaLoRA."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,8 +84,8 @@ class Adalora:
             raise UsageError(
                 f"rank_strategy.budget={self.budget!r} is neither params nor ranks, which AdaLoRA can end at."
             )
-        if not self.start >= 1:
-            raise UsageError(f"rank_strategy.start={self.start} must be at least 1: ranks only fall.")
+        if not 1 <= self.start < math.inf:
+            raise UsageError(f"rank_strategy.start={self.start} must be at least 1, and finite: ranks only fall.")
         if self.warmup < 0 or self.settle < 0 or not self.warmup + self.settle < 1:
             raise UsageError(
                 f"rank_strategy.warmup={self.warmup} and settle={self.settle} are shares of the run that must leave "
@@ -95,8 +96,8 @@ class Adalora:
         for name in ("beta1", "beta2"):
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(f"rank_strategy.{name}={getattr(self, name)} must lie between 0 and 1.")
-        if not self.orthogonality >= 0:
-            raise UsageError(f"rank_strategy.orthogonality={self.orthogonality} must not be negative.")
+        if not 0 <= self.orthogonality < math.inf:
+            raise UsageError(f"rank_strategy.orthogonality={self.orthogonality} must be 0 or more, and finite.")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -123,13 +124,19 @@ class Adalora:
         return {target.name: target.cost if self.budget == "params" else 1 for target in targets}
 
     def schedule(self, targets: Sequence[Target], rank: int, total_steps: int) -> Schedule:
-        """When the ranks fall, and to what."""
+        """When the ranks fall, and to what; raises UsageError where no step is left to tell importance by."""
+        last = total_steps - int(self.settle * total_steps)
+        if last < 2:
+            raise UsageError(
+                f"AdaLoRA's last cut would come after step {last} of {total_steps}, before a step has told which ranks "
+                "matter; give the run more steps or lower rank_strategy.settle."
+            )
         costs, plan = self.costs(targets), self.allocate(targets, rank, {}, {}, Generator())
         return Schedule(
             initial=sum(costs[name] * plan[name] for name in plan),
             target=rank * sum(costs.values()),
             first=int(self.warmup * total_steps),
-            last=total_steps - int(self.settle * total_steps),
+            last=last,
             total=total_steps,
             every_n_steps=self.every_n_steps,
         )

@@ -36,6 +36,14 @@ class Budgeted:
                 f"rank_strategy.max_rank={self.max_rank} is below min_rank={self.min_rank}; raise it or lower min_rank."
             )
 
+    def _check_shares(self, **shares: float) -> None:
+        """Refuse a share of `rank` that is negative or not finite, by its name in the config."""
+        for name, share in shares.items():
+            if not 0 <= share < math.inf:
+                raise UsageError(
+                    f"rank_strategy.{name}={share} is no share of `rank`; it must be 0 or more, and finite."
+                )
+
     def spend(self, targets: Sequence[Target], rank: int, weights: Mapping[str, float]) -> RankPlan:
         """Ranks proportional to the weights, which only `budget: none` reads as ranks.
 

@@ -1,5 +1,6 @@
 """Rank by competition: the singular components of all layers stand in one line, and the worthiest are kept."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,9 +27,9 @@ class Eva(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rho < 1:
+        if not 1 <= self.rho < math.inf:
             raise UsageError(
-                f"rank_strategy.rho={self.rho} must be at least 1: below, no allocation spends the budget."
+                f"rank_strategy.rho={self.rho} must be at least 1, and finite: below, no allocation spends the budget."
             )
 
     @property
@@ -66,8 +67,10 @@ class Posthoc(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.wide <= 1:
-            raise UsageError(f"rank_strategy.wide={self.wide} must exceed 1: the wide run is where ranks may differ.")
+        if not 1 < self.wide < math.inf:
+            raise UsageError(
+                f"rank_strategy.wide={self.wide} must exceed 1, and be finite: the wide run is where ranks may differ."
+            )
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -24,6 +24,14 @@ class Custom(Budgeted):
     ranks: Mapping[str, int] | None  # None: no key, which leaves every layer to the default
     default: int | None  # rank of a layer that no key matches; None: such a layer is an error
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self._map, Mapping):
+            raise UsageError(f"rank_strategy.ranks={self.ranks!r} is no map; write {{q_proj: 8, v_proj: 4}}.")
+        for key, value in self._map.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise UsageError(f"rank_strategy.ranks gives {key} {value!r}, which is not a whole number.")
+
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset()
@@ -45,8 +53,8 @@ class Custom(Budgeted):
                 why = "is always preceded by another key" if taken else "matches no target"
                 leaves = sorted({target.leaf for target in targets})
                 raise UsageError(
-                    f"rank_strategy.ranks key {key!r} {why}{'' if taken else nearest(key, leaves)}; "
-                    f"the targets are {', '.join(leaves)}."
+                    f"rank_strategy.ranks key {key!r} {why}{'' if taken else nearest(key, leaves)} "
+                    f"(the targets are {', '.join(leaves)})."
                 )
         bare = [name for name, key in key_of.items() if key is None]
         if bare and self.default is None:

@@ -36,6 +36,10 @@ class Linear(Budgeted):
     first: float  # times `rank`, at the block nearest the input
     last: float  # times `rank`, at the block nearest the output
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_shares(first=self.first, last=self.last)
+
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset()
@@ -68,6 +72,15 @@ class Thirds(Budgeted):
     late: float  # times `rank`, at positions from late_start
     early_end: float  # position, 0 at the first block and 1 at the last
     late_start: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_shares(early=self.early, middle=self.middle, late=self.late)
+        if not 0 < self.early_end <= self.late_start <= 1:
+            raise UsageError(
+                f"rank_strategy.early_end={self.early_end} and late_start={self.late_start} are positions, 0 at the "
+                "first block and 1 at the last; choose 0 < early_end <= late_start <= 1."
+            )
 
     @property
     def needs(self) -> frozenset[Need]:

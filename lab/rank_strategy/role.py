@@ -20,6 +20,10 @@ class ByRole(Budgeted):
     mlp: float  # times `rank`
     other: float  # times `rank`
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_shares(attention=self.attention, mlp=self.mlp, other=self.other)
+
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset()

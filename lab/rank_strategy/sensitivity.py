@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
+from lab.errors import UsageError
 from lab.init import Evidence, Need
 from lab.layer import Target
 from lab.rank_strategy import RankPlan
@@ -16,6 +17,14 @@ class Gora(Budgeted):
     """r ∝ mean|W ∘ G| / (out + in)^cost_power, the importance rule of GoRA (He et al. 2025, arXiv:2502.12171)."""
 
     cost_power: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.cost_power <= 10:
+            raise UsageError(
+                f"rank_strategy.cost_power={self.cost_power} must lie between 0, which leaves costs out, and 10; "
+                "the paper takes 0.5."
+            )
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -43,7 +52,7 @@ class Gora(Budgeted):
 class Fisher(Budgeted):
     """r ∝ mean of E[g²], the diagonal of the empirical Fisher information per weight (huggingface/peft PR 3204).
 
-    g is the gradient of a batch, not of a token, so the diagonal is that of the batch's mean loss.
+    g is the gradient of one example's mean loss, not of a token's, so the diagonal is that of examples.
     """
 
     @property

@@ -23,6 +23,11 @@ class Shuffled:
     of: RankStrategy
 
     def __post_init__(self) -> None:
+        if not hasattr(self.of, "allocate"):
+            raise UsageError(
+                f"rank_strategy.of={self.of!r} is no rank strategy to permute; "
+                "name one with rank_strategy@rank_strategy.of=gora."
+            )
         if isinstance(self.of, Adalora):
             raise UsageError(
                 "rank_strategy=shuffled cannot permute adalora, whose ranks are known only when its run has ended; "

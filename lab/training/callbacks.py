@@ -1,5 +1,6 @@
 """What happens around optimizer steps: measure, evaluate, checkpoint, stop. In this order, in one place."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from lab.training.evaluate import Evaluation
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
 from lab.training.progress import ProgressBar
-from lab.training.stop import Interrupted, StopRequest
+from lab.training.stop import Diverged, Interrupted, StopRequest
 
 Row = dict[str, float | int | None]
 
@@ -81,17 +82,20 @@ class Monitor(AfterStep):
             }
             self.since = (progress.tokens, progress.train_seconds)
         if due_eval:
-            row |= self._evaluate(trainer, module)
+            row |= self._evaluate(trainer, module, batch["examples"])
         progress.seconds = time.perf_counter() - self.started
         if due_log:
             row["seconds"] = progress.seconds
             self._log(trainer, module, row)
         self.tick = time.perf_counter()
 
-    def _evaluate(self, trainer: Trainer, module: CausalLM) -> Row:
+    def _evaluate(self, trainer: Trainer, module: CausalLM, examples: list[int]) -> Row:
         began = time.perf_counter()
         result = self.evaluate()
         progress = module.progress
+        if not math.isfinite(result.loss):  # the step just taken broke the weights, and no training loss follows it yet
+            bad = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
+            raise Diverged("the validation loss", progress.step, examples, bad)
         self.final = result if progress.step == module.total_steps else None
         if progress.best_val_loss is None or result.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = result.loss, progress.step

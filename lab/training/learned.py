@@ -1,4 +1,4 @@
-"""What a LoRA run learned, written down: a row per module in learned.csv, medians and sums in the record."""
+"""What a LoRA run began with and what it learned: a row per module on disk, medians and sums in the record."""
 
 import csv
 import logging
@@ -22,7 +22,7 @@ from lab.training.module import CausalLM
 
 log = logging.getLogger(__name__)
 
-LEARNED, FIRST_STEP = "learned.csv", "first_step.csv"
+INIT, LEARNED, FIRST_STEP = "init.csv", "learned.csv", "first_step.csv"
 K, EPSILON = 10, 0.5  # intruder dimensions: leading directions tested, and an intruder's greatest cosine (issue 4)
 LARGEST_SIDE = 1024  # smaller side beyond which W's whole basis is not computed: its cost grows with the cube
 SUMMED, LEAST = ("intruders",), ("intruder_min_cosine",)  # over the modules; of all other measures the median is taken
@@ -62,7 +62,7 @@ class FirstStepWatch(AfterStep):
             found = first_step(L, R, self.gradients[name].to(L.device), A.shape[0])
             measures = {} if found is None else vars(found)
             rows.append({"module": name} | {f"first_step_{key}": value for key, value in measures.items()})
-        _write(self.run_dir / FIRST_STEP, rows)
+        write_rows(self.run_dir / FIRST_STEP, rows)
         self.before, self.gradients = {}, {}
         if module.progress.step < module.total_steps:  # what follows a step is clocked with the next one
             module.progress.train_seconds -= time.perf_counter() - began
@@ -97,7 +97,7 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
             left, right = basis.U, basis.Vh.T
         found = learned(L, R, weight, left, right, rank=rank, k=min(K, *weight.shape), epsilon=EPSILON)
         rows.append({"module": name, "rank": rank, **found, **first.get(name, {})})
-    _write(run_dir / LEARNED, rows)
+    write_rows(run_dir / LEARNED, rows)
     names = [name for name in rows[0] if name not in ("module", "rank") and not name.startswith("first_step")]
     metrics = {f"learned_{name}": _summary(name, rows) for name in names}
     return metrics | {name: _summary(name, rows) for name in ("first_step_cosine", "first_step_cosine_best")}
@@ -110,7 +110,8 @@ def _summary(name: str, rows: Sequence[Row]) -> float | None:
     return sum(values) if name in SUMMED else min(values) if name in LEAST else median(values)
 
 
-def _write(path: Path, rows: Sequence[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """A CSV file of rows that need not all have every column."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
 
     def write(temporary: Path) -> None:

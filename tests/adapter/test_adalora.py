@@ -266,7 +266,7 @@ def test_the_state_goes_into_a_fresh_model_bit_for_bit(tmp_path):
         ({"warmup": 0.6, "settle": 0.4}, "leave room for cuts"),
         ({"every_n_steps": 0}, "at least 1"),
         ({"beta2": 1.0}, "between 0 and 1"),
-        ({"orthogonality": -1.0}, "must not be negative"),
+        ({"orthogonality": -1.0}, "must be 0 or more"),
     ],
 )
 def test_settings_that_make_no_schedule_are_refused(change, said):

@@ -71,6 +71,15 @@ def test_an_unknown_choice_is_refused_by_name(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
+def test_a_size_that_is_not_positive_and_finite_is_refused_by_name(name, value):
+    for key in ("size", "gamma", "stable_gamma", "damping", "matched_norm", "warmup_lr"):
+        if key in config(name):
+            with pytest.raises(UsageError, match=rf"init\.{key}={value}"):
+                scheme(name, **{key: value})
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_rank_beyond_the_smaller_side_is_refused_with_the_layer(name):
     with pytest.raises(UsageError, match=r"rank=42 for block\.0\.q_proj"):
         fill(scheme(name), rank=42)

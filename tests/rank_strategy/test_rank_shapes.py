@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lab import build, config
 from lab.errors import UsageError
 from lab.layer import Target, find_targets
 from lab.rank_strategy.custom import Custom
@@ -11,7 +12,6 @@ from lab.rank_strategy.depth import Linear, Thirds
 from lab.rank_strategy.role import ByRole
 from lab.rank_strategy.shuffled import Shuffled
 
-LITERAL = {"budget": "none", "min_rank": 4, "max_rank": 32}  # the seed's bounds
 PARAMS = {"budget": "params", "min_rank": 1, "max_rank": None}
 
 
@@ -35,25 +35,30 @@ def by_depth(plan, targets):
     return [rows[depth].pop() for depth in sorted(rows)]
 
 
+def literal(name):
+    """A shipped strategy as a user asks for its own numbers: rank_strategy=NAME rank_strategy.budget=none."""
+    return build.make(config.compose(f"rank_strategy={name}", "rank_strategy.budget=none").rank_strategy)
+
+
 def test_linear_decay_is_the_seeds_table(dialogpt):
-    strategy = Linear(first=1.0, last=0.25, **LITERAL)
+    strategy = literal("linear_decay")
     table = "16,15,14,14,13,13,12,12,11,11,10,10,9,9,8,8,7,7,6,6,5,5,4,4"
     assert by_depth(allocate(strategy, dialogpt), dialogpt) == [int(rank) for rank in table.split(",")]
 
 
 def test_linear_growth_is_linear_decay_backwards(dialogpt):
-    decay = by_depth(allocate(Linear(first=1.0, last=0.25, **LITERAL), dialogpt), dialogpt)
-    growth = by_depth(allocate(Linear(first=0.25, last=1.0, **LITERAL), dialogpt), dialogpt)
+    decay = by_depth(allocate(literal("linear_decay"), dialogpt), dialogpt)
+    growth = by_depth(allocate(literal("linear_growth"), dialogpt), dialogpt)
     assert growth == decay[::-1]
 
 
 def test_empirical_is_the_seeds_table(dialogpt):
-    strategy = Thirds(early=0.6, middle=1.2, late=1.0, early_end=0.3, late_start=0.7, **LITERAL)
+    strategy = literal("empirical")
     assert by_depth(allocate(strategy, dialogpt), dialogpt) == [9] * 7 + [19] * 10 + [16] * 7
 
 
 def test_attention_heavy_counts_the_feed_forward_projection_as_feed_forward(dialogpt):
-    plan = allocate(ByRole(attention=1.0, mlp=0.5, other=1.0, **LITERAL), dialogpt)
+    plan = allocate(literal("attention_heavy"), dialogpt)
     assert len(plan) == 96
     for name, rank in plan.items():
         assert rank == (16 if ".attn." in name else 8), name

@@ -1,17 +1,20 @@
 """Evidence is what autograd says, whatever the grouping, the batching and the processes; the net is given back."""
 
+import io
 import multiprocessing
 import socket
 
 import pytest
 import torch
 import torch.distributed as dist
+from rich.console import Console
 
 from lab import build, config
 from lab.data.encode import Sample
 from lab.errors import UsageError
 from lab.layer import find_targets
 from lab.model import weights_sha256
+from lab.training import evidence
 from lab.training.evidence import choose, gather
 from lab.training.weight_change import warm_up, wide_run
 
@@ -102,6 +105,15 @@ def test_the_choice_of_examples_is_a_function_of_the_seed():
     assert choose(every, 3, 1) == choose(every, 3, 1)
     assert [id(s) for s in choose(every, 3, 1)] != [id(s) for s in choose(every, 3, 2)]
     assert len(choose(every, 100, 0)) == 6
+
+
+def test_a_terminal_is_shown_how_far_the_look_is(monkeypatch):
+    shown = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(evidence, "console", shown)
+    net = make_net()
+    gather(net, find_targets(net), samples(), frozenset({"gradient_square"}), 0, CPU)
+    assert "gathering gradient square" in shown.file.getvalue()
+    assert "6/6" in shown.file.getvalue()  # a backward pass per example
 
 
 def test_without_examples_there_is_no_evidence():

@@ -63,6 +63,20 @@ def test_the_largest_divisor_that_fits_is_found():
     assert memory.largest_that_fits(2, 2, lambda size: attempt(9)) == 0
 
 
+def test_ranks_agree_on_the_smallest_micro_batch_that_any_found(monkeypatch):
+    others = torch.tensor([2])
+
+    def all_reduce(mine, op):
+        assert op == dist.ReduceOp.MIN
+        mine.copy_(torch.minimum(mine, others))
+
+    assert memory.agree(8, torch.device("cpu")) == 8  # alone
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    assert memory.agree(8, torch.device("cpu")) == 2
+    assert memory.agree(1, torch.device("cpu")) == 1
+
+
 def test_another_error_of_the_probe_is_not_taken_for_lack_of_memory():
     def attempt(size):
         raise RuntimeError("shape mismatch")
