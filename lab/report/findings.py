@@ -1,9 +1,11 @@
 """What a study shows, in the words of a referee: effect, interval, seeds, conditions, and what it cannot show."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from lab.report import ranks, tables
 from lab.report.analysis import Analysis
+from lab.report.arms import Arm
 from lab.report.comparison import Comparison
 from lab.report.document import MISSING, Block, Bullets, Figure, Heading, Paragraph, Table, number, p_text, signed
 from lab.report.quantity import units
@@ -217,6 +219,10 @@ def limits(analysis: Analysis) -> list[str]:
         lines.append("Learning rates were chosen on the validation side of the same seeds that are judged.")
     if analysis.arms and on <= {""}:
         lines.append("One learning rate per arm was run: an arm that wants another one is judged below its best.")
+    if one_after_another(arms):
+        lines.append(
+            "Arms ran one after another: seconds, and losses at equal time, also compare what else the machine did then."
+        )
     edge = [arm.name for arm in arms if arm.at_edge]
     if edge:
         lines.append(
@@ -248,3 +254,12 @@ def console(analysis: Analysis) -> list[Table]:
             Table("", arms.caption, [arms.columns[i] for i in keep], [[row[i] for i in keep] for row in arms.rows])
         )
     return found
+
+
+def one_after_another(arms: Sequence[Arm]) -> bool:
+    """True where no arm took turns with another, by the running numbers of the runs."""
+    numbers = sorted(
+        (int(head), arm.name) for arm in arms for run in arm.runs if (head := run.name.split("_")[0]).isdigit()
+    )
+    changes = sum(before != after for (_, before), (_, after) in pairwise(numbers))
+    return len(arms) > 1 and len(numbers) > len(arms) and changes < len(arms)

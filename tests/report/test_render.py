@@ -264,3 +264,14 @@ def test_a_report_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_study_whose_arms_took_no_turns_says_that_its_seconds_compare_hours(tmp_path):
+    orders = {"blocks": ["a", "a", "b", "b"], "turns": ["a", "b", "a", "b"]}
+    for name, order in orders.items():
+        declare(tmp_path / name, {"a": [], "b": []}, "a", contrasts=["b"], seeds=[1, 2])
+        for number, arm in enumerate(order):
+            seed = 1 + order[:number].count(arm)
+            make_run(tmp_path / name / f"{number}_verdict_{arm}", arm=arm, seed=seed, loss=2.0)
+        text = markdown(report(analyse(tmp_path / name), [], []))
+        assert ("one after another" in text) == (name == "blocks")
