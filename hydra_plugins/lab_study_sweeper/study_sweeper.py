@@ -107,7 +107,9 @@ class StudySweeper(Sweeper):
         from lab import launch
         from lab.errors import UsageError
 
-        here = isinstance(self.launcher, BasicLauncher) and not self.config.dry_run  # else devices are another machine's
+        here = (
+            isinstance(self.launcher, BasicLauncher) and not self.config.dry_run
+        )  # else devices are another machine's
 
         for name, overrides in study.arms.items():
             config = self.context.config_loader.load_sweep_config(self.config, [*study.common, *overrides])

@@ -221,7 +221,7 @@ def limits(analysis: Analysis) -> list[str]:
         lines.append("One learning rate per arm was run: an arm that wants another one is judged below its best.")
     if one_after_another(arms):
         lines.append(
-            "Arms ran one after another: seconds, and losses at equal time, also compare what else the machine did then."
+            "Arms ran one after another: seconds, and losses at equal time, also compare what else the machine did."
         )
     edge = [arm.name for arm in arms if arm.at_edge]
     if edge:

@@ -87,11 +87,13 @@ def test_what_cannot_be_planted_is_refused(planted, change, word, tmp_path, monk
 
 def test_a_model_reads_the_tokens_that_were_written(planted, tmp_path, monkeypatch):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
-    tokenizer = Pretrained(name_or_path="lab:base", revision=None, quantization=None, attn_implementation=None).tokenizer()
+    tokenizer = Pretrained(
+        name_or_path="lab:base", revision=None, quantization=None, attn_implementation=None
+    ).tokenizer()
     records = planted.load().train
     side = encode(records, tokenizer, template=None, max_length=13, side_name="train")
-    for record, sample in zip(records, side.samples, strict=True):
-        assert sample.input_ids.tolist() == [tokenizer.eos_token_id, *record.ids]
-        assert sample.labels.tolist() == [-100, *record.ids]
-        assert sample.num_bytes == len(record.text.encode())
+    for record, row in zip(records, side.samples, strict=True):
+        assert row.input_ids.tolist() == [tokenizer.eos_token_id, *record.ids]
+        assert row.labels.tolist() == [-100, *record.ids]
+        assert row.num_bytes == len(record.text.encode())
     assert side.truncated == 0

@@ -270,8 +270,8 @@ def test_a_study_whose_arms_took_no_turns_says_that_its_seconds_compare_hours(tm
     orders = {"blocks": ["a", "a", "b", "b"], "turns": ["a", "b", "a", "b"]}
     for name, order in orders.items():
         declare(tmp_path / name, {"a": [], "b": []}, "a", contrasts=["b"], seeds=[1, 2])
-        for number, arm in enumerate(order):
-            seed = 1 + order[:number].count(arm)
-            make_run(tmp_path / name / f"{number}_verdict_{arm}", arm=arm, seed=seed, loss=2.0)
+        for turn, arm in enumerate(order):
+            seed = 1 + order[:turn].count(arm)
+            make_run(tmp_path / name / f"{turn}_verdict_{arm}", arm=arm, seed=seed, loss=2.0)
         text = markdown(report(analyse(tmp_path / name), [], []))
         assert ("one after another" in text) == (name == "blocks")
