@@ -56,13 +56,18 @@ def _rows(case: Case, repeats: int) -> list[Row]:
             spent = tracker.products
             with _stopwatch(seconds, "tick"):
                 found = tracker.tick(tick, snapshot.weights, snapshot.gradients, snapshot.updates)
+            after = tracker.state_dict()
             products += tracker.products - spent
             with _stopwatch(seconds, "seed"):
                 _seed(snapshot, before)
+            tracker.load_state_dict(state)
+            with _stopwatch(seconds, "same"):
+                _same(tracker, tick, snapshot)
             for name, call in OTHERS.items():
                 with _stopwatch(seconds, name):
                     for weight in snapshot.weights.values():
                         call(weight)
+        tracker.load_state_dict(after)
         for name, diagnosis in found.items():
             (U0, _, V0), (U, S, V) = before[name], now[name]
             value_errors.append(float(abs(diagnosis.singular_values[:K] / S.numpy() - 1).max()))
@@ -112,6 +117,20 @@ def _seed(snapshot: Snapshot, before: dict[str, tuple[Tensor, Tensor, Tensor]]) 
         torch.linalg.svd(W, full_matrices=False)
 
 
+def _same(tracker: Tracker, tick: int, snapshot: Snapshot) -> None:
+    """What the seed's analysis gives, by this lab's engine: angle, tail error, left energy of the gradient.
+
+    The seed's second share, of the other left directions, is what the first leaves over where U is square.
+    """
+    found = tracker.tick(tick, snapshot.weights)
+    bases = tracker.state_dict()
+    for name, diagnosis in found.items():
+        diagnosis.angle(K)
+        diagnosis.tail_error(K)
+        G = snapshot.gradients[name]
+        (torch.linalg.norm(bases[name]["U"][:, :K].mT @ G) / torch.linalg.norm(G)).item()
+
+
 OTHERS: dict[str, Callable[[Tensor], Any]] = {
     "exact": singular_values,
     "svd": lambda W: torch.linalg.svd(W, full_matrices=False),
@@ -121,6 +140,7 @@ OTHERS: dict[str, Callable[[Tensor], Any]] = {
 CONTENDERS = {
     "tick": "this lab's tick",
     "seed": "seed 001's analysis",
+    "same": "seed 001's measures, by this lab",
     "exact": "exact spectrum, every 10th tick",
     "svd": "torch.linalg.svd",
     "svdvals": "torch.linalg.svdvals",

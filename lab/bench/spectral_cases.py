@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import NanoChatConfig, NanoChatForCausalLM
 
+from lab.training.muon import orthogonalise
+
 TOKENS = 512  # per step, as the seed
 LR = 0.02  # the seed's, for Muon
 EVERY = 20
@@ -86,17 +88,11 @@ def _gradient(weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _muon(weight: Tensor, momentum: Tensor) -> None:
-    """A step along the orthogonalised momentum (Jordan et al. 2024), Newton–Schulz in float32."""
+    """A step along the orthogonalised momentum (Jordan et al. 2024), as the seed takes it."""
     gradient = _gradient(weight)
     momentum.lerp_(gradient, 0.05)
-    X = gradient.lerp(momentum, 0.95)
-    tall = X.shape[0] > X.shape[1]
-    X = X.mT if tall else X
-    X = X / (X.norm() + 1e-7)
-    for _ in range(5):
-        A = X @ X.mT
-        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
-    weight.sub_(X.mT if tall else X, alpha=LR * max(1, weight.shape[0] / weight.shape[1]) ** 0.5)
+    direction = orthogonalise(gradient.lerp(momentum, 0.95))
+    weight.sub_(direction, alpha=LR * max(1, weight.shape[0] / weight.shape[1]) ** 0.5)
 
 
 def _library_bytes() -> Tensor:

@@ -1,6 +1,7 @@
 """From bases and matrices to the float32 curves of a diagnosis."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,11 +21,10 @@ from lab.spectral.diagnosis import (
     angle_counts_for,
     counts_for,
 )
-from lab.spectral.energy import concentration, fractions, sketched_concentration
-from lab.spectral.iteration import times
+from lab.spectral.energy import concentration, sketched_concentration
 from lab.spectral.noise import intruders, spikes
-from lab.spectral.spectrum import energy, entropy_rank, singular_values, stable_rank
-from lab.spectral.subspace import angle_curve, gram, overlap_curve, rotation
+from lab.spectral.spectrum import energy, entropy_rank, singular_values, squares, stable_rank
+from lab.spectral.subspace import gram, leading_angles, leading_overlaps, leading_sums, rotation, split
 
 
 class Directions(Protocol):
@@ -69,38 +69,44 @@ def empty(tick: int, shape: tuple[int, int], engine: Engine, reason: str, k: int
 
 
 def turns(before: Sequence[Directions], now: Sequence[Directions], k: int) -> list[Turn]:
-    """How the directions of layers of one shape turned between two ticks, as far as both ticks have them."""
-    widest = max(basis.directions for basis in now)
-    angle_counts = angle_counts_for(widest, k)
-    sides = [
-        (torch.stack([getattr(basis, side)[:, :widest] for basis in before]), [getattr(basis, side) for basis in now])
-        for side in ("U", "V")
+    """How the directions of layers turned between two ticks, as far as both ticks have them."""
+    pairs = [(getattr(old, side), getattr(new, side)) for side in "UV" for old, new in zip(before, now, strict=True)]
+    directions = [new.directions for new in now] * 2
+    groups: dict[Any, list[int]] = defaultdict(list)  # left of every layer, then right of every layer
+    for place, (_, later) in enumerate(pairs):
+        groups[len(later), directions[place], later.device].append(place)
+    overlaps: dict[int, Curve] = {}
+    angles: dict[int, Curve] = {}
+    small: dict[tuple[int, ...], list[tuple[list[int], Tensor, Tensor]]] = defaultdict(list)
+    for (_, widest, _), places in groups.items():
+        earlier = torch.stack([pairs[place][0][:, :widest] for place in places])
+        later = torch.stack([pairs[place][1][:, :widest] for place in places])
+        last = int(angle_counts_for(widest, k)[-1])
+        M, residual = split(earlier[..., :last], later[..., :last])
+        overlaps |= zip(places, curve(leading_overlaps(earlier.mT @ later if widest > last else M)), strict=True)
+        small[tuple(angle_counts_for(widest, k).tolist())].append((places, M.double().cpu(), gram(residual).cpu()))
+    for counts, parts in small.items():
+        M, sines = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+        places = [place for part in parts for place in part[0]]
+        angles |= zip(places, curve(leading_angles(M, sines, counts)), strict=True)
+    return [
+        _turn(old, new, k, [(angles[i], overlaps[i]) for i in (place, place + len(now))])
+        for place, (old, new) in enumerate(zip(before, now, strict=True))
     ]
-    square = sides[0][0].shape == sides[1][0].shape
-    batches = [(torch.cat([sides[0][0], sides[1][0]]), sides[0][1] + sides[1][1])] if square else sides
-    overlaps, angles = [], []
-    for earlier, bases in batches:
-        later = torch.stack([basis[:, :widest] for basis in bases])
-        overlaps.append(curve(overlap_curve(earlier, later)))
-        last = int(angle_counts[-1])
-        angles.append(curve(angle_curve(earlier[..., :last], later[..., :last], angle_counts.tolist())))
-    overlap, angle = np.concatenate(overlaps), np.concatenate(angles)  # left of every layer, then right of every layer
-    found = []
-    for i, (old, new) in enumerate(zip(before, now, strict=True)):
-        shared = min(old.directions, new.directions)
-        counts, held = counts_for(new.directions, k), angle_counts_for(new.directions, k)
-        places = counts[counts <= shared] - 1
-        angle_places = np.searchsorted(angle_counts, held[held <= shared])
-        found.append(
-            Turn(
-                tick=old.tick,
-                angle_left=angle[i][angle_places],
-                angle_right=angle[len(now) + i][angle_places],
-                overlap_left=overlap[i][places],
-                overlap_right=overlap[len(now) + i][places],
-            )
-        )
-    return found
+
+
+def _turn(old: Directions, new: Directions, k: int, sides: Sequence[tuple[Curve, Curve]]) -> Turn:
+    shared = min(old.directions, new.directions)
+    counts, held = counts_for(new.directions, k), angle_counts_for(new.directions, k)
+    (angle_left, overlap_left), (angle_right, overlap_right) = sides
+    places, number = counts[counts <= shared] - 1, int((held <= shared).sum())
+    return Turn(
+        tick=old.tick,
+        angle_left=angle_left[:number],
+        angle_right=angle_right[:number],
+        overlap_left=overlap_left[places],
+        overlap_right=overlap_right[places],
+    )
 
 
 def changed(weight: Tensor, initial: Tensor, k: int) -> dict[str, Any]:
@@ -135,7 +141,7 @@ def norm_ratios(
 
 @dataclass(frozen=True)
 class Spread:
-    """How matrices X (b, out, in) lie on bases U and V of K directions."""
+    """How b matrices X (out, in) of any shapes lie on bases U and V of K directions. Small tensors are on the CPU."""
 
     totals: Sequence[float]  # ‖X‖²; not finite where X is not
     concentrations: Sequence[float]
@@ -143,9 +149,8 @@ class Spread:
     left: Curve  # (b, K)
     right: Curve
     core: Curve
-    across_left: Tensor  # (b, K, K) Gram of XV
-    across_right: Tensor  # (b, K, K) Gram of XᵀU
     within: Tensor  # (b, K, K) UᵀXV, float64
+    across: tuple[Tensor, Tensor] | None  # (b, K, K) Grams of XV and of XᵀU, float64; where rates are wanted
 
     def shares(self, i: int, counts: Counts) -> Shares:
         """The i-th matrix's energy curves at `counts`; empty curves for a zero or non-finite one."""
@@ -165,45 +170,77 @@ class Spread:
 
     def rates(self, values: Tensor, counts: Sequence[Counts], k: int) -> list[dict[str, Any]]:
         """Of applied updates, with the weights' singular values (b, K): rotation of k directions, growth of each."""
-        S = values.double()
+        assert self.across is not None
+        S = values.cpu().double()
         growth = curve(self.within.diagonal(dim1=-2, dim2=-1) / S.clamp_min(torch.finfo(torch.float32).tiny))
         widths = [min(k, int(held[-1])) for held in counts]
         rotations: dict[int, tuple[float, float]] = {}
         for width in set(widths):
             rows = [i for i, other in enumerate(widths) if other == width]
-            cut = (rows, slice(width), slice(width))
-            within, head = self.within[cut], S[rows, :width]
-            left = rotation(self.across_left[cut], within, head).tolist()
-            right = rotation(self.across_right[cut], within.mT, head).tolist()
-            rotations |= {i: pair for i, *pair in zip(rows, left, right, strict=True)}  # type: ignore[misc]
+            left, right, within = (grams[rows, :width, :width] for grams in (*self.across, self.within))
+            head = S[rows, :width]
+            pairs = rotation(torch.cat([left, right]), torch.cat([within, within.mT]), torch.cat([head, head]))
+            turned = pairs.view(2, len(rows)).T.tolist()
+            rotations |= {i: (of_left, of_right) for i, (of_left, of_right) in zip(rows, turned, strict=True)}
         return [
             {"growth": growth[i][held - 1], "rotation_left": rotations[i][0], "rotation_right": rotations[i][1]}
             for i, held in enumerate(counts)
         ]
 
 
-def spread(matrices: Sequence[Tensor], U: Tensor, V: Tensor, probes: Tensor | None) -> Spread:
-    """Project float32 matrices (out, in) of one shape on U (b, out, K) and V (b, in, K).
+def spread(
+    matrices: Sequence[Tensor],
+    U: Sequence[Tensor],
+    V: Sequence[Tensor],
+    probes: Callable[[int], Tensor] | None,
+    rates: bool,
+) -> Spread:
+    """Project matrices (out, in) on directions U (out, K) and V (in, K) of each, in float32.
 
-    With probes (in, h) of standard normals the concentration is sketched, in the same pass; without, exact.
+    `probes` gives (in, h) of standard normals, by which the concentration is sketched in the same pass; without, it is
+    exact. `rates` keeps what `Spread.rates` needs.
     """
-    totals = [energy(X) for X in matrices]
-    sound = [0 < total < float("inf") for total in totals]
-    X = [matrix if good else torch.zeros_like(matrix) for matrix, good in zip(matrices, sound, strict=True)]
-    K = V.shape[-1]
-    wide = V if probes is None else torch.cat([V, probes.expand(len(X), -1, -1)], -1)
-    image = times(X, wide)
-    XV, UX = image[..., :K], torch.stack([block.mT @ matrix for matrix, block in zip(X, U, strict=True)])
-    within = UX @ V
-    scale = torch.tensor(
-        [total if good else 1.0 for total, good in zip(totals, sound, strict=True)], dtype=torch.float64
-    )
-    left, right, core = fractions(UX, XV, within, scale.to(V.device))
-    if probes is None:
-        concentrations = [concentration(matrix) if good else 0.0 for matrix, good in zip(X, sound, strict=True)]
-    else:
-        concentrations = sketched_concentration(image[..., K:]).nan_to_num(0.0).tolist()
-    across = gram(XV), gram(UX.mT)
-    return Spread(
-        totals, concentrations, probes is not None, curve(left), curve(right), curve(core), *across, within.double()
-    )
+    b, K = len(matrices), V[0].shape[1]
+    left, right = torch.zeros(b, K, dtype=torch.float64), torch.zeros(b, K, dtype=torch.float64)
+    grams = torch.zeros(3 if rates else 1, b, K, K, dtype=torch.float64)  # UᵀXV, of XV, of XᵀU
+    totals, concentrations = [0.0] * b, [0.0] * b
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for place, matrix in enumerate(matrices):
+        groups[matrix.shape, matrix.device].append(place)
+    for ((m, n), device), places in groups.items():
+        lefts, rights = (torch.stack([side[place] for place in places]) for side in (U, V))
+        wide = rights if probes is None else torch.cat([rights, probes(n).to(device).expand(len(places), -1, -1)], -1)
+        image, UX = rights.new_empty(len(places), m, wide.shape[-1]), rights.new_empty(len(places), K, n)
+        found = []
+        for i, place in enumerate(places):  # all of one matrix before the next, while it is in the cache
+            X = matrices[place].detach().float()
+            found.append(squares(X))
+            torch.mm(X, wide[i], out=image[i])
+            torch.mm(lefts[i].mT, X, out=UX[i])
+        XV = image[..., :K]
+        grams[0, places] = (UX @ rights).double().cpu()
+        left[places] = torch.linalg.vector_norm(UX, dim=-1).double().square().cpu()
+        right[places] = torch.linalg.vector_norm(XV, dim=-2).double().square().cpu()
+        if rates:
+            grams[1, places], grams[2, places] = gram(XV).cpu(), gram(UX.mT).cpu()
+        for place, total in zip(places, torch.stack(found).tolist(), strict=True):
+            totals[place] = total
+        if probes is None:
+            sketches = [
+                concentration(matrices[place].detach().float()) if _sound(totals[place]) else 0.0 for place in places
+            ]
+        else:
+            sketches = sketched_concentration(image[..., K:]).tolist()
+        for place, value in zip(places, sketches, strict=True):
+            concentrations[place] = value
+    sound = torch.tensor([_sound(total) for total in totals])
+    scale = torch.tensor(totals, dtype=torch.float64).where(sound, 1.0)[:, None]
+    grams = grams.where(sound[:, None, None], 0.0)
+    left, right = (side.where(sound[:, None], 0.0).cumsum(-1) / scale for side in (left, right))
+    core = leading_sums(grams[0].square()) / scale
+    across = (grams[1], grams[2]) if rates else None
+    return Spread(totals, concentrations, probes is not None, curve(left), curve(right), curve(core), grams[0], across)
+
+
+def _sound(total: float) -> bool:
+    return 0 < total < float("inf")

@@ -65,8 +65,7 @@ def sketched_concentration(sketch: Tensor) -> Tensor:
     2·m·n·h FLOPs.
     """
     h = sketch.shape[-1]
-    wide = sketch.double()
-    M = wide.mT @ wide
+    M = (sketch.mT @ sketch).double()
     diagonal = M.diagonal(dim1=-2, dim2=-1)
     off = M.square().sum((-2, -1)) - diagonal.square().sum(-1)
     trace = diagonal.sum(-1) / h

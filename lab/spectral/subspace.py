@@ -12,7 +12,7 @@ def principal_angles(before: Tensor, after: Tensor) -> Tensor:
     atan2 of sine and cosine (Björck and Golub 1973): cosines are the singular values of M = QaᵀQb, sines those of the
     residual Qb − QaM. arccos alone floors at √eps, 5e-4 rad in float32; this is accurate to 1e-6.
     """
-    M, residual = _split(before, after)
+    M, residual = split(before, after)
     cosines = torch.linalg.svdvals(M)
     sines = torch.linalg.svdvals(residual).flip(-1)  # the smallest sine belongs to the largest cosine
     return torch.atan2(sines, cosines)
@@ -30,8 +30,12 @@ def overlap(before: Tensor, after: Tensor) -> float:
 
 def overlap_curve(before: Tensor, after: Tensor) -> Tensor:
     """The overlap of the first j columns with the first j columns, for j = 1 … k: (…, d, k) twice -> (…, k) float64."""
-    squares = (before.mT @ after).double().square()
-    return leading_sums(squares) / torch.arange(1, squares.shape[-1] + 1, device=squares.device)
+    return leading_overlaps(before.mT @ after)
+
+
+def leading_overlaps(M: Tensor) -> Tensor:
+    """The same from M = QaᵀQb (…, k, k)."""
+    return leading_sums(M.double().square()) / torch.arange(1, M.shape[-1] + 1, device=M.device)
 
 
 def leading_sums(blocks: Tensor) -> Tensor:
@@ -42,29 +46,34 @@ def leading_sums(blocks: Tensor) -> Tensor:
 def angle_curve(before: Tensor, after: Tensor, counts: Sequence[int]) -> Tensor:
     """The largest principal angle between the first j columns and the first j columns, j in counts, radians.
 
-    (…, d, k) twice -> (…, len(counts)) float64. All from one residual: with R = Qb − QaM, the residual of the leading
-    j columns is R_j + Qa[:, j:] M[j:, :j], two orthogonal parts, so that its Gram is a sum of squares and nothing
-    cancels. Where all sines are small the largest sine is decomposed, elsewhere the smallest cosine; the other follows.
+    (…, d, k) twice -> (…, len(counts)) float64.
     """
-    M, residual = _split(before, after)
-    M, squares = M.double(), gram(residual)
-    k = M.shape[-1]
-    size = torch.as_tensor(list(counts), device=M.device)[:, None]
-    inside = torch.arange(k, device=M.device) < size  # (counts, k)
-    block = inside[:, :, None] & inside[:, None, :]
-    M, squares = M.unsqueeze(-3), squares.unsqueeze(-3)
-    left_over = M * (~inside[:, :, None] & inside[:, None, :])
-    sines = squares * block + left_over.mT @ left_over
-    kept = M * block
-    cosines = kept.mT @ kept + torch.diag_embed((~inside).to(M.dtype))  # ones beyond j: never the smallest
-    small = sines.diagonal(dim1=-2, dim2=-1).sum(-1) < 0.5  # Σ sin²
-    values = torch.linalg.eigvalsh(torch.where(small[..., None, None], sines, cosines))
-    square = torch.where(small, values[..., -1], values[..., 0]).clamp(0, 1)
-    this, other = square.sqrt(), (1 - square).sqrt()
-    return torch.where(small, torch.atan2(this, other), torch.atan2(other, this))
+    M, residual = split(before, after)
+    return leading_angles(M.double(), gram(residual), counts)
 
 
-def _split(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+def leading_angles(M: Tensor, squares: Tensor, counts: Sequence[int]) -> Tensor:
+    """The same from M = QaᵀQb (…, k, k) and the Gram of R = Qb − QaM (…, k, k), both float64.
+
+    The residual of the leading j columns is R_j + Qa[:, j:] M[j:, :j], two orthogonal parts, so that its Gram is a sum
+    of squares and nothing cancels. Where all sines are small the largest sine is decomposed, elsewhere the smallest
+    cosine; the other follows.
+    """
+    found = []
+    for j in counts:
+        kept, cross = M[..., :j, :j], M[..., j:, :j]
+        sines, cosines = squares[..., :j, :j] + cross.mT @ cross, kept.mT @ kept
+        small = sines.diagonal(dim1=-2, dim2=-1).sum(-1) < 0.5  # Σ sin²
+        chosen = torch.where(small[..., None, None], sines, cosines)
+        values = chosen[..., 0] if j == 1 else torch.linalg.eigvalsh(chosen)
+        square = torch.where(small, values[..., -1], values[..., 0]).clamp(0, 1)
+        this, other = square.sqrt(), (1 - square).sqrt()
+        found.append(torch.where(small, torch.atan2(this, other), torch.atan2(other, this)))
+    return torch.stack(found, -1)
+
+
+def split(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """M = QaᵀQb (…, k, k) and the residual R = Qb − QaM (…, d, k) of orthonormal (…, d, k) bases."""
     M = before.mT @ after
     residual = after - before @ M
     # Once more, since rounding leaves a part of size eps inside the span.

@@ -10,22 +10,21 @@ from torch import Tensor
 
 from lab.spectral.curves import changed, curve, empty, norm_ratios, spread, turns
 from lab.spectral.diagnosis import Diagnosis, Engine, Which, angle_counts_for, counts_for
-from lab.spectral.iteration import iterate
+from lab.spectral.iteration import first_effort, iterate
 from lab.spectral.spectrum import (
     DEFICIENT,
     NON_FINITE,
     ZERO,
     decompose,
-    energy,
     entropy_rank,
     numerical_rank,
     participation_ratio,
     singular_values,
+    squares,
     stable_rank,
 )
 
-RESIDUAL = 1e-3  # of σ; leaves singular values within 1e-4 and angles within 1e-3 rad on a NanoChat's weights
-FIRST_DEPTH, MOST_DEPTH = 3, 6  # of the block Krylov space; then what the layer's last residual asks for
+TURN = 1e-3  # radians by which the k directions of a tick may be off; what that leaves of an angle is in the bench
 BLOCK = 16  # columns come in multiples of it: 18 cost a processor's matrix unit as much as 32
 STALE = 1e-3  # of σ₁; a spectrum further than this from the exact one was followed from a basis that missed something
 FRESH = 2  # columns drawn anew at each tick, so that a direction the basis has never seen is found
@@ -41,7 +40,16 @@ class Basis:
     V: Tensor  # (in, q)
     directions: int  # how many of the first k mean something
     first: "Basis | None" = None  # of the first tick with a direction, k columns; None while this is it
-    depth: int = FIRST_DEPTH
+    depth: int = 0  # effort of the next tick's iteration; 0 before the first
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one tick saw of a layer's weight."""
+
+    basis: Basis
+    residual: float | None  # None for exact
+    spectrum: Tensor | None  # the whole, where it was taken
 
 
 class Tracker:
@@ -57,7 +65,9 @@ class Tracker:
         self.exact_every_n_ticks, self.seed = exact_every_n_ticks, seed
         self.products = 0  # multiplications of a weight with a block, so far; what the warm engine costs
         self._bases: dict[str, Basis] = {}
-        self._begun: dict[str, Diagnosis] = {}
+        self._begun: dict[str, dict[str, Any]] = {}  # the fields of a diagnosis, as far as they are known
+        self._without: dict[str, Diagnosis] = {}  # of weights without a direction
+        self._drawn: dict[int, Tensor] = {}  # this tick's probes
 
     def is_exact(self, tick: int) -> bool:
         """True at the ticks whose whole spectrum is taken."""
@@ -71,21 +81,38 @@ class Tracker:
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also the change since, at exact ticks."""
-        self._begun, energies = {}, {}
-        groups: dict[Any, list[str]] = defaultdict(list)
+        self._begun, self._without, self._drawn = {}, {}, {}
         for name, weight in weights.items():
             if self.k > min(weight.shape):
                 raise ValueError(f"k={self.k} directions of {name}, which is {weight.shape[0]}x{weight.shape[1]}.")
-            total = energies[name] = energy(weight.detach())
-            if not 0 < total < float("inf"):
-                reason = ZERO if total == 0 else NON_FINITE
-                self._begun[name] = empty(tick, _shape(weight), self.engine, reason, self.k)
-                continue
-            # A first look starts from noise and must not slow down those that have a basis.
-            groups[weight.shape, weight.device, name in self._bases].append(name)
+        totals = (
+            torch.stack([squares(weight.detach()).cpu() for weight in weights.values()]).tolist() if weights else []
+        )
+        energies = dict(zip(weights, totals, strict=True))
+        groups: dict[Any, list[str]] = defaultdict(list)
+        for name, weight in weights.items():
+            if 0 < energies[name] < float("inf"):
+                # A first look starts from noise and must not slow down those that have a basis.
+                groups[weight.shape, weight.device, name in self._bases].append(name)
+            else:
+                reason = ZERO if energies[name] == 0 else NON_FINITE
+                self._without[name] = empty(tick, _shape(weight), self.engine, reason, self.k)
+        looks: dict[str, Look] = {}
         for names in groups.values():
             chosen = [weights[name].detach().float() for name in names]
-            self._measure(tick, names, chosen, [energies[name] for name in names], gradients or {}, initial or {})
+            looks |= zip(names, self._decompose(tick, names, chosen, [energies[name] for name in names]), strict=True)
+        turned = self._turned(tick, looks)
+        for name, look in looks.items():
+            weight = weights[name].detach()
+            fields = turned.get(name, {}) | self._spectrum(look, energies[name])
+            if self.is_exact(tick) and initial and name in initial:
+                fields |= changed(weight.float(), initial[name], self.k)
+            if self.engine == "exact":
+                before, gradient = self._bases.get(name), (gradients or {}).get(name)
+                fields["norm_ratios"] = norm_ratios(weight.float(), look.basis, before, gradient, self.k)
+            self._begun[name] = {"tick": tick, "shape": _shape(weight), "engine": self.engine, "k": self.k, **fields}
+            self._bases[name] = look.basis
+        self._add(gradients or {}, "gradient")
 
     def finish(
         self, updates: Mapping[str, Tensor] | None = None, momenta: Mapping[str, Tensor] | None = None
@@ -94,22 +121,11 @@ class Tracker:
 
         `momenta` are the optimizer's first moments (out, in), of the layers for which it holds one.
         """
-        done, self._begun = self._begun, {}
-        self._add(done, updates or {}, "update")
-        self._add(done, momenta or {}, "momentum")
+        self._add(updates or {}, "update")
+        self._add(momenta or {}, "momentum")
+        done = self._without | {name: Diagnosis(**fields) for name, fields in self._begun.items()}
+        self._begun, self._without, self._drawn = {}, {}, {}
         return done
-
-    def _add(self, done: dict[str, Diagnosis], matrices: Mapping[str, Tensor], which: Which) -> None:
-        """Put the energies of the matrices, and an update's rates, into the diagnoses."""
-        groups: dict[Any, list[str]] = defaultdict(list)
-        for name, matrix in matrices.items():
-            if done[name].directions:
-                groups[matrix.shape, matrix.device].append(name)
-        for names in groups.values():
-            chosen = [matrices[name].detach().float() for name in names]
-            bases = [self._bases[name] for name in names]
-            for name, fields in zip(names, self._shares(chosen, bases, names, done, which), strict=True):
-                done[name] = replace(done[name], **fields)
 
     def tick(
         self,
@@ -131,164 +147,132 @@ class Tracker:
         """Take up where `state_dict` left."""
         self._bases = {name: _unpacked(packed) for name, packed in state.items()}
 
-    def _measure(
-        self,
-        tick: int,
-        names: Sequence[str],
-        weights: Sequence[Tensor],
-        energies: Sequence[float],
-        gradients: Mapping[str, Tensor],
-        initial: Mapping[str, Tensor],
-    ) -> None:
-        shape = _shape(weights[0])
-        found, residuals, spectra = self._decompose(tick, names, weights)
-        known = [i for i, name in enumerate(names) if name in self._bases]
-        turned: dict[int, dict[str, Any]] = defaultdict(dict)
-        if known:
-            before, now = [self._bases[names[i]] for i in known], [found[i] for i in known]
-            for i, turn in zip(known, turns(before, now, self.k), strict=True):
-                turned[i]["previous"] = turn
-            first = [basis.first or basis for basis in before] if self.is_exact(tick) else []
-            for i, turn in zip(known, turns(first, now, self.k) if first else [], strict=False):
-                turned[i]["first"] = turn
-        for position, (name, weight) in enumerate(zip(names, weights, strict=True)):
-            basis = found[position]
-            counts = counts_for(basis.directions, self.k)
-            angle_counts = angle_counts_for(basis.directions, self.k)
-            total, whole = energies[position], spectra[position]
-            held = basis.S[: self.k + self.oversample] if whole is None else whole
-            fields = turned[position]
-            if self.is_exact(tick) and name in initial:
-                fields |= changed(weight, initial[name], self.k)
-            if self.engine == "exact":
-                fields["norm_ratios"] = norm_ratios(weight, basis, self._bases.get(name), gradients.get(name), self.k)
-            self._begun[name] = Diagnosis(
-                tick=tick,
-                shape=shape,
-                engine=self.engine,
-                reason=DEFICIENT if basis.directions < self.k else None,
-                k=self.k,
-                counts=counts,
-                angle_counts=angle_counts,
-                energy=total,
-                singular_values=curve(held),
-                whole=whole is not None,
-                residual=residuals[position],
-                stable_rank=stable_rank(held, total),
-                entropy_rank=None if whole is None else entropy_rank(whole),
-                participation=None if whole is None else participation_ratio(whole),
-                **fields,
-            )
-            self._bases[name] = basis
-        self._add(self._begun, {name: gradients[name] for name in names if name in gradients}, "gradient")
+    def _turned(self, tick: int, looks: Mapping[str, Look]) -> dict[str, dict[str, Any]]:
+        """How layers turned since their last tick and, at exact ticks, since their first."""
+        known = [name for name in looks if name in self._bases]
+        before, now = [self._bases[name] for name in known], [looks[name].basis for name in known]
+        turned = {name: {"previous": turn} for name, turn in zip(known, turns(before, now, self.k), strict=True)}
+        if self.is_exact(tick):
+            first = turns([basis.first or basis for basis in before], now, self.k)
+            for name, turn in zip(known, first, strict=True):
+                turned[name]["first"] = turn
+        return turned
+
+    def _spectrum(self, look: Look, total: float) -> dict[str, Any]:
+        """The fields that a weight's own spectrum fills."""
+        directions, whole = look.basis.directions, look.spectrum
+        held = look.basis.S[: self.k + self.oversample] if whole is None else whole
+        return {
+            "reason": DEFICIENT if directions < self.k else None,
+            "counts": counts_for(directions, self.k),
+            "angle_counts": angle_counts_for(directions, self.k),
+            "energy": total,
+            "singular_values": curve(held),
+            "whole": whole is not None,
+            "residual": look.residual,
+            "stable_rank": stable_rank(held, total),
+            "entropy_rank": None if whole is None else entropy_rank(whole),
+            "participation": None if whole is None else participation_ratio(whole),
+        }
 
     def _decompose(
-        self, tick: int, names: Sequence[str], weights: Sequence[Tensor]
-    ) -> tuple[list[Basis], list[float | None], list[Tensor | None]]:
-        """A basis, its residual and, where taken, the whole spectrum per layer, by the engine chosen."""
+        self, tick: int, names: Sequence[str], weights: Sequence[Tensor], energies: Sequence[float]
+    ) -> list[Look]:
+        """Look at weights of one shape, by the engine chosen."""
         if self.engine == "exact":
             # Raw signs: no measure sees them, but the seed's float32 arccos does, in its last bits.
             exact = [decompose(weight, signs=False) for weight in weights]
-            bases = [
-                self._basis(tick, name, spectrum.U, spectrum.S, spectrum.V, FIRST_DEPTH)
-                for name, spectrum in zip(names, exact, strict=True)
-            ]
-            return bases, [None] * len(names), [spectrum.S for spectrum in exact]
+            return [self._look(tick, name, s.U, s.S, s.V, spectrum=s.S) for name, s in zip(names, exact, strict=True)]
         q = -(-(self.k + self.oversample) // BLOCK) * BLOCK
-        if min(weights[0].shape) < 4 * q:  # a block would be a large part of the whole, which is cheap anyway
-            return self._small(tick, names, weights)
-        depth = max(self._bases[name].depth if name in self._bases else FIRST_DEPTH for name in names)
+        n = min(weights[0].shape)
+        if n < 4 * q:  # a block would be a large part of the whole, which is cheap anyway
+            q, exact = self.k + self.oversample, [decompose(weight) for weight in weights]
+            return [
+                self._look(tick, name, s.U[:, :q], s.S[:q], s.V[:, :q], spectrum=s.S if self.is_exact(tick) else None)
+                for name, s in zip(names, exact, strict=True)
+            ]
         wide = weights[0].shape[0] < weights[0].shape[1]  # then on the left, which is the smaller side
         upright = [weight.mT for weight in weights] if wide else weights
         start = self._guess(tick, names, weights[0], q, "U" if wide else "V")
-        result = iterate(upright, start, self.k, depth, RESIDUAL)
-        left, right = (result.V, result.U) if wide else (result.U, result.V)
-        self.products += result.products
-        bases, residuals, spectra = [], [], []
-        reached, after_one = result.residual.tolist(), result.first_residual.tolist()
+        known = [self._bases.get(name) for name in names]
+        effort = [basis.depth if basis and basis.depth else first_effort(n) for basis in known]
+        last = [float(basis.S[-1]) ** 2 if basis else 0.0 for basis in known]
+        edges = [edge or total / n for edge, total in zip(last, energies, strict=True)]
+        found = iterate(upright, start, edges, self.k, effort, TURN)
+        left, right = (found.V, found.U) if wide else (found.U, found.V)
+        self.products += found.products
+        looks, reached = [], found.residual.tolist()
         for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
-            U, S, V = left[i], result.S[i], right[i]
+            U, S, V = left[i], found.S[i], right[i]
             residual: float | None = reached[i]
             whole = singular_values(weight) if self.is_exact(tick) else None
             if whole is not None and float((whole[: self.k] - S[: self.k]).abs().max()) > STALE * float(whole[0]):
                 exact_one = decompose(weight, q)
                 U, S, V, residual = exact_one.U, exact_one.S, exact_one.V, None
-            bases.append(self._basis(tick, name, U, S, V, _next_depth(depth, after_one[i])))
-            residuals.append(residual)
-            spectra.append(whole)
-        return bases, residuals, spectra
+            looks.append(self._look(tick, name, U, S, V, residual, found.effort[i], whole))
+        return looks
 
-    def _small(
-        self, tick: int, names: Sequence[str], weights: Sequence[Tensor]
-    ) -> tuple[list[Basis], list[float | None], list[Tensor | None]]:
-        """The warm engine's answer by full decompositions."""
-        exact = [decompose(weight) for weight in weights]
-        q = self.k + self.oversample
-        bases = [
-            self._basis(tick, name, found.U[:, :q], found.S[:q], found.V[:, :q], FIRST_DEPTH)
-            for name, found in zip(names, exact, strict=True)
-        ]
-        spectra = [found.S if self.is_exact(tick) else None for found in exact]
-        return bases, [None] * len(names), spectra
-
-    def _basis(self, tick: int, name: str, U: Tensor, S: Tensor, V: Tensor, depth: int) -> Basis:
+    def _look(
+        self,
+        tick: int,
+        name: str,
+        U: Tensor,
+        S: Tensor,
+        V: Tensor,
+        residual: float | None = None,
+        depth: int = 0,
+        spectrum: Tensor | None = None,
+    ) -> Look:
         most = len(S) if self.engine == "exact" else self.k
         before = self._bases.get(name)
         first = None
         if before is not None:
             kept = self.k if self.engine == "warm" else before.U.shape[1]
             first = before.first or replace(before, U=before.U[:, :kept].clone(), V=before.V[:, :kept].clone())
-        return Basis(tick, U, S, V, min(most, numerical_rank(S, (len(U), len(V)))), first, depth)
+        directions = min(most, numerical_rank(S, (len(U), len(V))))
+        return Look(Basis(tick, U, S, V, directions, first, depth), residual, spectrum)
 
     def _guess(self, tick: int, names: Sequence[str], weight: Tensor, q: int, side: str) -> Tensor:
         """Where to start: last tick's directions on the smaller side, the last few drawn anew; (b, d, q)."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + tick)
         known = all(name in self._bases for name in names)
         drawn = torch.randn(min(weight.shape), FRESH if known else q, generator=generator).to(weight.device)
+        drawn /= drawn.shape[0] ** 0.5
         if not known:
-            return torch.linalg.qr(drawn).Q.expand(len(names), -1, -1).clone()
+            return drawn.expand(len(names), -1, -1)
         kept = torch.stack([getattr(self._bases[name], side)[:, : q - FRESH] for name in names])
-        new = drawn - kept @ (kept.mT @ drawn)
-        new = torch.linalg.qr(new - kept @ (kept.mT @ new)).Q
-        return torch.cat([kept, new], -1)
+        return torch.cat([kept, drawn.expand(len(names), -1, -1)], -1)
 
-    def _shares(
-        self,
-        matrices: Sequence[Tensor],
-        bases: Sequence[Basis],
-        names: Sequence[str],
-        diagnoses: Mapping[str, Diagnosis],
-        which: Which,
-    ) -> list[dict[str, Any]]:
-        """The fields that gradients, momenta or applied updates fill."""
-        probes = None
-        tick = diagnoses[names[0]].tick
-        if not self.is_exact(tick):
+    def _add(self, matrices: Mapping[str, Tensor], which: Which) -> None:
+        """Put the energies of gradients, momenta or applied updates, and an update's rates, into the fields."""
+        groups: dict[int, list[str]] = defaultdict(list)
+        for name, matrix in matrices.items():
+            if name in self._begun and self._bases[name].directions:
+                groups[self.k if self.engine == "warm" else min(matrix.shape)].append(name)
+        for columns, names in groups.items():
+            bases = [self._bases[name] for name in names]
+            counts = [self._begun[name]["counts"] for name in names]
+            measured = spread(
+                [matrices[name] for name in names],
+                [basis.U[:, :columns] for basis in bases],
+                [basis.V[:, :columns] for basis in bases],
+                None if self.is_exact(self._begun[names[0]]["tick"]) else self._probes,
+                rates=which == "update",
+            )
+            for i, name in enumerate(names):
+                self._begun[name][which] = measured.shares(i, counts[i])
+            if which == "update":
+                rates = measured.rates(torch.stack([basis.S[:columns] for basis in bases]), counts, self.k)
+                for i, name in enumerate(names):
+                    self._begun[name] |= rates[i] if self._begun[name][which].total else {}
+
+    def _probes(self, width: int) -> Tensor:
+        """This tick's sixteen columns of standard normals, (width, 16)."""
+        if width not in self._drawn:
+            tick = next(iter(self._begun.values()))["tick"]
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + tick + 500_009)
-            probes = torch.randn(matrices[0].shape[1], 16, generator=generator).to(matrices[0].device)
-        columns = self.k if self.engine == "warm" else min(matrices[0].shape)
-        measured = spread(
-            matrices,
-            torch.stack([basis.U[:, :columns] for basis in bases]),
-            torch.stack([basis.V[:, :columns] for basis in bases]),
-            probes,
-        )
-        counts = [diagnoses[name].counts for name in names]
-        if which != "update":
-            return [{which: measured.shares(i, held)} for i, held in enumerate(counts)]
-        values = torch.stack([basis.S[:columns] for basis in bases])
-        found = measured.rates(values, counts, self.k)
-        for i, held in enumerate(counts):
-            update = measured.shares(i, held)
-            found[i] = {"update": update, **found[i]} if update.total else {"update": update}
-        return found
-
-
-def _next_depth(depth: int, residual: float) -> int:
-    """One deeper where a cycle fell short, one less where it went far beyond: a block gains about a factor of 3."""
-    if residual > RESIDUAL:
-        return min(depth + 1, MOST_DEPTH)
-    return max(depth - 1, 1) if residual < RESIDUAL / 10 else depth
+            self._drawn[width] = torch.randn(width, 16, generator=generator)
+        return self._drawn[width]
 
 
 def _shape(weight: Tensor) -> tuple[int, int]:

@@ -22,7 +22,7 @@ def short(layer: str) -> str:
 
 def reach_table(policy: SvdPolicy, rows: Iterable[Row]) -> Table:
     """Before a run: per clause and shape, the best value that any layer's spectrum allows and what it would take."""
-    table = Table("clause", "shape", "best now", "can hold", "it needs", title="can these clauses hold?")
+    table = _table("can these clauses hold?", "clause", "shape", "best now", "can hold", "it needs")
     shown: dict[tuple[str, tuple[int, int]], tuple[float, tuple[str, ...]]] = {}
     for row in rows:
         for reach in policy.reach(row):
@@ -31,7 +31,7 @@ def reach_table(policy: SvdPolicy, rows: Iterable[Row]) -> Table:
             missing = -missing if reach.op in (">", ">=") else missing
             can = "yes" if reach.can_hold else "[red]cannot hold[/red]"
             shape = f"{row.shape[0]}x{row.shape[1]}"
-            cells: tuple[str, ...] = (f"{reach.name} {reach.op} {reach.limit:g}", shape, best, can, reach.needs)
+            cells: tuple[str, ...] = (f"{reach.name}\n{reach.op} {reach.limit:g}", shape, best, can, reach.needs)
             key = (reach.name, row.shape)
             if key not in shown or missing < shown[key][0]:
                 shown[key] = (missing, cells)
@@ -53,24 +53,23 @@ def chance_table(first: Sequence[Row]) -> Table:
 def measures_table(rows: Sequence[Row], most: int = 5) -> Table:
     """At a tick of a policy without limits: the layers whose directions turned most since the last tick."""
     names = ("angle", "overlap", "G left", "chance", "ΔW left", "tail", "stable rank")
-    table = Table(Column("layer", no_wrap=True), *names, title="most turned", box=_BOX)
+    table = _table("most turned", "layer", *names)
     for row in sorted(rows, key=lambda row: -(row.angle(row.k) or 0.0))[:most]:
         shares = [row.fraction("gradient", "left", row.k), row.chance("left", row.k)]
         shares.append(row.fraction("update", "left", row.k))
         tail = row.tail_error(row.k) if row.directions else None
         numbers = [row.angle(row.k), row.overlap(row.k), *shares, tail, row.stable_rank]
-        reason = f" ({row.reason})" if row.reason else ""
+        reason = f"\n({row.reason})" if row.reason else ""
         table.add_row(short(row.layer) + reason, *("" if number is None else f"{number:.3g}" for number in numbers))
     return table
 
 
 def approach_table(nearest: Sequence[Approach], most: int = 5) -> Table:
-    """At a tick: the clauses nearest to their limits, with trend and when they would get there."""
-    names = ("clause", "value", "limit", "margin", "per step", "holds in")
-    table = Table(Column("layer", no_wrap=True), *names, title="nearest to a limit", box=_BOX)
+    """At a tick: the clauses nearest to their limits, with trend and in how many steps they would get there."""
+    table = _table("nearest to a limit", "layer", "clause", "value", "limit", "margin", "per step", "in steps")
     for item in nearest[:most]:
         slope = "" if item.slope is None else f"{item.slope:+.2g}"
-        eta = "never so" if item.eta is None else "holds" if item.eta == 0 else f"{item.eta:.0f} steps"
+        eta = "never" if item.eta is None else "holds" if item.eta == 0 else f"{item.eta:.0f}"
         numbers = (f"{item.value:.4g}", f"{item.op} {item.limit:g}", f"{item.margin:+.3g}")
         table.add_row(short(item.layer), item.clause, *numbers, slope, eta)
     return table
@@ -78,12 +77,19 @@ def approach_table(nearest: Sequence[Approach], most: int = 5) -> Table:
 
 def summary_table(rows: Sequence[RuleSummary]) -> Table:
     """The end-of-run table: binding clause, how often it alone was missing, and the nearest miss."""
-    names = ("rule", "fired", "binding clause", "failed", "alone", "nearest miss")
-    table = Table(Column("layer", no_wrap=True), *names, title="what was in the way", box=_BOX)
+    table = _table("what was in the way", "layer and rule", "fired", "binding clause", "nearest miss")
     for row in rows[: 2 * MOST_LAYERS]:
-        fired = "never" if row.first_fire is None else f"{row.fired} of {row.ticks}, first at step {row.first_fire}"
-        near = row.nearest
-        miss = "" if near is None else f"{near.clause} {near.value:.4g} (limit {near.limit:g}) at step {near.step}"
-        counts = ("", "") if row.binding is None else (row.failed[row.binding], row.alone.get(row.binding, 0))
-        table.add_row(short(row.layer), row.reason, fired, row.binding or "", *(str(count) for count in counts), miss)
+        fired = "never" if row.first_fire is None else f"{row.fired} of {row.ticks},\nfirst at {row.first_fire}"
+        binding, near, miss = "", row.nearest, ""
+        if row.binding is not None:
+            binding = f"{row.binding}\nfailed {row.failed[row.binding]}, alone {row.alone.get(row.binding, 0)}"
+        if near is not None:
+            miss = f"{near.clause}\n{near.value:.4g} at step {near.step}\n(limit {near.limit:g})"
+        table.add_row(f"{short(row.layer)}\n{row.reason}", fired, binding, miss)
     return table
+
+
+def _table(title: str, *headings: str) -> Table:
+    """Narrow enough for 80 columns; where names are longer they go on in the next line, and nothing is cut off."""
+    columns = [Column(heading, overflow="fold") for heading in headings]
+    return Table(*columns, title=title, box=_BOX, padding=0, show_edge=False)

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from lab.ledger import Row
 from lab.svd_policy.tables import short
@@ -58,6 +59,9 @@ def spectra(rows: Sequence[Row], layers: Sequence[str]) -> Figure | None:
             panel.plot(range(1, len(S) + 1), S, color=colour.to_rgba(np.array(row.step)), linewidth=0.9)
         panel.axvline(held[0].k, color="0.6", linewidth=0.8, linestyle="--")
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_title(short(layer), fontsize=8)
         panel.tick_params(which="both", labelsize=7)
     for panel in panels.flat[len(found) :]:

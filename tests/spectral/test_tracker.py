@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lab.spectral.chance import chance, variance
-from lab.spectral.iteration import iterate
+from lab.spectral.iteration import first_effort, iterate
 from lab.spectral.spectrum import decompose, tail_error
 from lab.spectral.subspace import overlap, subspace_angle
 from lab.spectral.tracker import Tracker
@@ -221,13 +221,12 @@ def test_iteration_reaches_the_residual_it_states(decay, width):
             )
             @ Vh
         )
-    start = torch.linalg.qr(torch.randn(1, width, 16, generator=generator)).Q
-    found = iterate([W], start, K, depth=3, tolerance=1e-3)
+    start = torch.randn(1, width, 16, generator=generator)
+    found = iterate([W], start, [float(W.square().mean())], K, [first_effort(width)], tolerance=1e-3)
     U, S, V = found.U[0, :, :K], found.S[0, :K], found.V[0, :, :K]
     assert S.tolist() == pytest.approx(torch.linalg.svdvals(W.double())[:K].tolist(), rel=1e-3)
     both = [torch.linalg.vector_norm(W.T @ U - V * S, dim=0) / S, torch.linalg.vector_norm(W @ V - U * S, dim=0) / S]
-    # 1e-3 was asked for; four cycles from noise do not get there on a flat spectrum as wide as 600, and say so
-    assert float(torch.stack(both).max()) < (5e-3 if (decay, width) == ("flat", 600) else 1.2e-3)
+    assert float(torch.stack(both).max()) < 1.2e-3
     assert float(found.residual) == pytest.approx(float(both[0].max()), abs=2e-4)
     assert torch.allclose(U.T @ U, torch.eye(K), atol=1e-5)
 
@@ -239,3 +238,16 @@ def test_a_begun_tick_can_be_finished_without_updates():
     found = tracker.finish()["q"]
     assert found.gradient is not None
     assert (found.update, found.rotation, found.growth) == (None, None, None)
+
+
+@pytest.mark.parametrize("width", [160, 600])  # by Gram matrix, and by Krylov space
+def test_directions_are_true_to_the_tolerance_where_the_gap_is_small(width):
+    generator = torch.Generator().manual_seed(3)
+    U, _, Vh = torch.linalg.svd(torch.randn(width + 40, width, generator=generator), full_matrices=False)
+    S = torch.linspace(2, 1, width)
+    S[K:] -= 0.002  # a gap of a thousandth at K; what else is between 1 and 2 follows without one
+    start = torch.randn(1, width, 32, generator=generator)
+    found = iterate([(U * S) @ Vh], start, [1.0], K, [first_effort(width)], tolerance=5e-4)
+    # `turn` is no bound but first order in the residual, of which it takes the largest of K: twice for the others.
+    assert subspace_angle(found.V[0, :, :K], Vh[:K].mT) < 1e-3
+    assert subspace_angle(found.U[0], U[:, :K]) < 1e-3

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from lab.config import CONF
 from lab.replay import make_policy
-from lab.svd_policy.summary import approaches, summarise
-from lab.svd_policy.tables import approach_table, reach_table, summary_table
+from lab.svd_policy.summary import Approach, Miss, RuleSummary, approaches, summarise
+from lab.svd_policy.tables import approach_table, reach_table, short, summary_table
 from lab.testing import example_rows
 
 RULES = {"both": ("a", "b")}
@@ -71,14 +71,42 @@ def printed(table):
 
 def test_the_tables_say_what_was_near_and_what_was_in_the_way():
     rows = [decision(20, 0.5, 0.3), decision(40, 0.9, 0.2)]
-    assert "0.9 > 1 -0.1 +0.02 5 steps" in printed(approach_table(approaches(rows)))
+    assert "0.9 > 1 -0.1 +0.02 5" in printed(approach_table(approaches(rows)))
     rows[1] = decision(40, 2, 0.2)
-    assert "never b 2 1 b 0.2 (limit 0.1) at step 40" in printed(summary_table(summarise(rows, RULES)))
+    text = printed(summary_table(summarise(rows, RULES)))
+    assert "never b b" in text
+    assert "failed 2, alone 1 0.2 at step 40" in text
 
 
 def test_the_table_before_a_run_says_what_cannot_hold():
     settings = yaml.safe_load((CONF / "svd_policy" / "phase1.yaml").read_text())
     first = example_rows(engine="exact", ticks=2)[:1]
     text = printed(reach_table(make_policy({**settings, "k": 4}), first))
-    assert "reconstruction_safe < 0.01 │ 40x40" in text
+    assert "reconstruction_safe 40x40" in text
     assert "cannot hold" in text
+
+
+@pytest.mark.parametrize("layer", ["model.layers.11.self_attn.o_proj", "model.layers.101.block_sparse_moe.down_proj"])
+def test_at_eighty_columns_nothing_is_cut_off(layer):
+    clause = "reconstruction_safe"
+    near = Approach(layer=layer, clause=clause, op="<", value=0.98123, limit=0.01, margin=-0.97, slope=-1e-5, eta=97123)
+    row = RuleSummary(
+        layer=layer,
+        reason="optimal_lowrank_conditions",
+        ticks=99,
+        fired=12,
+        first_fire=1980,
+        binding=clause,
+        failed={clause: 87},
+        alone={clause: 12},
+        nearest=Miss(step=1960, clause=clause, value=0.98123, limit=0.01, shortfall=97.0),
+    )
+    for table in (approach_table([near]), summary_table([row])):
+        console = Console(file=io.StringIO(), width=80)
+        console.print(table)
+        text = console.file.getvalue()
+        assert "…" not in text
+        assert max(len(line) for line in text.splitlines()) <= 80
+        if "11" in layer:  # as long as NanoChat's: on one line
+            assert short(layer) in text
+            assert clause in text
