@@ -25,7 +25,7 @@ FIGURES: dict[str, tuple[Drawing, str]] = {
     "rank_comparison": (rank_comparison, "Loss against rank: every seed, the mean, and the knee with its interval."),
     "frontier": (
         frontier,
-        "Trainable parameters against the primary metric; arms of one count stand side by side.",
+        "Trainable parameters against the primary metric; arms within 1 % of one count stand side by side.",
     ),
     "learning_rates": (
         learning_rates,

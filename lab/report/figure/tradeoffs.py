@@ -12,6 +12,9 @@ from lab.report.statistics import mean_sd
 from lab.report.tables import frontier_arms
 
 
+SAME = 0.01  # counts this close are one budget
+
+
 def frontier(analysis: Analysis) -> Figure | None:
     """Trainable parameters against the metric; None where every arm trains the same number of them."""
     metric = analysis.judgement.metric
@@ -29,11 +32,10 @@ def frontier(analysis: Analysis) -> Figure | None:
     low, high = min(p for p, *_ in points), max(p for p, *_ in points)
     log = high > 3 * low
     axes.plot(*zip(*line, strict=True), color="#999999", linewidth=1, drawstyle="steps-post", label="best mean so far")
-    placed: list[int] = []
-    for parameters, mean, sd, arm, look in points:
-        near = sum(abs(other / parameters - 1) < 0.002 for other in placed)
-        placed.append(parameters)
-        beside = ScaledTranslation(7 * near / 72, 0, figure.dpi_scale_trans)  # 7 points: the width of a marker
+    for index, (parameters, mean, sd, arm, look) in enumerate(points):
+        near = [i for i, (other, *_) in enumerate(points) if abs(other / parameters - 1) < SAME]
+        shift = 12 * (near.index(index) - (len(near) - 1) / 2)  # points; a marker is 7 wide
+        beside = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
         # A shifted point does not widen the axes, so an unseen one at its true place does.
         axes.plot([parameters] * 2, [mean - sd, mean + sd], alpha=0)
         axes.errorbar(
@@ -52,6 +54,8 @@ def frontier(analysis: Analysis) -> Figure | None:
     if not log:
         axes.locator_params(axis="x", nbins=5)
     axes.margins(x=0.08)
+    if high < (1 + SAME) * low:
+        axes.set_xlim(0.98 * low, 1.02 * high)
     axes.set_xlabel("trainable parameters" + (" (log scale)" if log else ""))
     axes.set_ylabel(f"{axis(metric)}\nmean ± 1 SD over seeds")
     style.legend_below(figure, axes)
