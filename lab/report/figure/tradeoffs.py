@@ -11,7 +11,6 @@ from lab.report.quantity import axis
 from lab.report.statistics import mean_sd
 from lab.report.tables import frontier_arms
 
-
 SAME = 0.01  # counts this close are one budget
 
 
