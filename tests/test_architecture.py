@@ -12,7 +12,7 @@ LAB = Path(__file__).resolve().parent.parent / "lab"
 ORDER = (
     *("errors", "cache", "record", "gpus", "process_group", "spectral", "ledger", "layer", "model", "data"),
     *("init", "rank_strategy", "svd_policy", "adapter", "switch", "sweep", "report"),
-    *("build", "incompatible", "config", "suggest", "training", "environment", "assemble"),
+    *("build", "incompatible", "allowed", "config", "suggest", "training", "environment", "assemble"),
     *(
         "fetch",
         "dry_run",
