@@ -1,6 +1,7 @@
 """One process of a job: build, fit, record.      python -m lab.worker RUN_DIR, started by lab.process_group"""
 
 import gc
+import itertools
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ NOT_OURS: tuple[tuple[str, type[Warning]], ...] = (
     (r"`is_gradient_checkpointing` is deprecated", FutureWarning),  # transformers 5, of peft's reading the old name
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # torch 2.13, of Lightning's _pytree
 )
-_began: list[Path] = []  # the jobs of this process, in order
+_jobs = itertools.count()  # of this process
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -38,7 +39,7 @@ def run(run_dir: Path) -> RunRecord:
     """
     rank = int(os.environ.get("RANK", "0"))
     main = rank == 0
-    _began.append(run_dir)
+    first = _begin()
     _log_to_file(run_dir, rank)
     _quiet_lightning()
     result = record.read(run_dir)
@@ -78,7 +79,7 @@ def run(run_dir: Path) -> RunRecord:
                     raise
                 raise shown from error
         finally:
-            result.peak_memory_bytes = max(result.peak_memory_bytes or 0, _peak_memory_bytes() or 0) or None
+            result.peak_memory_bytes = max(result.peak_memory_bytes or 0, _peak_memory_bytes(first) or 0) or None
             if main:
                 record.write(run_dir, result)
             _leave_group()
@@ -137,15 +138,23 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _peak_memory_bytes() -> int | None:
+def _begin() -> bool:
+    """Count a job of this process, clear the GPU's peak of the one before, and say whether it is the first."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    return next(_jobs) == 0
+
+
+def _peak_memory_bytes(first: bool) -> int | None:
     """Peak of the device's memory where there is a GPU, else of this process's resident memory.
 
-    None where the process has run another job before, whose peak and leavings it may be.
+    None on a CPU where the job is not the first of its process, whose peak and leavings it may be.
     """
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return int(torch.cuda.max_memory_allocated())
-    return None if len(_began) > 1 else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if first else None
 
 
 def _log_to_file(run_dir: Path, rank: int) -> None:

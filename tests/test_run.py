@@ -1,5 +1,6 @@
 """A run does what it was asked, says so in its record, and two of one seed are one."""
 
+import itertools
 import json
 import math
 
@@ -10,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lab import build, config, record
+from lab import build, config, record, worker
 from lab.adapter.mismatch import Mismatch
 from lab.errors import UsageError
 from lab.export import export_run, load_model
@@ -221,3 +222,11 @@ def test_the_command_line_runs_from_any_directory(tmp_path):
     assert done.returncode == 0, done.stderr
     assert record.read(tmp_path / "out").choices["init"] == "svd"
     assert done.stdout.splitlines()[0].startswith("torch ")
+
+
+def test_peak_memory_is_of_the_job_or_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_jobs", itertools.count())  # as in a fresh process
+    short = ("schedule.max_epochs=null", "schedule.max_steps=1", "evaluate.max_examples=1")
+    first, second = run(tmp_path / "a", *short), run(tmp_path / "b", *short)
+    assert first.peak_memory_bytes > 50e6  # torch alone is more
+    assert second.peak_memory_bytes is None  # the process's peak may be the first job's
