@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from lab.record import best_learning_rate
@@ -61,6 +62,15 @@ def arms(study: LoadedStudy, selection_metric: str = "val_loss") -> list[Arm]:
             full = name if plain else f"{name} [{_label(differs, 'as declared')}]"
             found.append(_arm(full, runs, tuned, declared.selection_metric, twins, differs))
     return found
+
+
+def one_after_another(arms: Sequence[Arm]) -> bool:
+    """True where no arm took turns with another, by the running numbers of the runs."""
+    numbers = sorted(
+        (int(head), arm.name) for arm in arms for run in arm.runs if (head := run.name.split("_")[0]).isdigit()
+    )
+    changes = sum(before != after for (_, before), (_, after) in pairwise(numbers))
+    return len(arms) > 1 and len(numbers) > len(arms) and changes < len(arms)
 
 
 def _arm(

@@ -1,11 +1,10 @@
 """What a study shows, in the words of a referee: effect, interval, seeds, conditions, and what it cannot show."""
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 from lab.report import ranks, tables
 from lab.report.analysis import Analysis
-from lab.report.arms import Arm
+from lab.report.arms import one_after_another
 from lab.report.comparison import Comparison
 from lab.report.document import MISSING, Block, Bullets, Figure, Heading, Paragraph, Table, number, p_text, signed
 from lab.report.quantity import units
@@ -153,7 +152,7 @@ def noise_floor(analysis: Analysis) -> str:
     end = ""
     if s.p_value is not None:
         quiet = s.p_value >= AA_LEVEL
-        end = f" A/A p {_equals(s.p_value)}, so verdicts {'stand' if quiet else 'are withheld'}."
+        end = f" A/A p {_equals(s.p_value)}, which withholds {'no verdict' if quiet else 'every verdict'}."
     return (
         f"{s.pairs} pairs of runs of {aa.arm_a} that share the data order and differ only in the seed differ in "
         f"{aa.metric.replace('_', ' ')} by {signed(s.mean)} on average ({spread}largest "
@@ -254,12 +253,3 @@ def console(analysis: Analysis) -> list[Table]:
             Table("", arms.caption, [arms.columns[i] for i in keep], [[row[i] for i in keep] for row in arms.rows])
         )
     return found
-
-
-def one_after_another(arms: Sequence[Arm]) -> bool:
-    """True where no arm took turns with another, by the running numbers of the runs."""
-    numbers = sorted(
-        (int(head), arm.name) for arm in arms for run in arm.runs if (head := run.name.split("_")[0]).isdigit()
-    )
-    changes = sum(before != after for (_, before), (_, after) in pairwise(numbers))
-    return len(arms) > 1 and len(numbers) > len(arms) and changes < len(arms)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from lab.report.arms import Arm
+from lab.report.arms import Arm, one_after_another
 from lab.report.comparison import Comparison
 from lab.report.document import MISSING
 from lab.report.judgement import Judgement
@@ -29,6 +29,7 @@ class RankAnswers:
     seconds_per_doubling: float | None  # of training time
     seconds_low: float | None
     seconds_high: float | None
+    in_turns: bool  # False: arms ran one after another, so their seconds also compare the hours
     recommended: int | None
     recommendation: str
 
@@ -61,6 +62,7 @@ def rank_answers(arms: Sequence[Arm], judgement: Judgement, rows: Sequence[Compa
         seconds_per_doubling=seconds,
         seconds_low=low,
         seconds_high=high,
+        in_turns=not one_after_another(list(by_rank.values())),
         recommended=recommended,
         recommendation=why,
     )
@@ -159,4 +161,7 @@ def _time_in_words(answers: RankAnswers) -> str:
     each = f"each doubling of the rank took {mean:+.2f} s"
     if low is None or high is None:
         return f"Open: {each}; too few seeds, or no spread, to give an interval."
-    return f"{'Not measurably' if low <= 0 <= high else 'Yes'}: {each} (95 % interval {low:+.2f} to {high:+.2f})."
+    each += f" (95 % interval {low:+.2f} to {high:+.2f})"
+    if not answers.in_turns:
+        return f"Open: {each}, but the ranks ran one after another, so that the hour may be in it."
+    return f"{'Not measurably' if low <= 0 <= high else 'Yes'}: {each}."

@@ -267,11 +267,17 @@ def test_a_report_needs_no_torch():
 
 
 def test_a_study_whose_arms_took_no_turns_says_that_its_seconds_compare_hours(tmp_path):
-    orders = {"blocks": ["a", "a", "b", "b"], "turns": ["a", "b", "a", "b"]}
+    ranks = {"r4": 4, "r8": 8, "r16": 16}
+    in_blocks = [(arm, seed) for arm in ranks for seed in range(1, 7)]
+    orders = {"blocks": in_blocks, "turns": sorted(in_blocks, key=lambda job: job[1])}
     for name, order in orders.items():
-        declare(tmp_path / name, {"a": [], "b": []}, "a", contrasts=["b"], seeds=[1, 2])
-        for turn, arm in enumerate(order):
-            seed = 1 + order[:turn].count(arm)
-            make_run(tmp_path / name / f"{turn}_verdict_{arm}", arm=arm, seed=seed, loss=2.0)
+        declare(tmp_path / name, {arm: [] for arm in ranks}, "r16", contrasts=["r4", "r8"], seeds=list(range(1, 7)))
+        for turn, (arm, seed) in enumerate(order):  # tens of seconds a doubling; make_run jitters by up to 2
+            make_run(
+                tmp_path / name / f"{turn}_verdict_{arm}", arm=arm, seed=seed, loss=2.0, rank=ranks[arm],
+                seconds=10.0 * ranks[arm],
+            )  # fmt: skip
         text = markdown(report(analyse(tmp_path / name), [], []))
-        assert ("one after another" in text) == (name == "blocks")
+        assert ("seconds, and losses at equal time" in text) == (name == "blocks")
+        answer = text.split("Does training time depend on the rank? ")[1]
+        assert answer.startswith("Open: each doubling" if name == "blocks" else "Yes: each doubling")
