@@ -233,10 +233,9 @@ def early_checks(config: RunConfig) -> None:
 
 def resume_in_place(folder: Path) -> list[str]:
     """The Hydra arguments that make a resumed run write into its own directory; raises UsageError if it cannot."""
-    result = record.read(folder)
+    record.read(folder)  # raises where there is none
     if record.is_live(folder):
         raise UsageError(f"resume={folder}: that run is still live; stop it first or wait for its end.")
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"resume={folder}: the folder holds no config.yaml, so it is no run directory.")
-    del result
     return [f"hydra.run.dir={folder.resolve()}", "hydra.output_subdir=null"]

@@ -107,10 +107,8 @@ class StudySweeper(Sweeper):
         from lab import launch
         from lab.errors import UsageError
 
-        here = (
-            isinstance(self.launcher, BasicLauncher) and not self.config.dry_run
-        )  # else devices are another machine's
-
+        # Another launcher's jobs find the devices of another machine, and a dry run asks for none.
+        here = isinstance(self.launcher, BasicLauncher) and not self.config.dry_run
         for name, overrides in study.arms.items():
             config = self.context.config_loader.load_sweep_config(self.config, [*study.common, *overrides])
             try:

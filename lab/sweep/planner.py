@@ -31,9 +31,9 @@ def plan(
         if arm == study.baseline:
             for twin, seed in zip(study.twin_seeds, study.seeds, strict=True):
                 state.want(result, "verdict", arm, rate, twin, seed)
-    result.jobs.sort(
-        key=lambda job: (job.stage == "verdict", job.stage == "verdict" and study.seeds.index(job.data_seed))
-    )
+    verdicts = [job for job in result.jobs if job.stage == "verdict"]
+    verdicts.sort(key=lambda job: study.seeds.index(job.data_seed))
+    result.jobs = [job for job in result.jobs if job.stage != "verdict"] + verdicts
     return result
 
 

@@ -119,6 +119,15 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(here, monkeypatch, capfd):
     assert not (here / "out").exists()
 
 
+def test_a_study_for_gpus_is_refused_where_there_are_none_but_planned(here, monkeypatch, capfd):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    asked = (*STUDY, "hydra.sweep.dir=out", "hardware=gpu")
+    assert main(monkeypatch, *asked) == 1
+    assert "cannot run: hardware asks for 1 CUDA device(s) and this machine shows 0" in capfd.readouterr().err
+    assert main(monkeypatch, *asked, "dry_run=true") == 0
+    assert not (here / "out").exists()
+
+
 def test_an_arm_that_hydra_cannot_compose_is_refused_before_any_job(here, monkeypatch, capfd):
     assert main(monkeypatch, *STUDY, "hydra.sweep.dir=out", "rank=4,zero") == 1
     assert "'zero'" in capfd.readouterr().err
