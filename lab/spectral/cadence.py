@@ -2,22 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 
+from lab.spectral.by_gram import GRAM_UP_TO
 from lab.spectral.diagnosis import Engine
+from lab.spectral.tracker import LEAST_BLOCKS, width_of_block
 
 Shape = tuple[int, int]
 
+PRODUCTS_BY_GRAM, PRODUCTS_BY_KRYLOV = 10, 18  # medians on weights 20 Muon steps apart, docs/performance.md
 
-def analysis_flops(shape: Shape, k: int, oversample: int, engine: Engine) -> float:
-    """FLOPs of one layer's analysis with a gradient and an update, to leading order.
 
-    warm: 8 products of the weight with a block of k + oversample columns (depth 3), and for each of the two matrices
-    their projections on both sides and a sketch of 16 columns. exact: an SVD, 6mn² + 20n³ with n the smaller side
-    (Golub and Van Loan, Matrix Computations, §8.6), and projections on all of them.
+def analysis_flops(shape: Shape, k: int, oversample: int, engine: Engine, exact_every_n_ticks: int) -> float:
+    """FLOPs of one layer's analysis with gradient, momentum and update, averaged over ticks, to leading order.
+
+    warm, by Gram matrix: this n x n matrix and PRODUCTS_BY_GRAM of it with a block; beyond its width PRODUCTS_BY_KRYLOV
+    of the weight with a block; then three matrices projected on both sides and on 16 columns; and at every
+    `exact_every_n_ticks`-th tick the eigenvalues of five Gram matrices (weight, change, those three; 2mn² + 4n³/3).
+    exact: an SVD, 6mn² + 20n³ with n the smaller side, and projections on all directions.
+    Source of the cubic terms: Golub and Van Loan, Matrix Computations, §8.3 and §8.6.
     """
     m, n = max(shape), min(shape)
-    if engine == "exact":
-        return 6 * m * n * n + 20 * n**3 + 2 * 4 * m * n * n
-    return 2 * m * n * (8 * (k + oversample) + 2 * (2 * k + 16))
+    if engine == "exact" or n < LEAST_BLOCKS * width_of_block(k, oversample):
+        return 6 * m * n * n + 20 * n**3 + 3 * 4 * m * n * n
+    by_gram = 2 * m * n * n + PRODUCTS_BY_GRAM * 2 * n * n * width_of_block(k, oversample)
+    by_krylov = PRODUCTS_BY_KRYLOV * 2 * m * n * width_of_block(k, oversample)
+    whole = 5 * (2 * m * n * n + 4 / 3 * n**3) / exact_every_n_ticks
+    return (by_gram if n <= GRAM_UP_TO else by_krylov) + 3 * 2 * m * n * (2 * k + 16) + whole
 
 
 def cohorts(flops: Mapping[str, float], allowance: float | None) -> list[list[str]]:

@@ -25,9 +25,15 @@ from lab.spectral.spectrum import (
 )
 
 TURN = 3e-3  # radians, estimated; the k directions were found to be off by less than a third of it
+LEAST_BLOCKS = 4  # blocks that make a layer's smaller side; a narrower one is decomposed whole, which is cheap anyway
 BLOCK = 16  # columns come in multiples of it: 18 cost a processor's matrix unit as much as 32
 STALE = 1e-3  # of σ₁; a spectrum further than this from the exact one was followed from a basis that missed something
 FRESH = 2  # columns drawn anew at each tick, so that a direction the basis has never seen is found
+
+
+def width_of_block(k: int, oversample: int) -> int:
+    """Columns that are iterated at once."""
+    return -(-(k + oversample) // BLOCK) * BLOCK
 
 
 @dataclass(frozen=True)
@@ -183,9 +189,8 @@ class Tracker:
             # Raw signs: no measure sees them, but the seed's float32 arccos does, in its last bits.
             exact = [decompose(weight, signs=False) for weight in weights]
             return [self._look(tick, name, s.U, s.S, s.V, spectrum=s.S) for name, s in zip(names, exact, strict=True)]
-        q = -(-(self.k + self.oversample) // BLOCK) * BLOCK
-        n = min(weights[0].shape)
-        if n < 4 * q:  # a block would be a large part of the whole, which is cheap anyway
+        q, n = width_of_block(self.k, self.oversample), min(weights[0].shape)
+        if n < LEAST_BLOCKS * q:
             q, exact = self.k + self.oversample, [decompose(weight) for weight in weights]
             return [
                 self._look(tick, name, s.U[:, :q], s.S[:q], s.V[:, :q], spectrum=s.S if self.is_exact(tick) else None)

@@ -70,9 +70,8 @@ class Observer(AfterStep):
         began = self._now(pl_module)
         policy, config = self.policy, pl_module.config
         shapes = {name: target.shape for name, target in self.targets.items()}
-        flops = {
-            name: analysis_flops(shape, policy.k, policy.oversample, policy.engine) for name, shape in shapes.items()
-        }
+        how = (policy.k, policy.oversample, policy.engine, policy.exact_every_n_ticks)
+        flops = {name: analysis_flops(shape, *how) for name, shape in shapes.items()}
         self.owner = owners(flops, world())
         allowance = None
         if policy.budget is not None:

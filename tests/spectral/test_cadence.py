@@ -1,8 +1,11 @@
 """Which layers are due, and whose they are."""
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lab.spectral.cadence import analysis_flops, cohorts, due, owners
+from lab.spectral.tracker import Tracker
 
 COSTS = {f"layer{i}": float(cost) for i, cost in enumerate([4, 1, 1, 1, 4, 1, 1, 1])}
 
@@ -38,4 +41,26 @@ def test_work_is_spread_over_processes_within_the_largest_layer():
 
 
 def test_a_warm_analysis_of_a_wide_layer_is_far_below_an_exact_one():
-    assert analysis_flops((1280, 1280), 10, 8, "exact") > 40 * analysis_flops((1280, 1280), 10, 8, "warm")
+    exact, warm = (analysis_flops((1280, 1280), 10, 8, engine, 10**6) for engine in ("exact", "warm"))
+    assert exact > 20 * warm
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (256, 1024), (2048, 512), (1280, 1280), (5120, 1280)])
+def test_the_flops_are_those_that_a_tick_makes(shape):
+    """To a factor of two: how often a tick iterates is the weights' affair."""
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(shape, generator=draw) / max(shape) ** 0.5
+    left, right = (torch.linalg.qr(torch.randn(side, 64, generator=draw)).Q for side in shape)
+    weight = noise + 3 * (left * torch.arange(1, 65) ** -0.5) @ right.mT
+    other = {"layer": torch.randn(shape, generator=draw)}
+    tracker = Tracker(k=10, oversample=8, engine="warm", exact_every_n_ticks=3, seed=0)
+    made = []
+    for tick in range(6):
+        weights = {"layer": weight + 0.02 * tick * noise}
+        with FlopCounterMode(display=False) as counter:
+            tracker.begin(tick, weights, other, {"layer": noise})
+            tracker.finish(other, other)
+        made.append(counter.get_total_flops())
+    eigenvalues = 5 * 4 / 3 * min(shape) ** 3 / 3  # at every third tick, and not counted
+    expected = analysis_flops(shape, 10, 8, "warm", 3) - eigenvalues
+    assert 0.5 * expected < sum(made[3:]) / 3 < 2 * expected
