@@ -42,6 +42,7 @@ Fill = Callable[[], tuple[Tensor, Tensor]]
 
 QUICK_SHAPES = ((1024, 1024),)
 FULL_SHAPES = ((1024, 1024), (2048, 2048), (4096, 4096), (4096, 11008))
+M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 1 << 22  # glibc returns these at once; left alone it learns to keep up to 32 MB
 REPEATS_UP_TO = 2048  # layers this wide are measured three times (once if quick), the median taken; wider ones once
 
 
@@ -190,7 +191,9 @@ def _measure(call: Callable[[], Any]) -> tuple[float, int | None, Any]:
 def _reset_peak() -> int | None:
     """Resident bytes now, the process's high-water mark set to them; None where there is no Linux to ask."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else freed memory still counts as resident
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc.malloc_trim(0)  # else freed memory still counts as resident
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError):
         return None
