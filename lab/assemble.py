@@ -1,4 +1,4 @@
-"""Live objects of a run, from its config: text to samples, base to adapted model, each step read back."""
+"""Live models of a run, from its config: base to adapted model, each step read back."""
 
 import time
 from collections.abc import Sequence
@@ -17,9 +17,7 @@ from lab.adapter.layer import adapted_layers
 from lab.adapter.state import load_adapter_state
 from lab.adapter.verify import Applied, verify
 from lab.config import RunConfig
-from lab.data import Splits
-from lab.data.encode import Encoded, Sample, encode
-from lab.data.retention import retention_records
+from lab.data.encode import Sample
 from lab.errors import UsageError
 from lab.init import InitScheme
 from lab.layer import Target, find_targets, weight_of
@@ -35,70 +33,6 @@ from lab.training.progress import console
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from peft import PeftModel
-
-
-@dataclass
-class Corpus:
-    """The samples of every side, and what became of the text on the way."""
-
-    splits: Splits
-    train: Encoded
-    val: Encoded
-    test: Encoded
-    retention: list[Sample]
-    retention_name: str | None
-    pad_id: int
-    eos_id: int
-
-    def record(self, name: str) -> dict[str, Any]:
-        """The `data` field of a RunRecord."""
-        return {
-            "name": name,
-            "sha256": self.splits.sha256,
-            "train_examples": len(self.train.samples),
-            "val_examples": len(self.val.samples),
-            "test_examples": len(self.test.samples),
-            "truncated": self.train.truncated + self.val.truncated + self.test.truncated,
-            "unlabelled": self.train.unlabelled + self.val.unlabelled + self.test.unlabelled,
-            "masked_fraction": self.train.masked_fraction,
-            "val_bytes": sum(sample.num_bytes for sample in self.val.samples),
-            "retention": self.retention_name,
-        }
-
-
-def load_corpus(data: Any, tokenizer: Any, max_examples: int | None = None) -> Corpus:
-    """Read, render and encode the data set; raises UsageError where a side a run needs is empty.
-
-    With `max_examples`, a held-out side keeps at most so many of its samples, evenly spread.
-    """
-    splits = data.load()
-    sides = {}
-    for side in ("train", "val", "test"):
-        records = getattr(splits, side)
-        if not records and side != "test":
-            raise UsageError(f"data {data.name} has an empty {side} side; give it text, or a val_fraction above 0.")
-        sides[side] = encode(records, tokenizer, template=data.template, max_length=data.max_length, side_name=side)
-        if side != "train":
-            sides[side].samples = _spread(sides[side].samples, max_examples)
-    retention: list[Sample] = []
-    if data.retention:
-        records = retention_records(data.retention)
-        retention = encode(records, tokenizer, template=None, max_length=256, side_name="retention").samples
-        retention = _spread(retention, max_examples)
-    return Corpus(
-        splits=splits,
-        retention=retention,
-        retention_name=data.retention,
-        pad_id=tokenizer.pad_token_id,
-        eos_id=tokenizer.eos_token_id,
-        **sides,
-    )
-
-
-def _spread(samples: list[Sample], most: int | None) -> list[Sample]:
-    if most is None or len(samples) <= most:
-        return samples
-    return [samples[i * len(samples) // most] for i in range(most)]
 
 
 @dataclass

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lab import build
 from lab.adapter.install import install
-from lab.assemble import load_corpus
 from lab.config import Optim, RunConfig
+from lab.data.corpus import load_corpus
 from lab.data.encode import Sample
 from lab.layer import find_targets
 from lab.training.hardware import Resolved, resolve

@@ -12,8 +12,9 @@ from rich.text import Text
 from lab import account, build, record
 from lab.adapter.export import export, verify_export
 from lab.adapter.install import scaling_factor
-from lab.assemble import Adapted, adapt, load_base, load_corpus, readapt
+from lab.assemble import Adapted, adapt, load_base, readapt
 from lab.config import RunConfig
+from lab.data.corpus import load_corpus
 from lab.data.encode import Sample, preview
 from lab.model import weights_sha256
 from lab.record import RunRecord

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MEASURE = """
 import json, sys
 from lab import assemble, build, config, dry_run, session
+from lab.data.corpus import load_corpus
 from lab.training import hardware, loader, module, optim
 
 def status(key):
@@ -28,7 +29,7 @@ def status(key):
 asked = config.compose(*sys.argv[1:])
 found = hardware.resolve(asked.hardware, asked.schedule.batch_size)
 model, data = build.make(asked.model), build.make(asked.data)
-corpus = assemble.load_corpus(data, model.tokenizer())
+corpus = load_corpus(data, model.tokenizer())
 baseline = status("VmRSS")
 net, targets = assemble.load_base(model, asked, found)
 adapted = assemble.adapt(net, targets, asked, found, corpus.train.samples, corpus.pad_id, base_sha256="0")

@@ -200,7 +200,7 @@ def test_weights_that_the_last_step_breaks_end_the_run_as_diverged_too(tmp_path)
 
 
 def test_evaluation_is_exact_whatever_the_batching(svd_run, monkeypatch):
-    from lab.assemble import load_corpus
+    from lab.data.corpus import load_corpus
     from lab.training import evaluate as module
 
     folder, _ = svd_run

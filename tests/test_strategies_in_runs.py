@@ -11,6 +11,7 @@ from lab import assemble, build, config, record
 from lab.adapter.install import install
 from lab.adapter.mismatch import Mismatch
 from lab.config import CONF
+from lab.data.corpus import load_corpus
 from lab.errors import UsageError
 from lab.training import hardware
 
@@ -108,7 +109,7 @@ def prepared():
     """What a run has read before it plans: the corpus, and the config to build a base from."""
     settings = config.compose(*SMALL, *SHORT)
     model, data = build.make(settings.model), build.make(settings.data)
-    return model, assemble.load_corpus(data, model.tokenizer())
+    return model, load_corpus(data, model.tokenizer())
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from lab import build, config
-from lab.assemble import load_corpus
 from lab.bench.train import BATCH, LR, RANK, WARM_UP
+from lab.data.corpus import load_corpus
 from lab.data.encode import Sample
 from lab.model import weights_sha256
 from lab.training.loader import BatchPlan, collate

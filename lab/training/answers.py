@@ -3,18 +3,16 @@
 import logging
 from collections.abc import Sequence
 from textwrap import indent
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lab.config import Evaluate
 from lab.data import Pair
+from lab.data.corpus import Corpus
 from lab.data.encode import extract_answer, render_prompt
 from lab.training.generate import complete
-
-if TYPE_CHECKING:
-    from lab.assemble import Corpus
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +20,7 @@ log = logging.getLogger(__name__)
 class Answers:
     """Prompts of a corpus and how their completions are judged."""
 
-    def __init__(self, data: Any, corpus: "Corpus", tokenizer: Any, settings: Evaluate, device: torch.device) -> None:
+    def __init__(self, data: Any, corpus: Corpus, tokenizer: Any, settings: Evaluate, device: torch.device) -> None:
         self.data, self.corpus, self.tokenizer = data, corpus, tokenizer
         self.settings, self.device = settings, device
 
