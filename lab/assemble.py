@@ -23,11 +23,11 @@ from lab.init import InitScheme
 from lab.layer import Target, find_targets, weight_of
 from lab.model import weights_sha256
 from lab.rank_strategy.adalora import Adalora
-from lab.training.agreement import check_equal, from_rank_0
 from lab.training.hardware import Resolved
 from lab.training.learned import FirstStepWatch
 from lab.training.look import Look
 from lab.training.plan_shown import PlanFigure
+from lab.training.processes import check_equal, from_rank_0
 from lab.training.progress import console
 
 if TYPE_CHECKING:

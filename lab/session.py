@@ -1,7 +1,6 @@
 """A run from start to end in one process: assemble, evaluate the base, fit, evaluate, export."""
 
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from lab.data.encode import Sample, preview
 from lab.model import weights_sha256
 from lab.record import RunRecord
 from lab.training import adaptive, checkpoint, hardware, learned, memory
-from lab.training.agreement import check_equal
 from lab.training.answers import Answers
 from lab.training.base_loss import base_loss
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
@@ -31,6 +29,7 @@ from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
 from lab.training.observe import Observer
 from lab.training.optim import total_steps
+from lab.training.processes import check_equal, rank
 from lab.training.progress import ProgressBar, console
 from lab.training.stop import stop_on_signal
 from lab.training.watched import watched
@@ -119,7 +118,7 @@ class Session:
         found = self.result.spectral
         watching = [Observer(self.run_dir, self.watched, config, tokens, found)] if self.watched else []
         adapting = adaptive.start(self.module, self.run_dir, adapted.targets)
-        split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, _rank())
+        split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
         done = checkpoint.load(resume_from)["progress"]["step"] if resume_from else 0
         if self.main and resume_from:
@@ -246,7 +245,3 @@ class Session:
 
     def _data_name(self) -> str:
         return str(self.config.data["name"])
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))

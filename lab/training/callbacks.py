@@ -14,6 +14,7 @@ from lab.training import checkpoint
 from lab.training.evaluate import Evaluation
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
+from lab.training.processes import all_reduce
 from lab.training.progress import ProgressBar
 from lab.training.stop import Diverged, Interrupted, StopRequest
 
@@ -69,8 +70,8 @@ class Monitor(AfterStep):
         due_eval = progress.step % schedule.eval_every_n_steps == 0 or last
         due_log = progress.step % schedule.log_every_n_steps == 0 or due_eval
         nats = torch.tensor([module.step_nats], dtype=torch.float64, device=module.hardware.device)
-        if due_log and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(nats)
+        if due_log:
+            all_reduce(nats)
         row: Row = {"step": progress.step, "tokens": progress.tokens}
         if due_log:
             spent = progress.train_seconds - self.since[1]
@@ -161,8 +162,7 @@ class StopOnRequest(AfterStep):
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         asked = torch.tensor([self.request.signal is not None], dtype=torch.int32, device=module.hardware.device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+        all_reduce(asked, dist.ReduceOp.MAX)
         if int(asked) and module.progress.step < module.total_steps:
             self.checkpoints.save(trainer)
             by = self.request.signal or "a signal to another process"

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from lab.data.encode import Sample
 from lab.training.loader import collate
 from lab.training.loss import Scorer
+from lab.training.processes import all_reduce, rank, world
 
 TOKENS_PER_BATCH = 4096  # padded; twice as many were slower on a CPU and took twice the memory
 
@@ -55,20 +55,17 @@ def batches_of(samples: Sequence[Sample], tokens: int = TOKENS_PER_BATCH) -> Ite
 def evaluate(scorer: Scorer, samples: Sequence[Sample], pad_id: int) -> Evaluation:
     """The loss of a model on samples, shared over the processes; leaves mode and random state as they were."""
     device = scorer.device
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     was_training = scorer.net.training
     scorer.net.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     for i, batch in enumerate(batches_of(samples)):
-        if i % world != rank:
+        if i % world() != rank():
             continue
         tensors = {key: value.to(device) for key, value in collate(batch, pad_id).items()}
         sums[0] += scorer.nats(**tensors).double()
         sums[1] += sum(int((sample.labels != -100).sum()) for sample in batch)
         sums[2] += sum(sample.num_bytes for sample in batch)
     scorer.net.train(was_training)
-    if distributed:
-        dist.all_reduce(sums)
+    all_reduce(sums)
     nats, labels, num_bytes = sums.tolist()
     return Evaluation(nats, int(labels), int(num_bytes))

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from lab.layer import Target
 from lab.training.evaluate import batches_of
 from lab.training.loader import collate
 from lab.training.loss import LabelGate, token_loss
+from lab.training.processes import all_reduce, rank, world
 from lab.training.progress import console
 
 GATHERED: frozenset[Need] = frozenset({"gradient", "gradient_square", "activations"})
@@ -125,13 +125,11 @@ class _Sums:
 
     def share(self, device: torch.device) -> None:
         """Add up over the processes."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return
         for sums in (self.gradient, self.gradient_square, self.activations):
             for tensor in sums.values():
-                dist.all_reduce(tensor)
+                all_reduce(tensor)
         counts = torch.tensor([self.rows, self.labels, self.examples], device=device)
-        dist.all_reduce(counts)
+        all_reduce(counts)
         self.rows, self.labels, self.examples = counts.tolist()
 
     def evidence(self, target: Target, offload: bool) -> Evidence:
@@ -184,13 +182,11 @@ def _pass(
             handles.append(module.register_forward_pre_hook(sums.observer(target.name)))
         for what in needs - {"activations"}:
             getattr(sums, what)[target.name] = torch.zeros(target.shape, device=device)
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     try:
         with torch.set_grad_enabled(backward):
             for i, batch in enumerate(batches):
                 advance()
-                if i % world != rank:
+                if i % world() != rank():
                     continue
                 tensors = {key: value.to(device) for key, value in collate(batch, pad_id).items()}
                 lengths = torch.tensor([len(sample.input_ids) for sample in batch], device=device)

@@ -13,6 +13,7 @@ from lab.errors import UsageError
 from lab.training.hardware import Resolved
 from lab.training.loader import collate
 from lab.training.loss import Scorer
+from lab.training.processes import all_reduce
 
 ADAM_MOMENTS = 2  # tensors of a parameter's size that the optimizer will add, held free during the probe
 BUCKETS = 1  # copies of the gradients in DDP's buckets
@@ -67,10 +68,8 @@ def largest_that_fits(wanted: int, share: int, attempt: Callable[[int], None]) -
 
 def agree(own: int, device: torch.device) -> int:
     """The smallest of all ranks' micro-batches, made a divisor of each: they all divide the same share."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return own
     found = torch.tensor([own], device=device)
-    dist.all_reduce(found, op=dist.ReduceOp.MIN)
+    all_reduce(found, dist.ReduceOp.MIN)
     return int(found)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Trainer
 from rich.text import Text
 
@@ -25,7 +24,8 @@ from lab.svd_policy.summary import approaches, summarise
 from lab.svd_policy.tables import approach_table, chance_table, measures_table, reach_table, summary_table
 from lab.training.callbacks import AfterStep
 from lab.training.module import CausalLM
-from lab.training.observed import AdaptedLayers, FullLayers, Observed, rank, world
+from lab.training.observed import AdaptedLayers, FullLayers, Observed
+from lab.training.processes import at_rank_0, from_rank_0, of_all, rank, world
 from lab.training.progress import console
 from lab.training.spectral_board import SpectralBoard
 from lab.training.stop import Diverged
@@ -126,7 +126,8 @@ class Observer(AfterStep):
             self.due = due(self.groups, tick)
             self.round = tick // len(self.groups)
             self.tick_seconds = 0.0
-            self.layers.listen(self.due)
+            if self.layers.listen(self.due) and pl_module.config.hardware.compile:
+                torch.compiler.set_stance("force_eager")  # a compiled block would not call the hooks of its parts
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -136,6 +137,7 @@ class Observer(AfterStep):
         began = self._now(pl_module)
         own = [name for name in self.due if self.owner[name] == rank()]
         gradients = self.layers.gradients(self.due, self.owner)
+        self._compiled_again(pl_module)
         self.tracker.begin(self.round, self.layers.weights(own), gradients, self.layers.initial)
         kept = self.layers.keep(own)
         self.bytes = max(self.bytes, kept + _bytes(self.tracker.state_dict()))
@@ -149,13 +151,13 @@ class Observer(AfterStep):
         began = self._now(module)
         own = [name for name in self.due if self.owner[name] == rank()]
         found = self.tracker.finish(self.layers.updates(), self.layers.momenta(own, trainer.optimizers[0]))
-        everywhere = _gathered(found)
+        everywhere = {name: diagnosis for part in at_rank_0(found) for name, diagnosis in part.items()}
         rows = self._write([self._row(name, everywhere[name]) for name in self.due]) if everywhere else []
         self._spent(module, began)
         began = self._now(module)
         if trainer.is_global_zero:
             self._show(trainer, module, rows)
-        broken = _of_main([row.layer for row in rows if row.reason == "non_finite"])
+        broken = from_rank_0(lambda: [row.layer for row in rows if row.reason == "non_finite"])
         self.due = ()
         self._spent(module, began)
         if broken and self.policy.on_non_finite == "stop":
@@ -213,6 +215,14 @@ class Observer(AfterStep):
             console.print(Text(sentence, style="yellow"))
             log.warning(sentence)
 
+    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
+        """A tick that fails leaves nothing behind for the next job of the process."""
+        self._compiled_again(pl_module)
+
+    def _compiled_again(self, module: Any) -> None:
+        if module.config.hardware.compile:
+            torch.compiler.set_stance("default")
+
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The dashboard's figures up to the last tick."""
         if trainer.is_global_zero:
@@ -231,7 +241,7 @@ class Observer(AfterStep):
     def state_dict(self) -> dict[str, Any]:
         """Every process's bases, so that any number of processes may go on; all call it together."""
         bases: dict[str, Any] = {}
-        for theirs in _everyones(self.tracker.state_dict()):
+        for theirs in of_all(_moved(self.tracker.state_dict(), torch.device("cpu"))):
             bases |= theirs
         return {"bases": bases, "seconds": self.seconds}
 
@@ -269,29 +279,3 @@ def _training_state(trainer: Trainer, module: CausalLM) -> int:
     """Bytes of weights, gradients and optimizer state."""
     weights = sum(p.nbytes + (p.nbytes if p.requires_grad else 0) for p in module.net.parameters())
     return weights + _bytes({i: dict(state) for i, state in enumerate(trainer.optimizers[0].state.values())})
-
-
-def _gathered(found: dict[str, Diagnosis]) -> dict[str, Diagnosis]:
-    """Every process's diagnoses, on the main process; nothing on the others."""
-    if world() == 1:
-        return found
-    parts: list[Any] | None = [None] * world() if rank() == 0 else None
-    dist.gather_object(found, parts, dst=0)
-    return {name: diagnosis for part in parts or [] for name, diagnosis in part.items()}
-
-
-def _of_main(names: list[str]) -> list[str]:
-    """The main process's list, on every process."""
-    if world() == 1:
-        return names
-    held = [names]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
-
-
-def _everyones(state: dict[str, Any]) -> list[dict[str, Any]]:
-    if world() == 1:
-        return [state]
-    parts: list[Any] = [None] * world()
-    dist.all_gather_object(parts, _moved(state, torch.device("cpu")))
-    return parts

@@ -21,6 +21,7 @@ from lab.errors import UsageError
 from lab.layer import Target, weight_of
 from lab.ledger import Mode
 from lab.training import checkpoint
+from lab.training.processes import rank, world
 
 INITIAL = "initial.safetensors"
 
@@ -34,8 +35,8 @@ class Observed(Protocol):
         """The layer's mode and trainable rank, read back from the model."""
         ...
 
-    def listen(self, names: Sequence[str]) -> None:
-        """Before a step's first micro-batch: these layers' gradients will be asked for."""
+    def listen(self, names: Sequence[str]) -> bool:
+        """Before a step's first micro-batch: these layers' gradients will be asked for. True if by hooks."""
         ...
 
     def gradients(self, names: Sequence[str], owner: Mapping[str, int]) -> dict[str, Tensor]:
@@ -73,8 +74,9 @@ class FullLayers:
     def standing(self, name: str) -> tuple[Mode, int | None]:
         return "full", None
 
-    def listen(self, names: Sequence[str]) -> None:
+    def listen(self, names: Sequence[str]) -> bool:
         """Nothing to do: the gradients gather where the optimizer wants them."""
+        return False
 
     def gradients(self, names: Sequence[str], owner: Mapping[str, int]) -> dict[str, Tensor]:
         own = {name: self._modules[name].weight.grad for name in names if owner[name] == rank()}
@@ -158,12 +160,13 @@ class AdaptedLayers:
     def standing(self, name: str) -> tuple[Mode, int | None]:
         return "low_rank", self._layers[name].A.shape[0]
 
-    def listen(self, names: Sequence[str]) -> None:
+    def listen(self, names: Sequence[str]) -> bool:
         for name in names:
             layer = self._layers[name]
             shape = (layer.B.shape[0], layer.A.shape[1])
             self._sums[name] = torch.zeros(shape, device=layer.A.device)
             self._handles.append(layer.register_forward_hook(self._hook(name)))
+        return True
 
     def _hook(self, name: str) -> Any:
         def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -185,11 +188,11 @@ class AdaptedLayers:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if _distributed():
+        if world() > 1:
             for name in names:
                 dist.reduce(sums[name], dst=owner[name])
             # Every process's loss is scaled by their number, for DDP's mean over them.
-            sums = {name: total.div_(dist.get_world_size()) for name, total in sums.items()}
+            sums = {name: total.div_(world()) for name, total in sums.items()}
         return {name: sums[name] for name in names if owner[name] == rank()}
 
     def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -238,17 +241,3 @@ class Pristine(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._layers)
-
-
-def rank() -> int:
-    """Of this process."""
-    return dist.get_rank() if _distributed() else 0
-
-
-def world() -> int:
-    """How many processes train this model."""
-    return dist.get_world_size() if _distributed() else 1
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

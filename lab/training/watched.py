@@ -48,11 +48,6 @@ def watched(model: Any, policy: SvdPolicy, config: RunConfig) -> Watched | None:
             f"svd_policy {type(policy).__name__} decides when a layer that trains in full may go low-rank, and "
             f"method=lora has none; use svd_policy=observe, or method=full."
         )
-    if config.hardware.compile and config.method == "lora":
-        raise UsageError(
-            "hardware.compile=true hides from hooks what passes through adapted layers, from which their gradients are "
-            "summed; observe with hardware.compile=false."
-        )
     skeleton = model.skeleton()
     targets = find_targets(skeleton, policy.target_modules, key="svd_policy.target_modules")
     if config.method == "lora":

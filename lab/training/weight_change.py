@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from rich.progress import track
 from torch import Generator, Tensor, nn
 
@@ -24,6 +23,7 @@ from lab.training.evidence import TOKENS_PER_BATCH
 from lab.training.loader import BatchPlan, collate
 from lab.training.loss import LabelGate, base_of, token_loss
 from lab.training.optim import make_lr_lambda, total_steps
+from lab.training.processes import all_reduce, rank, world
 from lab.training.progress import console
 
 
@@ -182,8 +182,6 @@ def _betas(config: RunConfig) -> tuple[float, float]:
 
 def _backward(net: Any, batch: Sequence[Sample], pad_id: int, device: torch.device) -> int:
     """Leave the gradient of the batch's mean loss in the parameters, summed over processes; returns its real tokens."""
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     labels = sum(int((sample.labels[1:] != -100).sum()) for sample in batch)
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     for parameter in trained:
@@ -191,14 +189,13 @@ def _backward(net: Any, batch: Sequence[Sample], pad_id: int, device: torch.devi
     gate = LabelGate(base_of(net))
     try:
         for i, part in enumerate(batches_of(batch, TOKENS_PER_BATCH)):
-            if i % world == rank:
+            if i % world() == rank():
                 tensors = {key: value.to(device) for key, value in collate(part, pad_id).items()}
                 (token_loss(net, gate, **tensors) / max(1, labels)).backward()  # type: ignore[no-untyped-call]
     finally:
         gate.handle.remove()
-    if distributed:
-        for parameter in trained:
-            dist.all_reduce(parameter.grad)
+    for parameter in trained:
+        all_reduce(parameter.grad)
     return sum(len(sample.input_ids) for sample in batch)
 
 

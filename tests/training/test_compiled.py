@@ -8,6 +8,7 @@ import torch
 from jobs import losses, run
 from torch import nn
 
+from lab import ledger
 from lab.errors import UsageError
 from lab.training import compiled
 
@@ -41,3 +42,29 @@ def test_without_a_compiler_or_without_blocks_the_reason_is_said(monkeypatch):
         compiled.compile_blocks(Flat(), "cpu")
     with pytest.raises(UsageError, match="Flat has none"):
         compiled.compile_blocks(Flat(), "gpu")
+
+
+def test_adapted_layers_are_observed_also_where_blocks_are_compiled(tmp_path, monkeypatch):
+    """Dynamo hides a block's parts from hooks; its backend `eager` makes no code, so that nothing is rounded anew."""
+    torch._dynamo.reset()
+    compile_block = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda block, **how: compile_block(block, backend="eager", **how))
+    watching = ("svd_policy=observe", "svd_policy.every_n_steps=2", "svd_policy.k=2", "svd_policy.oversample=2")
+    three = (
+        "hardware.gradient_checkpointing=true",
+        "model.architecture.num_hidden_layers=1",
+        "schedule.max_steps=3",
+        "schedule.max_epochs=null",
+    )
+    eager, hidden = (
+        run(tmp_path / name, *three, *watching, f"hardware.compile={on}", "evaluate.accuracy=false")
+        for name, on in (("eager", "false"), ("compiled", "true"))
+    )
+    assert eager.status == hidden.status == "completed"
+    rows = ledger.read(tmp_path / "compiled").rows
+    assert len(rows) == 2 * 7  # two ticks
+    assert all(row.gradient.total > 0 for row in rows)
+    written = [(tmp_path / name / ledger.FOLDER / ledger.FILE).read_bytes() for name in ("eager", "compiled")]
+    assert written[0] == written[1]
+    assert losses(tmp_path / "compiled") == losses(tmp_path / "eager")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
