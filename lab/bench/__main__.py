@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.bench import SPECTRA
+from lab.config import CONF
 
 SUITES = ("train", "job", "init", "spectral", "pretrain")
 LEAST_SIDE = 32  # of a layer of the suite `init`: lora_ga takes twice the rank of 16
@@ -16,14 +17,17 @@ LEAST_SIDE = 32  # of a layer of the suite `init`: lora_ga takes twice the rank 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one suite, or list them; rows go to the console and to bench_<suite>.json."""
+    schemes = sorted(path.stem for path in (CONF / "init").glob("*.yaml"))
     parser = argparse.ArgumentParser(prog="lab-bench", description=__doc__)
     parser.add_argument("suite", nargs="?", choices=SUITES, default="train")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repeats")
     parser.add_argument("--to", type=Path, default=Path.cwd(), metavar="DIR", help="where the JSON goes")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="OUTxIN", help="init: these layers and no model")
     parser.add_argument("--spectra", nargs="+", choices=SPECTRA, help="init: these spectra of the layers")
+    parser.add_argument("--schemes", nargs="+", choices=schemes, metavar="NAME", help="init: these and no model")
     given = parser.parse_args(arguments)
-    narrowed: dict[str, Any] = {name: value for name in ("shapes", "spectra") if (value := getattr(given, name))}
+    narrowings = ("shapes", "spectra", "schemes")
+    narrowed: dict[str, Any] = {name: value for name in narrowings if (value := getattr(given, name))}
     if narrowed and given.suite != "init":
         parser.error(f"--{min(narrowed)} narrows the suite init and has no meaning for {given.suite}.")
     if not given.to.is_dir():

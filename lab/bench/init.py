@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def run(
     quick: bool,
     shapes: Sequence[tuple[int, int]] = (),
     spectra: Sequence[str] = SPECTRA,
+    schemes: Sequence[str] = (),
     lines: Path | None = None,
 ) -> list[Row]:
     """A row per whole model, then per layer, spectrum and scheme; printed as a table and returned for JSON.
@@ -57,7 +59,8 @@ def run(
     seconds: CPU time of one thread, with an empty SVD cache; cached_seconds: once more with a full one; peak_bytes:
     resident memory at the height of the call above what was resident before (None where the system does not tell).
     `peft_…` are of its own counterpart, None where it has none. `speedup` is peft_seconds / seconds.
-    `shapes` (out, in) measures these layers and no model; `lines` is a file that takes each row as it is finished.
+    `shapes` (out, in) and `schemes` narrow it to these and leave the model out; `lines` is a file that takes each row
+    as it is finished.
     """
     rows = []
     threads = torch.get_num_threads()
@@ -65,7 +68,7 @@ def run(
     if lines is not None:
         lines.write_text("")
     try:
-        for row in _rows(quick, shapes, spectra):
+        for row in _rows(quick, shapes, spectra, schemes):
             rows.append(row)
             if lines is not None:
                 with open(lines, "a") as file:
@@ -76,36 +79,38 @@ def run(
     return rows
 
 
-def _rows(quick: bool, shapes: Sequence[tuple[int, int]], spectra: Sequence[str]) -> Iterator[Row]:
+def _rows(
+    quick: bool, shapes: Sequence[tuple[int, int]], spectra: Sequence[str], schemes: Sequence[str]
+) -> Iterator[Row]:
     with _empty_cache() as cache:
-        if not shapes:
+        if not (shapes or schemes):
             yield from _model_rows(num_layers=2 if quick else 8, cache=cache)
         cases = [(shape, name) for shape in shapes or (QUICK_SHAPES if quick else FULL_SHAPES) for name in spectra]
         for shape, spectrum in track(cases, "layers", console=Console(stderr=True), transient=True):
-            yield from _layer_rows(make_case(shape, spectrum), 1 if quick or max(shape) > REPEATS_UP_TO else 3, cache)
+            repeats = 1 if quick or max(shape) > REPEATS_UP_TO else 3
+            yield from _layer_rows(make_case(shape, spectrum), schemes, repeats, cache)
 
 
-def _layer_rows(case: Case, repeats: int, cache: Path) -> Iterator[Row]:
+def _layer_rows(case: Case, schemes: Sequence[str], repeats: int, cache: Path) -> Iterator[Row]:
     for name, scheme in our_schemes().items():
+        if schemes and name not in schemes:
+            continue
         ours = our_fill(scheme, case)
-        theirs = peft_fill(name, COUNTERPARTS[name], case) if name in COUNTERPARTS else None
+        theirs = partial(peft_fill, name, COUNTERPARTS[name], case) if name in COUNTERPARTS else None
         yield _row(case, name, ours, theirs, repeats, cache)
-    sketched = _row(case, "pissa", our_fill(our_schemes()["pissa"], case), _sketched(case), repeats, cache)
-    yield sketched | {"scheme": "pissa / niter_4"}  # against peft's own randomised variant
+        if name == "pissa":  # once more against peft's own randomised variant
+            sketched = _row(case, name, ours, partial(peft_fill, name, "pissa_niter_4", case), repeats, cache)
+            yield sketched | {"scheme": "pissa / niter_4"}
 
 
-def _sketched(case: Case) -> Fill:
-    return peft_fill("pissa", "pissa_niter_4", case)
-
-
-def _row(case: Case, name: str, ours: Fill, theirs: Fill | None, repeats: int, cache: Path) -> Row:
+def _row(case: Case, name: str, ours: Fill, theirs: Callable[[], Fill] | None, repeats: int, cache: Path) -> Row:
     measured: dict[str, list[tuple[float, int | None, Any]]] = {"ours": [], "cached": [], "theirs": []}
     for _ in range(repeats):  # interleaved, so that a busy moment hits both
         _clear(cache)
         measured["ours"].append(_measure(ours))
         measured["cached"].append(_measure(ours))
         if theirs is not None:
-            measured["theirs"].append(_measure(theirs))
+            measured["theirs"].append(_measure(theirs()))
     row: Row = {"layer": case.layer, "spectrum": case.spectrum, "scheme": name}
     row["seconds"], row["peak_bytes"] = _middle(measured["ours"])
     row["cached_seconds"], _ = _middle(measured["cached"])

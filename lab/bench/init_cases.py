@@ -1,6 +1,5 @@
 """What the init bench measures on: layers of known spectrum, our schemes and peft's counterparts filling them."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +97,10 @@ COUNTERPARTS: dict[str, Any] = {
 
 
 def peft_fill(name: str, kind: Any, case: Case) -> Callable[[], tuple[Tensor, Tensor]]:
-    """peft's counterpart on a case, whatever it must run first included; it folds into a copy of the weight."""
+    """peft's counterpart on a case, making its adapter and whatever it must run first included.
+
+    For one call only: it folds into its copy of the weight.
+    """
     net: Any = nn.Sequential(nn.Linear(case.weight.shape[1], case.weight.shape[0], bias=False))
     net[0].weight.data.copy_(case.weight)
     options: dict[str, Any] = {}
@@ -111,12 +113,11 @@ def peft_fill(name: str, kind: Any, case: Case) -> Callable[[], tuple[Tensor, Te
 
     def fill() -> tuple[Tensor, Tensor]:
         config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["0"], init_lora_weights=kind, **options)
-        fresh: Any = copy.deepcopy(net)
         if kind == "corda":
-            preprocess_corda(fresh, config, run_model=lambda: fresh(case.inputs))
+            preprocess_corda(net, config, run_model=lambda: net(case.inputs))
         elif kind == "lora_ga":
-            preprocess_loraga(fresh, config, lambda: (fresh[0].weight * case.gradient).sum().backward())
-        model: Any = peft.get_peft_model(fresh, config)
+            preprocess_loraga(net, config, lambda: (net[0].weight * case.gradient).sum().backward())
+        model: Any = peft.get_peft_model(net, config)
         if kind == "eva":
             initialize_lora_eva_weights(
                 model,
