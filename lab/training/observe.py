@@ -199,7 +199,7 @@ class Observer(AfterStep):
         console.print(table)
         self.board.remember(rows)
         self.board.tick(self.step, rows, list(self.recent)[-len(rows) :], cost)
-        self.found["cost"] = {"bytes": self.bytes, **cost}
+        self.found["cost"] = {"bytes": self.bytes, **cost, "figure_seconds": self.board.figure_seconds}
 
     def _say_start(self, aloud: bool) -> None:
         first = [self.first[name] for name in self.targets]
@@ -228,6 +228,8 @@ class Observer(AfterStep):
         if trainer.is_global_zero:
             began = self._now(pl_module)
             self.board.draw(self.board.last)
+            if "cost" in self.found:
+                self.found["cost"]["figure_seconds"] = self.board.figure_seconds
             self.seconds += self._now(pl_module) - began
 
     def close(self) -> None:

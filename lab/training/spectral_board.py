@@ -1,5 +1,6 @@
 """The dashboard of an observed run: a question a page, its limits and chance levels drawn in."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -43,7 +44,7 @@ PAGE_OF_CLAUSE = {
     "reconstruction_safe": "tail error",
 }
 OTHER, COST = "limits", "cost"
-FIGURES_AT = tuple(4**i for i in range(1, 12))  # ticks; figures cost more than a tick, so ever further apart
+FIGURES_AT = tuple(4**i for i in range(2, 12))  # ticks; figures cost as much as thirty, so ever further apart
 SAYS = {  # of the measures drawn as heat maps
     "angle": "largest angle since the last tick (rad)",
     "gradient_z": "gradient's energy in the k directions: standard deviations above chance",
@@ -66,6 +67,7 @@ class SpectralBoard:
         self.history: dict[str, list[Point]] = {name: [] for name in SAYS}  # what the heat maps show
         self.spectra: list[Row] = []  # whole ones of the chosen layers
         self.clauses: dict[str, None] = {}
+        self.figure_seconds = 0.0  # of this start of the run
         self.ticks, self.last, self.drawn = 0, -1, -1  # ticks seen; steps of the last tick and of the last figures
 
     def remember(self, rows: Sequence[Row]) -> None:
@@ -146,6 +148,7 @@ class SpectralBoard:
         """Heat maps over layers and time, and the chosen layers' spectra, of all ticks so far."""
         if not self.writers or step == self.drawn:
             return
+        began = time.perf_counter()
         from lab.training.spectral_figure import heat_map, spectra  # with matplotlib, which only a dashboard needs
 
         self.drawn = step
@@ -156,6 +159,7 @@ class SpectralBoard:
             if figure is not None:
                 for writer in self.writers:
                     writer.add_figure(f"spectral/{name}", figure, step)
+        self.figure_seconds += time.perf_counter() - began
 
 
 def chosen(names: Sequence[str], count: int) -> list[str]:
