@@ -45,7 +45,7 @@ def test_a_warm_analysis_of_a_wide_layer_is_far_below_an_exact_one():
     assert exact > 20 * warm
 
 
-@pytest.mark.parametrize("shape", [(256, 256), (256, 1024), (2048, 512), (1280, 1280), (5120, 1280)])
+@pytest.mark.parametrize("shape", [(256, 256), (256, 1024), (2048, 512), (768, 768), (2304, 576)])
 def test_the_flops_are_those_that_a_tick_makes(shape):
     """To a factor of two: how often a tick iterates is the weights' affair."""
     draw = torch.Generator().manual_seed(0)
