@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from lab import build
@@ -23,8 +23,8 @@ from lab.init import InitScheme
 from lab.layer import Target, find_targets, weight_of
 from lab.model import weights_sha256
 from lab.rank_strategy.adalora import Adalora
+from lab.training.first_step import FirstStepWatch
 from lab.training.hardware import Resolved
-from lab.training.learned import FirstStepWatch
 from lab.training.look import Look
 from lab.training.plan_shown import PlanFigure
 from lab.training.processes import check_equal, from_rank_0
@@ -44,14 +44,13 @@ class Adapted:
     structure: dict[str, Any]
     applied: Applied | None = None
     init_record: dict[str, Any] = field(default_factory=dict)
-    gradients: dict[str, Tensor] = field(default_factory=dict)  # at step 0, where they were gathered
     filled: Initialised | None = None  # None with method=full, and on a run that goes on
 
     def watchers(self, run_dir: Path) -> "list[Callback]":
         """What looks at a fresh run of adapters from outside: the figure of its ranks, its first step."""
         if self.applied is None:
             return []
-        return [PlanFigure(self.applied.ranks, self.targets), FirstStepWatch(run_dir, self.gradients)]
+        return [PlanFigure(self.applied.ranks, self.targets), FirstStepWatch(run_dir, self.targets)]
 
 
 def load_base(model: Any, config: RunConfig, hardware: Resolved) -> tuple[nn.Module, list[Target]]:
@@ -128,8 +127,7 @@ def adapt(
         "seconds": time.perf_counter() - began,
         **filled.decomposed,
     }
-    gradients = {name: item.gradient for name, item in of_scheme.items() if item.gradient is not None}
-    return Adapted(adapted, targets, structure, applied, record, gradients, filled)
+    return Adapted(adapted, targets, structure, applied, record, filled)
 
 
 def readapt(net: nn.Module, targets: list[Target], config: RunConfig, checkpoint: dict[str, Any]) -> Adapted:

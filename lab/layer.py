@@ -130,3 +130,12 @@ def find_targets(
         for name, module in linear.items()
         if name in chosen
     ]
+
+
+def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
+    """`count` layers evenly spaced in module order, the first and the last among them; all where there are fewer."""
+    if count >= len(names):
+        return list(names)
+    if count == 1:
+        return [names[0]]
+    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]

@@ -17,7 +17,7 @@ from lab.data.corpus import load_corpus
 from lab.data.encode import Sample, preview
 from lab.model import weights_sha256
 from lab.record import RunRecord
-from lab.training import adaptive, checkpoint, hardware, learned, memory
+from lab.training import adaptive, checkpoint, hardware, learned, memory, rows
 from lab.training.answers import Answers
 from lab.training.base_loss import base_loss
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
@@ -94,7 +94,7 @@ class Session:
         adapted = adapt(net, targets, config, self.hardware, corpus.train.samples, corpus.pad_id, base_sha256)
         self.spent["init"] += adapted.init_record.get("seconds", 0.0)
         if self.main and adapted.filled is not None:
-            learned.write_rows(self.run_dir / learned.INIT, adapted.filled.rows())
+            rows.write_rows(self.run_dir / rows.INIT, adapted.filled.rows())
         scorer = Scorer(adapted.net, self.hardware.device, autocast=False)
         step0 = evaluate(scorer, probe, corpus.pad_id).loss
         scorer.gate.handle.remove()

@@ -210,8 +210,9 @@ def test_what_was_learned_has_a_row_for_every_module_and_its_medians_are_in_the_
 
 
 def test_layers_too_wide_for_a_full_basis_are_left_out_with_the_reason(tmp_path, monkeypatch, caplog):
-    from lab.training import learned
+    from lab.training import first_step, learned
 
+    monkeypatch.setattr(first_step, "LARGEST_SIDE", 40)
     monkeypatch.setattr(learned, "LARGEST_SIDE", 40)  # k_proj and v_proj are 32 x 64, the rest 64 and more
     with caplog.at_level(logging.INFO):
         result = run(tmp_path, *SHORT)
@@ -221,4 +222,29 @@ def test_layers_too_wide_for_a_full_basis_are_left_out_with_the_reason(tmp_path,
     assert rows["q_proj"]["intruders"] == ""
     assert float(rows["q_proj"]["effective_rank"]) > 0
     assert float(rows["k_proj"]["intruders"]) >= 0
-    assert result.metrics["first_step_cosine"] is None  # no gradient was gathered for init=random
+    assert "compared with the gradient on 8 of 14 modules" in caplog.text
+    assert sum(row["first_step_cosine"] != "" for row in rows_of(tmp_path / "first_step.csv")) == 8
+    assert result.metrics["first_step_cosine"] > 0
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("extra", [(), ("hardware.micro_batch_size=3",), ("rank_strategy=adalora",)])
+def test_the_first_step_of_every_lora_run_goes_down_its_gradient(tmp_path, extra):
+    result = run(tmp_path, *SHORT, "schedule.batch_size=6", *extra)
+    rows = rows_of(tmp_path / "first_step.csv")
+    assert [row["module"] for row in rows] == list(result.ranks)
+    for row in rows:
+        down, best, ceiling = (float(row[f"first_step_{name}"]) for name in ("cosine", "cosine_best", "ceiling"))
+        # B alone moves from 0, within A's rows, and Adam moves every entry alike: downhill and far from the best.
+        assert 0 < down < ceiling <= 1
+        assert 0 < best < 1
+    assert result.metrics["first_step_cosine"] > 0
+
+
+def test_with_dora_whose_step_is_no_product_no_first_step_is_compared(tmp_path):
+    assert run(tmp_path, *SHORT, "adapter.use_dora=true").status == "completed"
+    assert not (tmp_path / "first_step.csv").exists()

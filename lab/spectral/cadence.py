@@ -16,7 +16,8 @@ def analysis_flops(shape: Shape, k: int, oversample: int, engine: Engine, exact_
 
     warm, by Gram matrix: this n x n matrix and PRODUCTS_BY_GRAM of it with a block; beyond its width PRODUCTS_BY_KRYLOV
     of the weight with a block; then three matrices projected on both sides and on 16 columns; and at every
-    `exact_every_n_ticks`-th tick the eigenvalues of five Gram matrices (weight, change, those three; 2mn² + 4n³/3).
+    `exact_every_n_ticks`-th tick six Gram matrices (2mn²: weight, change, W₀, those three), the eigenvalues of the first
+    two (4n³/3) and the eigenvectors of the third (9n³).
     exact: an SVD, 6mn² + 20n³ with n the smaller side, and projections on all directions.
     Source of the cubic terms: Golub and Van Loan, Matrix Computations, §8.3 and §8.6.
     """
@@ -25,7 +26,7 @@ def analysis_flops(shape: Shape, k: int, oversample: int, engine: Engine, exact_
         return 6 * m * n * n + 20 * n**3 + 3 * 4 * m * n * n
     by_gram = 2 * m * n * n + PRODUCTS_BY_GRAM * 2 * n * n * width_of_block(k, oversample)
     by_krylov = PRODUCTS_BY_KRYLOV * 2 * m * n * width_of_block(k, oversample)
-    whole = 5 * (2 * m * n * n + 4 / 3 * n**3) / exact_every_n_ticks
+    whole = (6 * 2 * m * n * n + (2 * 4 / 3 + 9) * n**3) / exact_every_n_ticks
     return (by_gram if n <= GRAM_UP_TO else by_krylov) + 3 * 2 * m * n * (2 * k + 16) + whole
 
 

@@ -109,8 +109,8 @@ def _turn(old: Directions, new: Directions, k: int, sides: Sequence[tuple[Curve,
     )
 
 
-def changed(weight: Tensor, initial: Tensor, k: int) -> dict[str, Any]:
-    """Of W − W₀ (out, in): its spectrum, how much of it stands above noise, and W's intruders."""
+def changed(weight: Tensor, initial: Tensor, U: Tensor, k: int) -> dict[str, Any]:
+    """Of W − W₀ (out, in): its spectrum, what of it stands above noise, and the intruders among W's U (out, ≤ k)."""
     before = initial.detach().to(weight.device).float()
     difference = weight - before
     S, total = singular_values(difference), energy(difference)
@@ -118,7 +118,7 @@ def changed(weight: Tensor, initial: Tensor, k: int) -> dict[str, Any]:
         energy=total, singular_values=curve(S[:k]), stable_rank=stable_rank(S, total), entropy_rank=entropy_rank(S)
     )
     shape = (weight.shape[0], weight.shape[1])
-    return {"change": found, "spikes": spikes(S, shape), "intruders": intruders(weight, before, k)}
+    return {"change": found, "spikes": spikes(S, shape), "intruders": intruders(U, before)}
 
 
 def norm_ratios(

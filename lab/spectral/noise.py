@@ -55,18 +55,22 @@ def spikes(S: Tensor, shape: tuple[int, int]) -> int:
     return int((max(edge, floor) < S).sum())
 
 
-def intruders(weight: Tensor, initial: Tensor, k: int, cosine: float = 0.6) -> int:
-    """How many of W's k strongest left directions resemble none of W₀'s: max_j |u_iᵀu⁰_j| < cosine.
+def intruders(U: Tensor, initial: Tensor, cosine: float = 0.6) -> int:
+    """How many of W's strongest left directions U (out, k) are none of W₀'s (out, in): max_j |u_iᵀu⁰_j| < cosine.
 
     Intruder dimensions localise forgetting (Shuttleworth et al., "LoRA vs Full Fine-tuning", arXiv 2410.21228). W₀'s
-    directions are all of its left singular vectors of non-zero σ.
+    directions are all of its left singular vectors of non-zero σ, by the float64 Gram matrix of its smaller side, a
+    quarter of an SVD's time.
     """
-    U = torch.linalg.svd(weight.detach().float(), full_matrices=False)[0][:, :k]
-    U0, S0, _ = torch.linalg.svd(initial.detach().to(weight.device).float(), full_matrices=False)
-    known = U0[:, max(initial.shape) * torch.finfo(torch.float32).eps * S0[0] < S0]
-    if known.shape[1] == 0:
-        return k
-    return int(((U.mT @ known).abs().amax(1) < cosine).sum())
+    W0 = initial.detach().to(U.device).double()
+    tall = W0.shape[0] > W0.shape[1]
+    squares, found = torch.linalg.eigh(W0.mT @ W0 if tall else W0 @ W0.mT)
+    S0 = squares.clamp_min(0).sqrt()
+    held = max(initial.shape) * torch.finfo(torch.float32).eps * S0[-1] < S0
+    if not bool(held.any()):
+        return U.shape[1]
+    known = (W0 @ found[:, held]) / S0[held] if tall else found[:, held]
+    return int(((U.double().mT @ known).abs().amax(1) < cosine).sum())
 
 
 @lru_cache(maxsize=256)

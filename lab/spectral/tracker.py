@@ -112,7 +112,8 @@ class Tracker:
             weight = weights[name].detach()
             fields = turned.get(name, {}) | self._spectrum(look, energies[name])
             if self.is_exact(tick) and initial and name in initial:
-                fields |= changed(weight.float(), initial[name], self.k)
+                strongest = look.basis.U[:, : min(self.k, look.basis.directions)]
+                fields |= changed(weight.float(), initial[name], strongest, self.k)
             if self.engine == "exact":
                 before, gradient = self._bases.get(name), (gradients or {}).get(name)
                 fields["norm_ratios"] = norm_ratios(weight.float(), look.basis, before, gradient, self.k)

@@ -4,6 +4,7 @@ import os
 import shutil
 from typing import Any
 
+import torch
 from torch import nn
 
 from lab.errors import UsageError
@@ -23,6 +24,7 @@ def compile_blocks(net: Any, accelerator: str) -> int:
     if not lists:
         raise UsageError(f"hardware.compile=true compiles a model's blocks, and {type(net).__name__} has none.")
     blocks = max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
+    torch.compiler.set_stance("default")  # a step that failed in an earlier job of this process may have left it eager
     for block in blocks:
         block.compile(dynamic=True)
     return len(blocks)

@@ -78,7 +78,7 @@ class Observer(AfterStep):
             allowance = policy.budget * policy.every_n_steps * self.step_flops
         self.groups = cohorts(flops, allowance)
         self.layers: Observed = (
-            AdaptedLayers(pl_module.net, list(self.targets.values()))
+            AdaptedLayers(pl_module.net, list(self.targets.values()), config)
             if config.method == "lora"
             else FullLayers(pl_module.net, list(self.targets.values()), self.run_dir)
         )
@@ -126,8 +126,7 @@ class Observer(AfterStep):
             self.due = due(self.groups, tick)
             self.round = tick // len(self.groups)
             self.tick_seconds = 0.0
-            if self.layers.listen(self.due) and pl_module.config.hardware.compile:
-                torch.compiler.set_stance("force_eager")  # a compiled block would not call the hooks of its parts
+            self.layers.listen(self.due)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -137,7 +136,6 @@ class Observer(AfterStep):
         began = self._now(pl_module)
         own = [name for name in self.due if self.owner[name] == rank()]
         gradients = self.layers.gradients(self.due, self.owner)
-        self._compiled_again(pl_module)
         self.tracker.begin(self.round, self.layers.weights(own), gradients, self.layers.initial)
         kept = self.layers.keep(own)
         self.bytes = max(self.bytes, kept + _bytes(self.tracker.state_dict()))
@@ -214,14 +212,6 @@ class Observer(AfterStep):
         for sentence in account["cannot_fire"]:
             console.print(Text(sentence, style="yellow"))
             log.warning(sentence)
-
-    def on_exception(self, trainer: Trainer, pl_module: Any, exception: BaseException) -> None:
-        """A tick that fails leaves nothing behind for the next job of the process."""
-        self._compiled_again(pl_module)
-
-    def _compiled_again(self, module: Any) -> None:
-        if module.config.hardware.compile:
-            torch.compiler.set_stance("default")
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The dashboard's figures up to the last tick."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lab.adapter.delta import effective_weight, pristine_weight
 from lab.adapter.layer import LowRankLinear, adapted_layers
 from lab.cache import write_atomically
+from lab.config import RunConfig
 from lab.errors import UsageError
 from lab.layer import Target, weight_of
 from lab.ledger import Mode
@@ -35,8 +36,8 @@ class Observed(Protocol):
         """The layer's mode and trainable rank, read back from the model."""
         ...
 
-    def listen(self, names: Sequence[str]) -> bool:
-        """Before a step's first micro-batch: these layers' gradients will be asked for. True if by hooks."""
+    def listen(self, names: Sequence[str]) -> None:
+        """Before a step's first micro-batch: these layers' gradients will be asked for."""
         ...
 
     def gradients(self, names: Sequence[str], owner: Mapping[str, int]) -> dict[str, Tensor]:
@@ -74,9 +75,8 @@ class FullLayers:
     def standing(self, name: str) -> tuple[Mode, int | None]:
         return "full", None
 
-    def listen(self, names: Sequence[str]) -> bool:
+    def listen(self, names: Sequence[str]) -> None:
         """Nothing to do: the gradients gather where the optimizer wants them."""
-        return False
 
     def gradients(self, names: Sequence[str], owner: Mapping[str, int]) -> dict[str, Tensor]:
         own = {name: self._modules[name].weight.grad for name in names if owner[name] == rank()}
@@ -146,11 +146,12 @@ class AdaptedLayers:
 
     No parameter holds that weight, so its gradient is summed from what passes through the layer, Σ δᵀx with x the
     layer's input and δ = ∂L/∂output, in steps with a tick only. A hook on the output tensor sees δ once, also where
-    gradient checkpointing runs the layer's forward twice.
+    gradient checkpointing runs the layer's forward twice. Where blocks are compiled such a step runs eagerly.
     """
 
-    def __init__(self, net: Any, targets: Sequence[Target]) -> None:
+    def __init__(self, net: Any, targets: Sequence[Target], config: RunConfig) -> None:
         layers = adapted_layers(net)
+        self._compiled = config.hardware.compile
         self._layers = {target.name: layers[target.name] for target in targets}
         self._sums: dict[str, Tensor] = {}
         self._handles: list[Any] = []
@@ -160,13 +161,14 @@ class AdaptedLayers:
     def standing(self, name: str) -> tuple[Mode, int | None]:
         return "low_rank", self._layers[name].A.shape[0]
 
-    def listen(self, names: Sequence[str]) -> bool:
+    def listen(self, names: Sequence[str]) -> None:
+        if self._compiled:
+            torch.compiler.set_stance("force_eager")  # a compiled block would not call the hooks of its parts
         for name in names:
             layer = self._layers[name]
             shape = (layer.B.shape[0], layer.A.shape[1])
             self._sums[name] = torch.zeros(shape, device=layer.A.device)
             self._handles.append(layer.register_forward_hook(self._hook(name)))
-        return True
 
     def _hook(self, name: str) -> Any:
         def forward(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -188,6 +190,8 @@ class AdaptedLayers:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._compiled:
+            torch.compiler.set_stance("default")
         if world() > 1:
             for name in names:
                 dist.reduce(sums[name], dst=owner[name])
@@ -212,7 +216,7 @@ class AdaptedLayers:
                 found[name] = effective_weight(layer) - before[0]
             else:
                 A, B = before
-                found[name] = layer.s * (layer.B.detach() @ layer.A.detach() - B @ A)
+                found[name] = layer.s * (layer.B.detach() @ layer.scaled_A.detach() - B @ A)
         return found
 
     def momenta(self, names: Sequence[str], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -224,7 +228,7 @@ def _pair(layer: LowRankLinear) -> tuple[Tensor, ...]:
     """A and B, or with DoRA, whose change is no product, the whole weight."""
     if layer.magnitude is not None:
         return (effective_weight(layer),)
-    return layer.A.detach().clone(), layer.B.detach().clone()
+    return layer.scaled_A.detach().clone(), layer.B.detach().clone()
 
 
 class Pristine(Mapping[str, Tensor]):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from lab.layer import Target
+from lab.layer import Target, evenly_spaced
 from lab.ledger import Row
 from lab.svd_policy.decisions import Decided
 from lab.svd_policy.observing import Observing
@@ -61,7 +61,7 @@ class SpectralBoard:
     def __init__(self, loggers: Sequence[Any], targets: Sequence[Target], policy: Observing) -> None:
         self.loggers, self.policy = list(loggers), policy
         self.targets = {target.name: target for target in targets}
-        self.chosen = chosen(list(self.targets), policy.log_layers)
+        self.chosen = evenly_spaced(list(self.targets), policy.log_layers)
         experiments: list[Any] = [getattr(logger, "experiment", None) for logger in loggers]
         self.writers = [experiment for experiment in experiments if hasattr(experiment, "add_figure")]
         self.history: dict[str, list[Point]] = {name: [] for name in SAYS}  # what the heat maps show
@@ -160,12 +160,3 @@ class SpectralBoard:
                 for writer in self.writers:
                     writer.add_figure(f"spectral/{name}", figure, step)
         self.figure_seconds += time.perf_counter() - began
-
-
-def chosen(names: Sequence[str], count: int) -> list[str]:
-    """`count` layers evenly spaced in module order, the first and the last among them; all where there are fewer."""
-    if count >= len(names):
-        return list(names)
-    if count == 1:
-        return [names[0]]
-    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]

@@ -48,18 +48,23 @@ def test_planted_directions_are_counted(shape):
     U, V = torch.linalg.qr(noise((shape[0], 3), 5)).Q, torch.linalg.qr(noise((shape[1], 3), 6)).Q
     change = noise(shape, 7) + 2 * edge * U @ V.T
     W0 = noise(shape, 8)
-    assert changed(W0 + change, W0, 4)["spikes"] == 3
+    assert changed(W0 + change, W0, U_of(W0, 4), 4)["spikes"] == 3
 
 
 def test_a_change_of_low_rank_without_noise_counts_its_rank_and_no_change_counts_nothing():
     W0 = noise((60, 40), 9)
-    assert changed(W0 + noise((60, 2), 1) @ noise((2, 40), 2), W0, 4)["spikes"] == 2
-    assert changed(W0, W0, 4)["spikes"] == 0
+    assert changed(W0 + noise((60, 2), 1) @ noise((2, 40), 2), W0, U_of(W0, 4), 4)["spikes"] == 2
+    assert changed(W0, W0, U_of(W0, 4), 4)["spikes"] == 0
 
 
-def test_intruders_are_new_directions_and_scaled_old_ones_are_not():
-    U, S, Vh = torch.linalg.svd(noise((60, 40), 10), full_matrices=False)
+def U_of(weight, k):
+    return torch.linalg.svd(weight, full_matrices=False)[0][:, :k]
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (40, 60), (48, 48)])
+def test_intruders_are_new_directions_and_scaled_old_ones_are_not(shape):
+    U, S, Vh = torch.linalg.svd(noise(shape, 10), full_matrices=False)
     W0 = U[:, :20] @ torch.diag(S[:20]) @ Vh[:20]
-    assert intruders(W0 + 5 * S[0] * U[:, 3:4] @ Vh[3:4], W0, k=5) == 0
-    assert intruders(W0 + 5 * S[0] * U[:, 30:31] @ Vh[30:31], W0, k=5) == 1
-    assert intruders(W0, torch.zeros(60, 40), k=5) == 5
+    assert intruders(U_of(W0 + 5 * S[0] * U[:, 3:4] @ Vh[3:4], 5), W0) == 0
+    assert intruders(U_of(W0 + 5 * S[0] * U[:, 30:31] @ Vh[30:31], 5), W0) == 1
+    assert intruders(U_of(W0, 5), torch.zeros(shape)) == 5

@@ -7,14 +7,13 @@ import torch
 from jobs import losses, run
 from safetensors.torch import load_file
 
-from lab import ledger, record, replay
+from lab import config, ledger, record, replay
 from lab.adapter.layer import adapted_layers
 from lab.errors import UsageError
-from lab.layer import find_targets
+from lab.layer import evenly_spaced, find_targets
 from lab.svd_policy import decisions
 from lab.training import checkpoint
 from lab.training.observed import AdaptedLayers, FullLayers
-from lab.training.spectral_board import chosen
 
 TICKS = ("svd_policy.every_n_steps=2", "svd_policy.exact_every_n_ticks=2", "svd_policy.oversample=2")
 OBSERVE = ("svd_policy=observe", "svd_policy.k=4", *TICKS)
@@ -151,7 +150,7 @@ def test_the_gradient_of_an_effective_weight_is_autograds_own(checkpointing):
     if checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         net.enable_input_require_grads()
-    layers = AdaptedLayers(net, targets)
+    layers = AdaptedLayers(net, targets, config.compose())
     # The base weight enters the output as the effective weight does, so autograd can be asked for its gradient.
     bases = {target.name: adapted_layers(net)[target.name].get_base_layer().weight for target in targets}
     for weight in bases.values():
@@ -255,7 +254,7 @@ def test_the_dashboard_has_a_page_per_question_with_the_limits_drawn_in(tmp_path
 
 @pytest.mark.parametrize(("count", "kept"), [(1, "a"), (2, "ae"), (3, "ace"), (9, "abcde")])
 def test_logged_layers_are_spread_evenly(count, kept):
-    assert chosen("abcde", count) == list(kept)
+    assert evenly_spaced("abcde", count) == list(kept)
 
 
 @pytest.mark.slow
