@@ -23,6 +23,7 @@ from lab.training.base_loss import base_loss
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
 from lab.training.compiled import compile_blocks
 from lab.training.evaluate import Evaluation, evaluate
+from lab.training.first_step import bytes_of, compared
 from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
 from lab.training.loss import Scorer
 from lab.training.metrics_file import MetricsFile
@@ -67,7 +68,10 @@ class Session:
         if config.hardware.micro_batch_size is None:
             autocast = config.method == "full" and self.hardware.precision == "bf16-mixed"
             train, pad_id = self.corpus.train.samples, self.corpus.pad_id
-            self.hardware = memory.fit(adapted.net, self.hardware, train, pad_id, autocast)
+            besides = bytes_of(compared(adapted.targets))
+            if self.watched and config.method == "lora":
+                besides += bytes_of(self.watched.targets)
+            self.hardware = memory.fit(adapted.net, self.hardware, train, pad_id, autocast, besides)
         self._fit(adapted, found[0] if found else None)
         self._finish(adapted)
 

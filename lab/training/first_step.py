@@ -1,6 +1,7 @@
 """The first optimizer step of a LoRA run, held against the gradient it followed and the best step of its rank."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from lab.training.rows import FIRST_STEP, Row, write_rows
 
 log = logging.getLogger(__name__)
 
-MOST_BYTES = 2**30  # of gradients held during the step; beyond it, and for wide layers, a few layers stand for all
+MOST_BYTES = 2**28  # of gradients held during the step; beyond it, and for wide layers, a few stand for all
 LARGEST_SIDE, FEW = 1024, 8  # the best step takes an SVD of the gradient, whose cost grows with the smaller side's cube
 
 
@@ -31,7 +32,7 @@ class FirstStepWatch(AfterStep):
     """
 
     def __init__(self, run_dir: Path, targets: Sequence[Target]) -> None:
-        self.run_dir, self.targets = run_dir, {target.name: target for target in targets}
+        self.run_dir, self.targets, self.all = run_dir, compared(targets), len(targets)
         self.before: dict[str, tuple[Tensor, Tensor]] = {}
         self.gradients: dict[str, Tensor] = {}
 
@@ -42,10 +43,16 @@ class FirstStepWatch(AfterStep):
         layers = adapted_layers(pl_module.net)
         if any(layer.magnitude is not None for layer in layers.values()):
             return
-        names = self._chosen()
+        names = [target.name for target in self.targets]
+        if len(names) < self.all:
+            log.info(
+                "the first step is compared with the gradient on %d of %d modules (%s ...): on all it would cost too "
+                "much.",
+                *(len(names), self.all, names[0]),
+            )
         factors = {name: (layers[name].scaled_A, layers[name].B) for name in names}
         self.before = {name: (A.detach().clone(), B.detach().clone()) for name, (A, B) in factors.items()}
-        self.layers = AdaptedLayers(pl_module.net, [self.targets[name] for name in names], pl_module.config)
+        self.layers = AdaptedLayers(pl_module.net, self.targets, pl_module.config)
         self.layers.listen(names)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -73,15 +80,19 @@ class FirstStepWatch(AfterStep):
         if module.progress.step < module.total_steps:  # what follows a step is clocked with the next one
             module.progress.train_seconds -= time.perf_counter() - began
 
-    def _chosen(self) -> list[str]:
-        """All layers where that is cheap, else a few."""
-        shapes = [target.shape for target in self.targets.values()]
-        cheap = 4 * sum(out * inner for out, inner in shapes) <= MOST_BYTES
-        if cheap and all(min(shape) <= LARGEST_SIDE for shape in shapes):
-            return list(self.targets)
-        names = evenly_spaced(list(self.targets), FEW)
-        log.info(
-            "the first step is compared with the gradient on %d of %d modules (%s ...): on all it would cost too much.",
-            *(len(names), len(shapes), names[0]),
-        )
-        return names
+
+def compared(targets: Sequence[Target]) -> list[Target]:
+    """All layers where that is cheap, else a few, evenly spaced, whose gradients fit into MOST_BYTES."""
+    if bytes_of(targets) <= MOST_BYTES and all(min(target.shape) <= LARGEST_SIDE for target in targets):
+        return list(targets)
+    by_name = {target.name: target for target in targets}
+    for count in range(min(FEW, len(targets)), 1, -1):
+        few = [by_name[name] for name in evenly_spaced(list(by_name), count)]
+        if bytes_of(few) <= MOST_BYTES:
+            return few
+    return list(targets[:1])
+
+
+def bytes_of(targets: Sequence[Target]) -> int:
+    """Of the gradients of these layers, in float32."""
+    return 4 * sum(math.prod(target.shape) for target in targets)

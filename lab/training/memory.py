@@ -19,19 +19,22 @@ ADAM_MOMENTS = 2  # tensors of a parameter's size that the optimizer will add, h
 BUCKETS = 1  # copies of the gradients in DDP's buckets
 
 
-def fit(net: nn.Module, hardware: Resolved, samples: Sequence[Sample], pad_id: int, autocast: bool) -> Resolved:
+def fit(
+    net: nn.Module, hardware: Resolved, samples: Sequence[Sample], pad_id: int, autocast: bool, besides: int
+) -> Resolved:
     """The hardware with a micro-batch whose longest examples fit in memory on every rank.
 
     Tries forward and backward on the longest examples of the training side, halving towards the next divisor of a
-    rank's share of the batch; all ranks take the smallest that any found. Gradients, modes and random state are as
-    before. Only GPUs are probed: on a CPU nothing refuses memory, the system ends the process.
+    rank's share of the batch; all ranks take the smallest that any found. `besides` are bytes that training will hold
+    besides its own state. Gradients, modes and random state are as before. Only GPUs are probed: on a CPU nothing
+    refuses memory, the system ends the process.
 
     Raises UsageError where not even one example fits.
     """
     if hardware.accelerator != "gpu":
         return hardware
     trainable = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
-    reserve = trainable * (ADAM_MOMENTS + (BUCKETS if hardware.devices > 1 else 0))
+    reserve = trainable * (ADAM_MOMENTS + (BUCKETS if hardware.devices > 1 else 0)) + besides
 
     def attempt(micro: int) -> None:
         held = torch.empty(reserve, dtype=torch.uint8, device=hardware.device)
