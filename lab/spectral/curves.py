@@ -109,16 +109,18 @@ def _turn(old: Directions, new: Directions, k: int, sides: Sequence[tuple[Curve,
     )
 
 
-def changed(weight: Tensor, initial: Tensor, U: Tensor, k: int) -> dict[str, Any]:
-    """Of W − W₀ (out, in): its spectrum, what of it stands above noise, and the intruders among W's U (out, ≤ k)."""
-    before = initial.detach().to(weight.device).float()
-    difference = weight - before
+def changed(weight: Tensor, initial: Tensor, known: Tensor, U: Tensor, k: int) -> dict[str, Any]:
+    """Of W − W₀ (out, in): its spectrum, what of it stands above noise, and the intruders among W's U (out, ≤ k).
+
+    `known` are W₀'s `left_directions`.
+    """
+    difference = weight - initial.detach().to(weight.device).float()
     S, total = singular_values(difference), energy(difference)
     found = Change(
         energy=total, singular_values=curve(S[:k]), stable_rank=stable_rank(S, total), entropy_rank=entropy_rank(S)
     )
     shape = (weight.shape[0], weight.shape[1])
-    return {"change": found, "spikes": spikes(S, shape), "intruders": intruders(U, before)}
+    return {"change": found, "spikes": spikes(S, shape), "intruders": intruders(U, known)}
 
 
 def norm_ratios(

@@ -55,22 +55,28 @@ def spikes(S: Tensor, shape: tuple[int, int]) -> int:
     return int((max(edge, floor) < S).sum())
 
 
-def intruders(U: Tensor, initial: Tensor, cosine: float = 0.6) -> int:
-    """How many of W's strongest left directions U (out, k) are none of W₀'s (out, in): max_j |u_iᵀu⁰_j| < cosine.
+def intruders(U: Tensor, known: Tensor, cosine: float = 0.6) -> int:
+    """How many of W's strongest left directions U (out, k) are none of `known` (out, r): max_j |uᵢᵀu⁰_j| < cosine.
 
-    Intruder dimensions localise forgetting (Shuttleworth et al., "LoRA vs Full Fine-tuning", arXiv 2410.21228). W₀'s
-    directions are all of its left singular vectors of non-zero σ, by the float64 Gram matrix of its smaller side, a
-    quarter of an SVD's time.
+    Intruder dimensions localise forgetting (Shuttleworth et al., "LoRA vs Full Fine-tuning", arXiv 2410.21228); `known`
+    are W₀'s, by `left_directions`.
     """
-    W0 = initial.detach().to(U.device).double()
-    tall = W0.shape[0] > W0.shape[1]
-    squares, found = torch.linalg.eigh(W0.mT @ W0 if tall else W0 @ W0.mT)
-    S0 = squares.clamp_min(0).sqrt()
-    held = max(initial.shape) * torch.finfo(torch.float32).eps * S0[-1] < S0
-    if not bool(held.any()):
+    if not known.shape[1]:
         return U.shape[1]
-    known = (W0 @ found[:, held]) / S0[held] if tall else found[:, held]
-    return int(((U.double().mT @ known).abs().amax(1) < cosine).sum())
+    return int(((U.float().mT @ known.to(U.device)).abs().amax(1) < cosine).sum())
+
+
+def left_directions(weight: Tensor) -> Tensor:
+    """All left singular vectors (out, r) of non-zero σ, weakest first, float32.
+
+    By the float64 Gram matrix of the smaller side, a quarter of an SVD's time. r is the numerical rank in float32.
+    """
+    W = weight.detach().double()
+    tall = W.shape[0] > W.shape[1]
+    squares, found = torch.linalg.eigh(W.mT @ W if tall else W @ W.mT)
+    S = squares.clamp_min(0).sqrt()
+    held = max(W.shape) * torch.finfo(torch.float32).eps * S[-1] < S
+    return ((W @ found[:, held]) / S[held] if tall else found[:, held]).float().contiguous()
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ from torch import Tensor
 from lab.spectral.curves import changed, curve, empty, norm_ratios, spread, turns
 from lab.spectral.diagnosis import Diagnosis, Engine, Which, angle_counts_for, counts_for
 from lab.spectral.iteration import first_effort, iterate
+from lab.spectral.noise import left_directions
 from lab.spectral.spectrum import (
     DEFICIENT,
     NON_FINITE,
@@ -85,16 +86,17 @@ class Tracker:
         weights: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor] | None = None,
         initial: Mapping[str, Tensor] | None = None,
+        directions: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also the change since, at exact ticks."""
+        """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also the change since, at exact ticks.
+
+        `directions` spares the `left_directions` of W₀ where they are known.
+        """
         self._begun, self._without, self._drawn = {}, {}, {}
         for name, weight in weights.items():
             if self.k > min(weight.shape):
                 raise ValueError(f"k={self.k} directions of {name}, which is {weight.shape[0]}x{weight.shape[1]}.")
-        totals = (
-            torch.stack([squares(weight.detach()).cpu() for weight in weights.values()]).tolist() if weights else []
-        )
-        energies = dict(zip(weights, totals, strict=True))
+        energies = {name: float(squares(weight.detach())) for name, weight in weights.items()}
         groups: dict[Any, list[str]] = defaultdict(list)
         for name, weight in weights.items():
             if 0 < energies[name] < float("inf"):
@@ -113,7 +115,8 @@ class Tracker:
             fields = turned.get(name, {}) | self._spectrum(look, energies[name])
             if self.is_exact(tick) and initial and name in initial:
                 strongest = look.basis.U[:, : min(self.k, look.basis.directions)]
-                fields |= changed(weight.float(), initial[name], strongest, self.k)
+                known = left_directions(initial[name].to(weight.device)) if directions is None else directions[name]
+                fields |= changed(weight.float(), initial[name], known, strongest, self.k)
             if self.engine == "exact":
                 before, gradient = self._bases.get(name), (gradients or {}).get(name)
                 fields["norm_ratios"] = norm_ratios(weight.float(), look.basis, before, gradient, self.k)

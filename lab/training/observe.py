@@ -136,7 +136,8 @@ class Observer(AfterStep):
         began = self._now(pl_module)
         own = [name for name in self.due if self.owner[name] == rank()]
         gradients = self.layers.gradients(self.due, self.owner)
-        self.tracker.begin(self.round, self.layers.weights(own), gradients, self.layers.initial)
+        layers = self.layers
+        self.tracker.begin(self.round, layers.weights(own), gradients, layers.initial, layers.directions)
         kept = self.layers.keep(own)
         self.bytes = max(self.bytes, kept + _bytes(self.tracker.state_dict()))
         self._spent(pl_module, began)

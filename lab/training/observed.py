@@ -10,27 +10,22 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lab.adapter.delta import effective_weight, pristine_weight
+from lab.adapter.delta import effective_weight
 from lab.adapter.layer import LowRankLinear, adapted_layers
-from lab.cache import write_atomically
 from lab.config import RunConfig
-from lab.errors import UsageError
 from lab.layer import Target, weight_of
 from lab.ledger import Mode
-from lab.training import checkpoint
+from lab.training.initial import Directions, KeptDirections, OnDisk, Pristine
 from lab.training.processes import rank, world
-
-INITIAL = "initial.safetensors"
 
 
 class Observed(Protocol):
     """The layers of a model in training, as an observer sees them."""
 
     initial: Mapping[str, Tensor]  # W₀, read where it is asked for
+    directions: Mapping[str, Tensor]  # W₀'s left singular vectors, likewise
 
     def standing(self, name: str) -> tuple[Mode, int | None]:
         """The layer's mode and trainable rank, read back from the model."""
@@ -69,8 +64,10 @@ class FullLayers:
         self._modules = {target.name: modules[target.name] for target in targets}
         self._transposed = {target.name for target in targets if target.transposed}
         self._kept: dict[str, Tensor] = {}
-        self._path = checkpoint.folder(run_dir) / INITIAL
-        self.initial: Mapping[str, Tensor] = OnDisk(self._path)
+        self._on_disk = OnDisk(run_dir)
+        self._kept_directions = KeptDirections(self._on_disk, weight_of(self._modules[targets[0].name]).device)
+        self.initial: Mapping[str, Tensor] = self._on_disk
+        self.directions: Mapping[str, Tensor] = self._kept_directions
 
     def standing(self, name: str) -> tuple[Mode, int | None]:
         return "full", None
@@ -100,9 +97,8 @@ class FullLayers:
 
     def save_initial(self) -> None:
         """Put W₀ on disk, from where exact ticks read it a layer at a time."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: weight.cpu().contiguous() for name, weight in self.weights(list(self._modules)).items()}
-        write_atomically(self._path, lambda temporary: save_file(tensors, temporary))
+        self._on_disk.write(self.weights(list(self._modules)))
+        self._kept_directions.forget()
 
     def _upright(self, name: str, stored: Tensor) -> Tensor:
         return stored.detach().T if name in self._transposed else stored.detach()
@@ -111,34 +107,6 @@ class FullLayers:
 def _copies(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, weight in weights.items():
         yield name, weight.to(torch.float32, copy=True)
-
-
-class OnDisk(Mapping[str, Tensor]):
-    """Tensors of a safetensors file, each read when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __getitem__(self, name: str) -> Tensor:
-        with self._open() as file:
-            return file.get_tensor(name)
-
-    def __contains__(self, name: object) -> bool:
-        with self._open() as file:
-            return name in file.keys()  # noqa: SIM118 (the handle is no mapping)
-
-    def __iter__(self) -> Iterator[str]:
-        with self._open() as file:
-            yield from file.keys()
-
-    def __len__(self) -> int:
-        with self._open() as file:
-            return len(file.keys())
-
-    def _open(self) -> Any:
-        if not self.path.is_file():
-            raise UsageError(f"{self.path} is gone, against which changes are measured; restore it, or start anew.")
-        return safe_open(self.path, framework="pt")
 
 
 class AdaptedLayers:
@@ -157,6 +125,7 @@ class AdaptedLayers:
         self._handles: list[Any] = []
         self._kept: dict[str, tuple[Tensor, ...]] = {}
         self.initial: Mapping[str, Tensor] = Pristine(self._layers)
+        self.directions: Mapping[str, Tensor] = Directions(self.initial, self._layers[targets[0].name].A.device)
 
     def standing(self, name: str) -> tuple[Mode, int | None]:
         return "low_rank", self._layers[name].A.shape[0]
@@ -229,19 +198,3 @@ def _pair(layer: LowRankLinear) -> tuple[Tensor, ...]:
     if layer.magnitude is not None:
         return (effective_weight(layer),)
     return layer.scaled_A.detach().clone(), layer.B.detach().clone()
-
-
-class Pristine(Mapping[str, Tensor]):
-    """The frozen base weights under the pairs, as they were before training."""
-
-    def __init__(self, layers: Mapping[str, LowRankLinear]) -> None:
-        self._layers = layers
-
-    def __getitem__(self, name: str) -> Tensor:
-        return pristine_weight(self._layers[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)

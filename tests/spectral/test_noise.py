@@ -9,6 +9,7 @@ from lab.spectral.curves import changed
 from lab.spectral.noise import (
     gavish_donoho_threshold,
     intruders,
+    left_directions,
     marchenko_pastur_edge,
     noise_level,
     spikes,
@@ -48,13 +49,14 @@ def test_planted_directions_are_counted(shape):
     U, V = torch.linalg.qr(noise((shape[0], 3), 5)).Q, torch.linalg.qr(noise((shape[1], 3), 6)).Q
     change = noise(shape, 7) + 2 * edge * U @ V.T
     W0 = noise(shape, 8)
-    assert changed(W0 + change, W0, U_of(W0, 4), 4)["spikes"] == 3
+    assert changed(W0 + change, W0, left_directions(W0), U_of(W0, 4), 4)["spikes"] == 3
 
 
 def test_a_change_of_low_rank_without_noise_counts_its_rank_and_no_change_counts_nothing():
     W0 = noise((60, 40), 9)
-    assert changed(W0 + noise((60, 2), 1) @ noise((2, 40), 2), W0, U_of(W0, 4), 4)["spikes"] == 2
-    assert changed(W0, W0, U_of(W0, 4), 4)["spikes"] == 0
+    known, U = left_directions(W0), U_of(W0, 4)
+    assert changed(W0 + noise((60, 2), 1) @ noise((2, 40), 2), W0, known, U, 4)["spikes"] == 2
+    assert changed(W0, W0, known, U, 4)["spikes"] == 0
 
 
 def U_of(weight, k):
@@ -65,6 +67,9 @@ def U_of(weight, k):
 def test_intruders_are_new_directions_and_scaled_old_ones_are_not(shape):
     U, S, Vh = torch.linalg.svd(noise(shape, 10), full_matrices=False)
     W0 = U[:, :20] @ torch.diag(S[:20]) @ Vh[:20]
-    assert intruders(U_of(W0 + 5 * S[0] * U[:, 3:4] @ Vh[3:4], 5), W0) == 0
-    assert intruders(U_of(W0 + 5 * S[0] * U[:, 30:31] @ Vh[30:31], 5), W0) == 1
-    assert intruders(U_of(W0, 5), torch.zeros(shape)) == 5
+    known = left_directions(W0)
+    assert known.shape == (shape[0], 20)
+    torch.testing.assert_close(known @ known.mT, U[:, :20] @ U[:, :20].mT, atol=1e-5, rtol=0)  # float32's rounding
+    assert intruders(U_of(W0 + 5 * S[0] * U[:, 3:4] @ Vh[3:4], 5), known) == 0
+    assert intruders(U_of(W0 + 5 * S[0] * U[:, 30:31] @ Vh[30:31], 5), known) == 1
+    assert intruders(U_of(W0, 5), left_directions(torch.zeros(shape))) == 5
