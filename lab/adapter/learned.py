@@ -151,8 +151,8 @@ def learned(
     L: Tensor,
     R: Tensor,
     weight: Tensor,
-    base_left: Tensor | None,
-    base_right: Tensor | None,
+    base_left: Tensor,
+    base_right: Tensor,
     *,
     rank: int,
     k: int,
@@ -160,10 +160,10 @@ def learned(
 ) -> dict[str, float | None]:
     """The measures of one layer, by name; None where undefined, as most are for a change or a weight of zero.
 
-    `weight` (out, in) is the base's; `base_left` (out, m) and `base_right` (in, m), m the smaller side, are all its
-    singular vectors by falling singular value, or None, and then nothing is compared with the base; `rank` is what the
-    layer was given; `k` the size of the base's leading subspace and the number of directions tested for intruders;
-    `epsilon` an intruder's greatest cosine.
+    `weight` (out, in) is the base's; `base_left` (out, m) and `base_right` (in, m), m ≥ k, are its leading singular
+    vectors by falling singular value; intruders are known only where these are all it has. `rank` is what the layer was
+    given; `k` the size of the base's leading subspace and the number of directions tested for intruders; `epsilon` an
+    intruder's greatest cosine.
     """
     change = thin_svd(L, R)
     size, base = math.sqrt(change.energy), math.sqrt(energy_of(weight))
@@ -178,10 +178,12 @@ def learned(
         "intruder_min_cosine": None,
     }
     found |= {f"energy_{side}{part}": None for side in ("left", "right", "core") for part in ("", "_chance", "_z")}
-    if size == 0 or base == 0 or base_left is None or base_right is None:
+    if size == 0 or base == 0:
         return found
     for side, part in overlaps(change, base_left[:, :k], base_right[:, :k]).items():
         found |= {f"energy_{side}": part.share, f"energy_{side}_chance": part.chance, f"energy_{side}_z": part.z}
+    if base_left.shape[1] < min(weight.shape):
+        return found
     cosines = intruder_cosines(weight, change, base_left, k)
     found["intruders"] = float((cosines < epsilon).sum())
     found["intruder_min_cosine"] = float(cosines.min())

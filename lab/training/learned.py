@@ -11,8 +11,9 @@ import torch
 from lab.adapter.delta import delta_factors, pristine_weight
 from lab.adapter.layer import adapted_layers
 from lab.adapter.learned import learned
-from lab.init.svd_cache import triples_at
-from lab.training.first_step import LARGEST_SIDE
+from lab.init.svd_cache import leading_triples, triples_at
+from lab.layer import evenly_spaced
+from lab.training.first_step import FEW, LARGEST_SIDE
 from lab.training.rows import FIRST_STEP, LEARNED, Row, read_rows, write_rows
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,9 @@ SUMMED, LEAST = ("intruders",), ("intruder_min_cosine",)  # over the modules; of
 def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
     """Write learned.csv of the live adapters and return the scalars for the record, named `learned_<measure>`.
 
-    The base's singular basis comes from the SVD cache. Layers whose smaller side exceeds LARGEST_SIDE have no overlaps
-    and no intruders, and DoRA, whose change has full rank, has no row at all: both are logged with the reason.
+    The base's singular vectors come from the SVD cache, for overlaps its leading ones. Intruders take all of them: of
+    layers whose smaller side exceeds LARGEST_SIDE they are counted on FEW. DoRA, whose change has full rank, has no row
+    at all. Both are logged with the reason.
     """
     layers = adapted_layers(model)
     if any(layer.magnitude is not None for layer in layers.values()):
@@ -34,21 +36,22 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
         return {}
     first = {row["module"]: row for row in read_rows(run_dir / FIRST_STEP)}
     wide = [name for name, layer in layers.items() if min(layer.base_weight().shape) > LARGEST_SIDE]
-    if wide:
+    leading_only = set(wide) - set(evenly_spaced(wide, FEW))
+    if leading_only:
         log.info(
-            "no overlap with the base is measured on %d of %d modules (%s ...): their smaller side exceeds %d, and the "
-            "whole basis of such a weight would cost too much.",
-            *(len(wide), len(layers), wide[0], LARGEST_SIDE),
+            "intruders are counted on %d of %d modules, %d of them wider than %d: they take a weight's whole basis.",
+            *(len(layers) - len(leading_only), len(layers), len(wide) - len(leading_only), LARGEST_SIDE),
         )
     rows: list[Row] = []
     for name, L, R in delta_factors(model):
         layer = layers[name]
         weight, rank = pristine_weight(layer), layer.rank
-        left = right = None
-        if name not in wide:
-            basis = triples_at(weight, torch.arange(min(weight.shape)))
-            left, right = basis.U, basis.Vh.T
-        found = learned(L, R, weight, left, right, rank=rank, k=min(K, *weight.shape), epsilon=EPSILON)
+        k, smaller = min(K, *weight.shape), min(weight.shape)
+        if name in leading_only:
+            own = leading_triples(weight, k, "randomised")
+        else:
+            own = triples_at(weight, torch.arange(smaller))
+        found = learned(L, R, weight, own.U, own.Vh.T, rank=rank, k=k, epsilon=EPSILON)
         rows.append({"module": name, "rank": rank, **found, **first.get(name, {})})
     write_rows(run_dir / LEARNED, rows)
     names = [name for name in rows[0] if name not in ("module", "rank") and not name.startswith("first_step")]
