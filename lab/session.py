@@ -45,7 +45,6 @@ class Session:
     def __init__(self, run_dir: Path, config: RunConfig, result: RunRecord, main: bool) -> None:
         self.run_dir, self.config, self.result, self.main = run_dir, config, result, main
         self.started = time.perf_counter()
-        self.seconds_before = dict(result.seconds)
         self.spent = {"init": 0.0, "eval": 0.0, "analysis": 0.0}
 
     def run(self) -> None:
@@ -118,9 +117,10 @@ class Session:
         if config.hardware.compile:
             log.info("%d blocks compiled", compile_blocks(adapted.net, self.hardware.accelerator))
         self.module = CausalLM(adapted.net, config, self.hardware, total, adapted.structure)
+        self.module.progress.eval_seconds, self.spent["eval"] = self.spent["eval"], 0.0  # now in every checkpoint
         tokens = sum(lengths) / plan.steps_per_epoch
         found = self.result.spectral
-        watching = [Observer(self.run_dir, self.watched, config, tokens, found)] if self.watched else []
+        self.watching = [Observer(self.run_dir, self.watched, config, tokens, found)] if self.watched else []
         adapting = adaptive.start(self.module, self.run_dir, adapted.targets)
         split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
@@ -141,7 +141,7 @@ class Session:
                 plugins=[hardware.cluster_of(self.hardware)],
                 callbacks=[
                     *adapting,
-                    *watching,  # first, so that the monitor's clock runs around them
+                    *self.watching,  # first, so that the monitor's clock runs around them
                     self.monitor,
                     *adapted.watchers(self.run_dir),
                     checkpoints,
@@ -157,23 +157,36 @@ class Session:
             )
             if done < total:
                 loader = TrainLoader(batches, config.hardware.num_workers)
-                trainer.fit(self.module, loader, ckpt_path=str(resume_from) if resume_from else None)
+                try:
+                    trainer.fit(self.module, loader, ckpt_path=str(resume_from) if resume_from else None)
+                finally:
+                    if self.module.progress.step >= done:  # else it ended before the checkpoint was read
+                        self._count()
             else:  # everything but the ending was done
-                self.module.on_load_checkpoint(checkpoint.load(resume_from))  # type: ignore[arg-type]
+                saved = checkpoint.load(resume_from)  # type: ignore[arg-type]
+                self.module.on_load_checkpoint(saved)
                 self.monitor.started -= self.module.progress.seconds
+                for observer in self.watching:
+                    observer.load_state_dict(saved["callbacks"][observer.state_key])
         self.module.to(self.hardware.device)
-        self.spent["eval"] += self.monitor.eval_seconds
-        self.seconds_of_ticks = sum(observer.seconds for observer in watching)
         if self.main:
-            for observer in watching:
+            for observer in self.watching:
                 observer.close()
+
+    def _count(self) -> None:
+        """Put what has been done so far into the record, whatever the ending."""
         progress = self.module.progress
         self.result.steps = progress.step
         self.result.tokens = progress.tokens + (self.result.init.get("tokens") or 0)  # looked at before step 0, too
-        self.result.metrics |= {
-            "train_loss": self.monitor.last.get("train_loss"),
-            "best_val_loss": progress.best_val_loss,
-            "best_step": progress.best_step,
+        self.result.metrics |= {"best_val_loss": progress.best_val_loss, "best_step": progress.best_step}
+        if self.monitor.last:
+            self.result.metrics["train_loss"] = self.monitor.last["train_loss"]
+        self.result.seconds = {
+            "total": time.perf_counter() - self.monitor.started,
+            "init": self.result.init.get("seconds", 0.0),
+            "train": progress.train_seconds,
+            "eval": progress.eval_seconds + self.spent["eval"],
+            "analysis": self.spent["analysis"] + sum(observer.seconds for observer in self.watching),
         }
 
     def _finish(self, adapted: Adapted) -> None:
@@ -206,13 +219,7 @@ class Session:
         self.spent["analysis"] += time.perf_counter() - began
         if self.main:
             self._export(adapted)
-        self.result.seconds = {
-            "total": time.perf_counter() - self.monitor.started,
-            "init": self.result.init.get("seconds", 0.0),
-            "train": self.module.progress.train_seconds,
-            "eval": self.seconds_before.get("eval", 0.0) + self.spent["eval"],
-            "analysis": self.seconds_before.get("analysis", 0.0) + self.spent["analysis"] + self.seconds_of_ticks,
-        }
+        self._count()
         self.result.switches = 0
         if self.main:
             account.say_end(self.result, self.run_dir)

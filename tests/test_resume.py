@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from lab import launch, record, train
 from lab.errors import UsageError
+from lab.training.base_loss import base_loss
 
 HARD = ("init=svd", "adapter.dropout=0.2", "hardware.micro_batch_size=2", "schedule.save_every_n_steps=2")
 
@@ -57,17 +58,25 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(step, whole, tmp_path, m
 def test_the_seconds_of_a_resumed_run_go_on_where_its_checkpoint_stood(tmp_path, monkeypatch):
     monkeypatch.setattr("lab.session.time", Clock(time))
     monkeypatch.setattr("lab.training.callbacks.time", Clock(time))
+    monkeypatch.setattr("lab.session.base_loss", slow_base_loss)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(Killed):
             run(tmp_path)  # saves at steps 3 and 6
-    Clock.now += 1000.0  # between the two starts: nobody's time
+    Clock.now += 2000.0  # between the two starts: nobody's time
     result = run(tmp_path)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[2:]
     seconds = [float(row.rsplit(",", 1)[1]) for row in rows]
     assert len(seconds) == 8
     assert seconds == sorted(set(seconds)), "never back, never twice the same"
-    assert seconds[-1] < result.seconds["total"] < 1000
+    assert seconds[-1] < result.seconds["total"] < 2000
+    assert 400 < result.seconds["eval"] < 500, "the base was evaluated on two sides, before the first start's end"
+    assert result.seconds["train"] < 200
+
+
+def slow_base_loss(*args):
+    Clock.now += 200.0
+    return base_loss(*args)
 
 
 class Clock:
@@ -196,8 +205,11 @@ def test_sigterm_and_sigkill_lose_nothing(whole, tmp_path):
     second.send_signal(signal.SIGTERM)
     said = second.communicate(timeout=120)[0].decode()
     assert second.returncode not in (0, None), said
-    assert record.read(out).status == "interrupted"
     assert "SIGTERM" in said
+    ended = record.read(out)
+    assert ended.status == "interrupted"
+    assert ended.steps == int(losses(out)[-1][0])
+    assert ended.seconds["total"] > ended.seconds["train"] > 0
     assert "resuming from last.ckpt" in said
     steps = [int(row[0]) for row in losses(out)]
     assert steps == list(range(len(steps))), "no step is missing or repeated"

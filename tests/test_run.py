@@ -185,6 +185,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path, monkeypatc
     assert result.error["examples"]
     assert result.error["module"].startswith("base_model.model.model.layers.1.mlp.up_proj")
     assert result.metrics.get("val_loss") is None
+    assert result.steps == 3
+    assert result.seconds["total"] > result.seconds["train"] > 0
     assert (tmp_path / "checkpoints/last.ckpt").exists()
 
 

@@ -47,7 +47,6 @@ class Monitor(AfterStep):
         self.run_dir, self.evaluate, self.show_samples, self.bar = run_dir, evaluate, show_samples, bar
         self.file: MetricsFile | None = None
         self.started = started
-        self.eval_seconds = 0.0
         self.final: Evaluation | None = None  # of the last step's weights
         self.last: Row = {}
         self.tick = 0.0  # when the current micro-batch began
@@ -103,7 +102,7 @@ class Monitor(AfterStep):
             checkpoint.save(self.run_dir, checkpoint.BEST, trainer.save_checkpoint, trainer.is_global_zero)
         if trainer.is_global_zero:
             self.show_samples(progress.step)
-        self.eval_seconds += time.perf_counter() - began
+        progress.eval_seconds += time.perf_counter() - began
         return {"val_loss": result.loss, "val_bpb": result.bpb}
 
     def _log(self, trainer: Trainer, module: CausalLM, row: Row) -> None:

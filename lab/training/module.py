@@ -25,6 +25,7 @@ class Progress:
     best_val_loss: float | None = None
     best_step: int | None = None
     train_seconds: float = 0.0  # in training steps, evaluations not counted
+    eval_seconds: float = 0.0  # in evaluations, the base's among them
     seconds: float = 0.0  # wall clock since the run's start; after a resume, on top of what the checkpoint had
 
 

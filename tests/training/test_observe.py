@@ -275,3 +275,19 @@ def test_two_processes_share_the_layers_and_decide_as_one(method, tmp_path):
     assert actions[0] == actions[1]
     state = checkpoint.load(tmp_path / "two/checkpoints/last.ckpt")["callbacks"]["Observer"]
     assert set(state["bases"]) == {row.layer for row in one}, "every rank's bases are in the checkpoint"
+
+
+def test_a_run_cut_off_behind_its_last_step_still_counts_the_time_of_its_ticks(tmp_path, monkeypatch):
+    from lab.session import Session
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_finish", lambda *_: pytest.fail("cut off"))
+        with pytest.raises(pytest.fail.Exception):
+            run(tmp_path, *FULL, *OBSERVE)
+    cut = record.read(tmp_path)
+    assert (cut.status, cut.steps) == ("failed", 8)
+    result = run(tmp_path, *FULL, *OBSERVE)
+    assert result.status == "completed"
+    assert result.metrics["train_loss"] == cut.metrics["train_loss"]
+    for part in ("analysis", "train"):
+        assert 0 < result.seconds[part] < 1.5 * cut.seconds[part]  # from the checkpoint, once
