@@ -291,3 +291,28 @@ def test_a_run_cut_off_behind_its_last_step_still_counts_the_time_of_its_ticks(t
     assert result.metrics["train_loss"] == cut.metrics["train_loss"]
     for part in ("analysis", "train"):
         assert 0 < result.seconds[part] < 1.5 * cut.seconds[part]  # from the checkpoint, once
+
+
+@pytest.mark.parametrize("values", [False, True], ids=["lora", "adalora"])
+def test_an_update_is_the_change_of_the_weight_that_acts(values):
+    """Both are float32; the effective weight loses what its size rounds off."""
+    net, _, targets = adapted_micro()
+    layers, names = adapted_layers(net), [target.name for target in targets]
+    generator = torch.Generator().manual_seed(2)
+
+    def disturb():
+        for layer in layers.values():
+            for factor in (layer.A, layer.B, *([layer.E] if values else [])):
+                factor.data += 0.1 * torch.randn(factor.shape, generator=generator)
+
+    if values:
+        for layer in layers.values():
+            layer.E = torch.nn.Parameter(torch.zeros(layer.A.shape[0], 1))
+    disturb()
+    observed = AdaptedLayers(net, targets, config.compose())
+    before = observed.weights(names)
+    observed.keep(names)
+    disturb()
+    after, found = observed.weights(names), observed.updates()
+    for name in names:
+        torch.testing.assert_close(found[name], after[name] - before[name], rtol=1e-4, atol=1e-5)
