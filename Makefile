@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?= init=svd rank=16
 TESTS ?=
+JOBS ?= 8
 STUDY ?= rank_sweep
 SIZE ?= quick
 STUDIED := multirun/$(STUDY)/$(shell date +%Y-%m-%d_%H-%M-%S)
@@ -29,8 +30,8 @@ study: install  ## A quick study and its report; STUDY=init_comparison for anoth
 	$(BIN)/python -m lab.train experiment=$(STUDY) study_size=$(SIZE) hydra.sweep.dir=$(STUDIED)
 	$(BIN)/python -m lab.report $(STUDIED)
 
-test: install  ## All tests; TESTS=tests/init for some
-	$(BIN)/python -m pytest $(TESTS)
+test: install  ## All tests, as many at once as there are processors, up to JOBS=8; TESTS=tests/init for some
+	$(BIN)/python -m pytest -n logical --maxprocesses $(JOBS) --dist worksteal $(TESTS)
 
 lint: install  ## Style and types
 	$(BIN)/ruff check .
