@@ -44,7 +44,7 @@ PAGE_OF_CLAUSE = {
     "reconstruction_safe": "tail error",
 }
 OTHER, COST = "limits", "cost"
-FIGURES_AT = tuple(4**i for i in range(2, 12))  # ticks; figures cost as much as thirty, so ever further apart
+FIGURES_AT = tuple(2 * 4**i for i in range(2, 12))  # ticks; figures cost as much as thirty, so ever further apart
 SAYS = {  # of the measures drawn as heat maps
     "angle": "largest angle since the last tick (rad)",
     "gradient_z": "gradient's energy in the k directions: standard deviations above chance",
