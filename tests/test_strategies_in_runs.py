@@ -206,6 +206,7 @@ def test_what_was_learned_has_a_row_for_every_module_and_its_medians_are_in_the_
     for name in ("effective_rank", "stable_rank", "utilisation", "energy_core", "energy_core_chance", "relative_norm"):
         assert result.metrics[f"learned_{name}"] > 0
     assert result.metrics["learned_intruders"] == sum(float(row["intruders"]) for row in rows)
+    assert result.metrics["learned_intruders_modules"] == len(rows) == 14
     assert result.metrics["first_step_cosine"] is not None
 
 
@@ -221,7 +222,7 @@ def test_few_wide_layers_are_searched_for_intruders_and_all_compared_with_the_ba
     assert "intruders are counted on 7 of 14 modules, 3 of them wider than 40" in caplog.text
     rows, exact = rows_of(tmp_path / "wide/learned.csv"), rows_of(tmp_path / "narrow/learned.csv")
     counted = [row["module"] for row in rows if row["intruders"] != ""]
-    assert len(counted) == 7
+    assert len(counted) == result.metrics["learned_intruders_modules"] == 7
     assert all(name in counted for name in result.ranks if name.endswith(("k_proj", "v_proj")))
     for row, whole in zip(rows, exact, strict=True):
         for side in ("left", "right", "core"):

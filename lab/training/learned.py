@@ -56,6 +56,7 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
     write_rows(run_dir / LEARNED, rows)
     names = [name for name in rows[0] if name not in ("module", "rank") and not name.startswith("first_step")]
     metrics = {f"learned_{name}": _summary(name, rows) for name in names}
+    metrics["learned_intruders_modules"] = sum(row["intruders"] is not None for row in rows)
     return metrics | {name: _summary(name, rows) for name in ("first_step_cosine", "first_step_cosine_best")}
 
 
