@@ -1,9 +1,10 @@
 """Where derived things that are dear to make are kept between runs. Standard library only."""
 
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 
 def cache_dir(kind: str) -> Path:
@@ -15,14 +16,24 @@ def cache_dir(kind: str) -> Path:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file through a temporary neighbour, so that a reader or a kill never sees half of it."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    temporary = Path(name)
+    """Write a file through a temporary neighbour, so that a reader or a kill never sees half of it.
+
+    Who may read it is the umask's to say, also where `write` makes files of its owner's alone, as safetensors does.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def share_weights(folder: Path) -> None:
+    """Let whoever may read a saved model's config.json read its weights too; safetensors lets their owner alone."""
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", weights)

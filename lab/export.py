@@ -7,6 +7,7 @@ from typing import Any
 
 from lab import config as configuration
 from lab import record
+from lab.cache import share_weights
 from lab.errors import UsageError
 
 
@@ -54,6 +55,7 @@ def export_run(run_dir: Path, to: Path, format: str, rank: int | None) -> dict[s
     else:
         whole = net if method == "full" else merged(net)
         whole.save_pretrained(to)
+        share_weights(to)
         tokenizer.save_pretrained(to)
     return said
 

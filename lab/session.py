@@ -12,6 +12,7 @@ from lab import account, build, record
 from lab.adapter.export import export, verify_export
 from lab.adapter.install import scaling_factor
 from lab.assemble import Adapted, adapt, load_base, readapt
+from lab.cache import share_weights
 from lab.config import RunConfig
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample, preview
@@ -237,6 +238,7 @@ class Session:
             )
         else:
             adapted.net.save_pretrained(self.run_dir / "model")
+            share_weights(self.run_dir / "model")
             self.tokenizer.save_pretrained(self.run_dir / "model")
 
     def _evaluate(self, scorer: Scorer, side: str) -> Evaluation:

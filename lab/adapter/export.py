@@ -17,6 +17,7 @@ from lab.adapter.delta import pair, trained_base, truncate
 from lab.adapter.install import rank_settings
 from lab.adapter.layer import ADAPTER, adapted_layers
 from lab.adapter.mismatch import Mismatch
+from lab.cache import share_weights, write_atomically
 from lab.errors import UsageError
 from lab.rank_strategy import RankPlan
 
@@ -93,13 +94,13 @@ def export(
     config.target_modules = _targets(model, ranks)  # set afterwards: the constructor makes a set, which has no order
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f".{WEIGHTS}.partial"
-    save_file({key: t.float().cpu().contiguous() for key, t in tensors.items()}, partial, metadata={"format": "pt"})
-    partial.replace(directory / WEIGHTS)
+    plain = {key: t.float().cpu().contiguous() for key, t in tensors.items()}
+    write_atomically(directory / WEIGHTS, lambda temporary: save_file(plain, temporary, metadata={"format": "pt"}))
     config.save_pretrained(str(directory))
     replaced = sum(layer.base_replaced for layer in layers.values())
     if replaced:
         trained_base(model).save_pretrained(directory / BASE)
+        share_weights(directory / BASE)
     total = sum(energy.values())
     return Exported(
         directory=directory,
