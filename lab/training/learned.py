@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from rich.progress import track
 
 from lab.adapter.delta import delta_factors, pristine_weight
 from lab.adapter.layer import adapted_layers
@@ -14,6 +15,7 @@ from lab.adapter.learned import learned
 from lab.init.svd_cache import leading_triples, triples_at
 from lab.layer import evenly_spaced
 from lab.training.first_step import FEW, LARGEST_SIDE
+from lab.training.progress import console
 from lab.training.rows import FIRST_STEP, LEARNED, Row, read_rows, write_rows
 
 log = logging.getLogger(__name__)
@@ -43,7 +45,8 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
             *(len(layers) - len(leading_only), len(layers), len(wide) - len(leading_only), LARGEST_SIDE),
         )
     rows: list[Row] = []
-    for name, L, R in delta_factors(model):
+    shown: dict[str, Any] = {"console": console, "disable": not console.is_terminal, "transient": True}
+    for name, L, R in track(delta_factors(model), "what was learned", total=len(layers), **shown):
         layer = layers[name]
         weight, rank = pristine_weight(layer), layer.rank
         k, smaller = min(K, *weight.shape), min(weight.shape)
