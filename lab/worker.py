@@ -41,7 +41,7 @@ def run(run_dir: Path) -> RunRecord:
     main = rank == 0
     first = _begin()
     _log_to_file(run_dir, rank)
-    _quiet_lightning()
+    _import_quietly()
     result = record.read(run_dir)
     with ExitStack() as stack:
         if main:
@@ -175,11 +175,22 @@ def quiet_not_ours() -> None:
         warnings.filterwarnings("ignore", message=message, category=category)
 
 
-def _quiet_lightning() -> None:
-    """Lightning's own console handler would repeat every line; what nobody here can act on is not shown at all."""
-    started = time.perf_counter()
+def _import_quietly() -> None:
+    """Import what a job needs, and let Lightning and others be silent.
+
+    Lightning's own console handler would repeat every line; what nobody here can act on is not shown at all. Importing
+    makes no garbage, and Python's search for it, then and later among what was imported, took an eighth of the time.
+    """
+    started, searched = time.perf_counter(), gc.isenabled()
+    gc.disable()
     from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
+    if "lab.session" not in sys.modules:
+        import lab.session  # noqa: F401
+
+        gc.freeze()
+    if searched:
+        gc.enable()
     logging.getLogger("lightning").handlers.clear()
     logging.getLogger("lightning.pytorch").handlers.clear()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
