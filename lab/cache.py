@@ -34,6 +34,6 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def share_weights(folder: Path) -> None:
-    """Let whoever may read a saved model's config.json read its weights too; safetensors lets their owner alone."""
+    """Let whoever may read a saved model's config.json read the weights too; safetensors keeps them for their owner."""
     for weights in folder.glob("*.safetensors"):
         shutil.copymode(folder / "config.json", weights)

@@ -183,14 +183,16 @@ def _import_quietly() -> None:
     """
     started, searched = time.perf_counter(), gc.isenabled()
     gc.disable()
-    from lightning.pytorch.utilities.warnings import PossibleUserWarning
+    try:
+        from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
-    if "lab.session" not in sys.modules:
-        import lab.session  # noqa: F401
+        if "lab.session" not in sys.modules:
+            import lab.session  # noqa: F401
 
-        gc.freeze()
-    if searched:
-        gc.enable()
+            gc.freeze()
+    finally:
+        if searched:
+            gc.enable()
     logging.getLogger("lightning").handlers.clear()
     logging.getLogger("lightning.pytorch").handlers.clear()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

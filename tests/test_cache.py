@@ -48,12 +48,7 @@ def test_a_runs_folder_can_be_read_by_others(tmp_path):
         main([str(tmp_path / "lora"), "--to", str(tmp_path / "merged"), "--format", "merged"])
     finally:
         os.umask(before)
-    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".ckpt"]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
     kinds = {path.name for path in files}
-    assert kinds >= {
-        "result.json",
-        "adapter_model.safetensors",
-        "model.safetensors",
-        "init.csv",
-    }
+    assert kinds >= {"result.json", "init.csv", "last.ckpt", "adapter_model.safetensors", "model.safetensors"}
     assert [str(path) for path in files if path.stat().st_mode & 0o777 != 0o644] == []

@@ -95,7 +95,8 @@ class KeptDirections(Directions):
 
     def forget(self) -> None:
         """Remove what belongs to weights that are replaced."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
 
     def __getitem__(self, name: str) -> Tensor:
         path = self._folder / f"{name}.safetensors"
