@@ -68,9 +68,9 @@ class Session:
         if config.hardware.micro_batch_size is None:
             autocast = config.method == "full" and self.hardware.precision == "bf16-mixed"
             train, pad_id = self.corpus.train.samples, self.corpus.pad_id
-            besides = bytes_of(compared(adapted.targets))
-            if self.watched and config.method == "lora":
-                besides += bytes_of(self.watched.targets)
+            besides = 0
+            if config.method == "lora":
+                besides = bytes_of(compared(adapted.targets)) + bytes_of(self.watched.targets if self.watched else [])
             self.hardware = memory.fit(adapted.net, self.hardware, train, pad_id, autocast, besides)
         self._fit(adapted, found[0] if found else None)
         self._finish(adapted)

@@ -17,7 +17,7 @@ def analysis_flops(shape: Shape, k: int, oversample: int, engine: Engine, exact_
     warm, by Gram matrix: this n x n matrix and PRODUCTS_BY_GRAM of it with a block; beyond its width PRODUCTS_BY_KRYLOV
     of the weight with a block; then three matrices projected on both sides and on 16 columns; and at every
     `exact_every_n_ticks`-th tick six Gram matrices (2mn²: weight, change, W₀, those three), the first two's eigenvalues
-    (4n³/3) and the third's eigenvectors (9n³).
+    (4n³/3) and the third's eigenvectors (9n³), also where those are kept and taken only once.
     exact: an SVD, 6mn² + 20n³ with n the smaller side, and projections on all directions.
     Source of the cubic terms: Golub and Van Loan, Matrix Computations, §8.3 and §8.6.
     """
