@@ -75,6 +75,9 @@ def problems(plain: dict[str, Any]) -> list[str]:
             found.append(
                 f"{key}={value} is neither a regular expression nor a list of names, such as [q_proj, v_proj]."
             )
+    for prompt in plain["evaluate"]["prompts"]:
+        if not isinstance(prompt, str):
+            found.append(f"evaluate.prompts holds {prompt!r}, which is no text; give a list of texts.")
     if plain["schedule"]["max_epochs"] is None and plain["schedule"]["max_steps"] is None:
         found.append("schedule.max_epochs and schedule.max_steps are both null; give the run an end.")
     if plain["method"] == "lora" and plain["optim"]["matrix_lr"] is not None:

@@ -173,6 +173,8 @@ def quiet_not_ours() -> None:
     """Keep what nobody here can act on from the console."""
     for message, category in NOT_OURS:
         warnings.filterwarnings("ignore", message=message, category=category)
+    # Of what a model's generation_config.json should say; a run uses nothing of it.
+    logging.getLogger("transformers.generation.configuration_utils").setLevel(logging.ERROR)
 
 
 def _import_quietly() -> None:
