@@ -19,10 +19,12 @@ from lab.config import Optim, RunConfig
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample
 from lab.layer import find_targets
+from lab.training.answers import Answers
 from lab.training.hardware import Resolved, resolve
 from lab.training.loader import BatchPlan
 from lab.training.loss import LabelGate, base_of, loss_at
 from lab.training.optim import make_optimizer
+from lab.training.positions import check_fits
 
 # Dense bfloat16 peak of a device, FLOP/s, from NVIDIA's data sheets (A100, H100 and H200 SXM without sparsity).
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
@@ -202,7 +204,11 @@ def report(config: RunConfig) -> str:
     else:
         hardware = resolve(asked, config.schedule.batch_size)
     model, data = build.make(config.model), build.make(config.data)
-    samples = load_corpus(data, model.tokenizer()).train.samples
+    tokenizer = model.tokenizer()
+    corpus = load_corpus(data, tokenizer, config.evaluate.max_examples)
+    answers = Answers(data, corpus, tokenizer, config.evaluate, torch.device("cpu"))
+    check_fits(model.skeleton(), corpus, config.evaluate, judged=bool(answers.judged))
+    samples = corpus.train.samples
     cost, flops = predict(config, hardware, samples)
     plan = BatchPlan([len(sample.input_ids) for sample in samples], config.schedule.batch_size, config.data_seed)
     steps = min(

@@ -31,6 +31,7 @@ from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
 from lab.training.observe import Observer
 from lab.training.optim import total_steps
+from lab.training.positions import check_fits
 from lab.training.processes import check_equal, rank
 from lab.training.progress import ProgressBar, console
 from lab.training.stop import stop_on_signal
@@ -62,8 +63,9 @@ class Session:
         self.tokenizer = model.tokenizer()
         self.corpus = load_corpus(data, self.tokenizer, config.evaluate.max_examples)
         self.watched = watched(model, build.make(config.svd_policy), config)
-        net, targets = load_base(model, config, self.hardware)
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
+        check_fits(model.skeleton(), self.corpus, config.evaluate, judged=bool(self.answers.judged))
+        net, targets = load_base(model, config, self.hardware)
         adapted = self._fresh(net, targets, model) if found is None else readapt(net, targets, config, found[1])
         if config.hardware.micro_batch_size is None:
             autocast = config.method == "full" and self.hardware.precision == "bf16-mixed"
@@ -210,7 +212,7 @@ class Session:
             metrics["forgetting"] = after - (metrics["base_retention_loss"] or 0.0)
         began = time.perf_counter()
         if self.config.evaluate.accuracy and self.main:
-            metrics["test_accuracy"] = self.answers.accuracy(adapted.net)
+            metrics |= self.answers.accuracy(adapted.net)
         for name, node in self.config.metrics.items():
             metrics[name] = float(build.make({**node, "_partial_": True})(adapted.net, self.tokenizer))
         self.spent["eval"] += time.perf_counter() - began

@@ -65,7 +65,7 @@ class DataSet(Protocol):
     template: str | None  # prompt template: `auto`, or text with {prompt}, {input} and the response behind it
     max_length: int  # tokens
     retention: str | None  # name of the text on which forgetting is measured
-    answer_pattern: str | None  # regular expression whose group 1 is the answer, for exact match
+    answer_pattern: str | None  # regular expression whose one group is the answer, for exact match
 
     def load(self) -> Splits:
         """Read, generate or download the records."""

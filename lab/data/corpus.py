@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lab.data import Splits
+from lab.data import Record, Splits
 from lab.data.encode import Encoded, Sample, encode
 from lab.data.retention import retention_records
 from lab.errors import UsageError
@@ -21,6 +21,11 @@ class Corpus:
     retention_name: str | None
     pad_id: int
     eos_id: int
+
+    @property
+    def test_records(self) -> list[Record]:
+        """The records of the test side whose loss is measured, in order; running text has none."""
+        return [self.splits.test[sample.record] for sample in self.test.samples if sample.record is not None]
 
     def record(self, name: str) -> dict[str, Any]:
         """The `data` field of a RunRecord."""

@@ -1,8 +1,7 @@
 """Records as token ids with labels: packed text, masked prompts, and exact counts of bytes."""
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from lab.data import Record, Text, Written
 from lab.data.template import Segment, opening, render, render_prompt
 from lab.errors import UsageError
 
-__all__ = ["Encoded", "Sample", "encode", "extract_answer", "preview", "render", "render_prompt"]
+__all__ = ["Encoded", "Sample", "encode", "preview", "render", "render_prompt"]
 
 IGNORED = -100  # torch's cross-entropy leaves this label out
 Ints = NDArray[np.int64]
@@ -28,6 +27,7 @@ class Sample:
     input_ids: Tensor  # (T,), int64
     labels: Tensor  # (T,), int64, -100 where not predicted
     num_bytes: int  # UTF-8 bytes of the text that the labels spell; special tokens count 0
+    record: int | None = None  # which of its side's records it is; None where several are packed
 
 
 @dataclass
@@ -65,13 +65,15 @@ def encode(
     written = [[tokenizer.eos_token_id, *record.ids] for record in records if isinstance(record, Written)]
     samples += [as_written(ids[:max_length], tokenizer) for ids in written]
     truncated, unlabelled = sum(len(ids) > max_length for ids in written), 0
-    others = [render(record, tokenizer, template) for record in records if not isinstance(record, Text)]
-    for ids, labels, sizes in joined(others, tokenizer):
+    others = [i for i, record in enumerate(records) if not isinstance(record, Text)]
+    rendered = [render(records[i], tokenizer, template) for i in others]
+    for i, (ids, labels, sizes) in zip(others, joined(rendered, tokenizer), strict=True):
         truncated += len(ids) > max_length
         if (labels[:max_length] == IGNORED).all():
             unlabelled += 1
         else:
-            samples.append(sample(ids[:max_length], labels[:max_length], sizes[:max_length]))
+            row = sample(ids[:max_length], labels[:max_length], sizes[:max_length])
+            samples.append(replace(row, record=i))
     if records and not samples:
         raise UsageError(
             f"no token of the {side_name} side is predicted: all labels of its {len(records)} examples are masked, "
@@ -164,12 +166,6 @@ def bytes_of(text: str, ends: Ints) -> Ints:
     if len(reached):
         reached[-1] = widths.sum()
     return np.diff(reached, prepend=0)
-
-
-def extract_answer(text: str, pattern: str) -> str | None:
-    """Group 1 of the pattern's last match, whitespace normalised; None where it does not match."""
-    matches = list(re.finditer(pattern, text))
-    return " ".join(matches[-1][1].split()) if matches else None
 
 
 def preview(sample: Sample, tokenizer: Any) -> Styled:

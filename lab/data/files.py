@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lab.data import Record, Splits, Text
+from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields
 from lab.data.holdout import hold_out
 from lab.data.retention import check_retention
@@ -109,9 +110,10 @@ class TextFiles(Files):
     sample_by: str
 
     def check(self) -> None:
-        """As for every file; and `sample_by` is one of the three."""
+        """As for every file; and `sample_by` is one of the three, and no answer is asked of running text."""
         if self.sample_by not in SAMPLE_BY:
             raise UsageError(f"data.sample_by={self.sample_by!r} is none of {', '.join(SAMPLE_BY)}.")
+        check_answer_pattern(self.answer_pattern, running_text=True)
         super().check()
 
     def read(self, file: Path) -> Iterator[Record]:
@@ -143,6 +145,11 @@ class Rows(Files):
     input_field: str | None
     messages_field: str | None
     text_field: str | None
+
+    def check(self) -> None:
+        """As for every file; and the answer pattern is one, and is not asked of running text."""
+        check_answer_pattern(self.answer_pattern, running_text="text_field" in self.fields.named())
+        super().check()
 
     @property
     def fields(self) -> Fields:

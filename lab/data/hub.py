@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.data import Record, Splits
+from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields
 from lab.data.holdout import hold_out
 from lab.data.retention import check_retention
@@ -51,7 +52,7 @@ class Hub:
         """Raises UsageError within 3 s where the data set cannot be had; imports nothing heavy."""
         check_template(self.template)
         check_retention(self.retention)
-        self.fields.named()
+        check_answer_pattern(self.answer_pattern, running_text="text_field" in self.fields.named())
         if not self.path:
             raise UsageError(f"data={self.name} needs a data set; set data.path=owner/name.")
         if not Path(self.path).is_dir() and not is_cached(self.path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.cache import cache_dir, write_atomically
 from lab.data import Splits, Written
+from lab.data.answer import check_answer_pattern
 from lab.errors import UsageError
 from lab.model import weights_sha256
 from lab.model.pretrained import Pretrained
@@ -46,7 +47,8 @@ class Planted:
     test_examples: int
 
     def check(self) -> None:
-        """Raise UsageError within 3 s where the base cannot be had."""
+        """Raise UsageError within 3 s where the base cannot be had, or an answer is asked of running text."""
+        check_answer_pattern(self.answer_pattern, running_text=True)
         self._base().check()
 
     def load(self) -> Splits:

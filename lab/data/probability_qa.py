@@ -7,8 +7,11 @@ from functools import cache
 from itertools import count, islice
 
 from lab.data import Pair, Splits
+from lab.data.answer import check_answer_pattern
 from lab.data.probability import KINDS
 from lab.data.probability.problem import Problem, Wording
+from lab.data.retention import check_retention
+from lab.data.template import check_template
 from lab.errors import UsageError
 
 SEED = 0
@@ -35,6 +38,12 @@ class ProbabilityQA:
     train_examples: int
     val_examples: int
     test_examples: int
+
+    def check(self) -> None:
+        """Raises UsageError where template, retention text or answer pattern cannot be used."""
+        check_template(self.template)
+        check_retention(self.retention)
+        check_answer_pattern(self.answer_pattern)
 
     def load(self) -> Splits:
         """Generate and verify the records.

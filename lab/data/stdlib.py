@@ -12,6 +12,7 @@ from typing import cast
 
 from lab.cache import cache_dir, write_atomically
 from lab.data import Pair, Splits, Text, interpreter, overlap
+from lab.data.answer import check_answer_pattern
 from lab.data.interpreter import Doc, Module, collect, library, source_files
 from lab.data.overlap import Windows
 from lab.data.template import check_template
@@ -103,8 +104,9 @@ class Stdlib:
     answer_pattern: str | None
 
     def check(self) -> None:
-        """Raises UsageError where the interpreter carries no source."""
+        """Raises UsageError where the interpreter carries no source, or an answer is asked of running text."""
         library()
+        check_answer_pattern(self.answer_pattern, running_text=True)
 
     def load(self) -> Splits:
         """The records, docs first where there are both."""
@@ -123,9 +125,10 @@ class StdlibInstruct:
     answer_pattern: str | None
 
     def check(self) -> None:
-        """Raises UsageError where the interpreter carries no source, or the template no place for the prompt."""
+        """Raises UsageError where the interpreter carries no source, or template or answer pattern are none."""
         library()
         check_template(self.template)
+        check_answer_pattern(self.answer_pattern)
 
     def load(self) -> Splits:
         """The pairs, in the order of the modules."""

@@ -1,10 +1,12 @@
-"""Greedy generation from prompts, and exact match of the answers extracted from it."""
+"""Greedy generation from prompts: the likeliest token each time, whatever a model's folder asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from lab.training.loss import base_of
 
@@ -13,38 +15,60 @@ PROMPTS_PER_BATCH = 100
 
 @torch.no_grad()
 def complete(
-    net: nn.Module, prompts: Sequence[Tensor], eos_id: int, pad_id: int, max_new_tokens: int, device: torch.device
+    net: nn.Module,
+    prompts: Sequence[Tensor],
+    end_ids: Sequence[int],
+    pad_id: int,
+    max_new_tokens: int,
+    device: torch.device,
 ) -> list[Tensor]:
-    """The greedy continuation of each prompt (token ids), without the prompt and cut before its end-of-text token."""
+    """The greedy continuation of each prompt (token ids, at least one), up to the first of the end tokens, without it.
+
+    Of the model's own generation settings nothing counts, and they are left as they were.
+    """
     model: Any = base_of(net)
     was_training = net.training
     net.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     done: list[Tensor] = [torch.empty(0, dtype=torch.long)] * len(prompts)
-    for start in range(0, len(order), PROMPTS_PER_BATCH):
-        chosen = order[start : start + PROMPTS_PER_BATCH]
-        longest = max(len(prompts[i]) for i in chosen)
-        ids = torch.full((len(chosen), longest), pad_id, dtype=torch.long)
-        mask = torch.zeros((len(chosen), longest), dtype=torch.long)
-        for row, i in enumerate(chosen):  # padded on the left, so that every continuation starts in one column
-            ids[row, longest - len(prompts[i]) :] = prompts[i]
-            mask[row, longest - len(prompts[i]) :] = 1
-        out = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-            **_cache(model),
-            eos_token_id=eos_id,
-            pad_token_id=pad_id,
-        ).cpu()
-        for row, i in enumerate(chosen):
-            new = out[row, longest:]
-            end = (new == eos_id).nonzero()
-            done[i] = new[: int(end[0])] if len(end) else new
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=list(end_ids),
+        pad_token_id=pad_id,
+        **_cache(model),
+    )
+    ends = torch.tensor(list(end_ids))
+    with _only(model, greedy):
+        for start in range(0, len(order), PROMPTS_PER_BATCH):
+            chosen = order[start : start + PROMPTS_PER_BATCH]
+            longest = max(len(prompts[i]) for i in chosen)
+            ids = torch.full((len(chosen), longest), pad_id, dtype=torch.long)
+            mask = torch.zeros((len(chosen), longest), dtype=torch.long)
+            for row, i in enumerate(chosen):  # padded on the left, so that every continuation starts in one column
+                ids[row, longest - len(prompts[i]) :] = prompts[i]
+                mask[row, longest - len(prompts[i]) :] = 1
+            out = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=greedy
+            ).cpu()
+            for row, i in enumerate(chosen):
+                new = out[row, longest:]
+                end = torch.isin(new, ends).nonzero()
+                done[i] = new[: int(end[0])] if len(end) else new
     net.train(was_training)
     return done
+
+
+@contextmanager
+def _only(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Within the context no other settings exist: `generate` fills what a call leaves open from the model's own."""
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _cache(model: Any) -> dict[str, Any]:

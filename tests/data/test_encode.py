@@ -5,7 +5,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lab.data import Chat, Pair, Text
-from lab.data.encode import IGNORED, bytes_of, encode, extract_answer, preview, render_prompt
+from lab.data.encode import IGNORED, bytes_of, encode, preview, render_prompt
 from lab.errors import UsageError
 from lab.model.hub import shipped
 
@@ -201,12 +201,6 @@ def test_a_tokenizer_without_an_end_token_is_refused(tokenizer):
     other.eos_token = None
     with pytest.raises(UsageError, match="has no eos_token"):
         encoded([Text("a")], other)
-
-
-def test_the_answer_is_the_last_match_with_plain_spaces():
-    pattern = r"Answer:\s*(.+)"
-    assert extract_answer("Answer: 1\nso\nAnswer:  1 /\t2 \n", pattern) == "1 / 2"
-    assert extract_answer("no idea", pattern) is None
 
 
 def test_the_preview_dims_what_is_not_predicted(tokenizer):
