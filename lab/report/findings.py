@@ -215,9 +215,9 @@ def limits(analysis: Analysis) -> list[str]:
     if "tune" in on and analysis.study.declared:
         seeds = ", ".join(map(str, analysis.study.declared.tune_seeds))
         lines.append(
-            f"Learning rates were chosen from a grid, on tuning seed {seeds}, which no verdict uses. How far an arm's best "
-            "rate lies from that grid was not measured, and a verdict may change on the way: an eighth of a decade was "
-            "enough once."
+            f"Learning rates were chosen from a grid, on tuning seed {seeds}, which no verdict uses. How far an arm's "
+            "best rate lies from that grid was not measured, and a verdict may change on the way: an eighth of a "
+            "decade was enough once."
         )
     if "verdict" in on:
         lines.append("Learning rates were chosen on the validation side of the same seeds that are judged.")
