@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lab
 import pytest
+
+import lab
 
 ROOT = Path(__file__).resolve().parent.parent
 
