@@ -119,12 +119,13 @@ def conditions(analysis: Analysis) -> list[str]:
     models = _listed(str(run.record.model.get("name_or_path") or MISSING) for run in runs)
     steps = _listed(number(run.value("steps"), 0) for run in runs)
     devices = _listed(str(run.record.environment.get("device") or MISSING) for run in runs)
+    precisions = _listed(str(run.record.environment.get("precision") or MISSING) for run in runs)
     return [
         *lines,
         f"Base: {models}, weights {_listed(run.base[:12] for run in runs)}.",
         f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
         f"Budget: {steps} optimizer steps, {_spanned(runs, 'tokens')} labelled tokens.",
-        f"Device: {devices}.",
+        f"Device: {devices}; precision {precisions}.",
         f"Seeds: {', '.join(map(str, seeds))}{again}.",
     ]
 
