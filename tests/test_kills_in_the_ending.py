@@ -62,7 +62,7 @@ def test_a_signal_in_the_ending_ends_the_run_as_interrupted_and_it_goes_on(tmp_p
     given = (*KINDS["lora"][0], COUNTED)
     assert start(tmp_path / "whole", *given) == 0
     for phase in (
-        "behind the last checkpoint",
+        "at the beginning of the ending",
         "in the export",
         "in the test",
         "in the answers",
