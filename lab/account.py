@@ -25,7 +25,8 @@ def describe(
     result.model = {
         "name_or_path": model.name_or_path,
         "revision": model.revision,
-        "weights_sha256": adapted.structure["base_sha256"],
+        "weights_sha256": adapted.structure["base_sha256"],  # as held, in `dtype`
+        "stored_sha256": adapted.structure["stored_sha256"],  # as its files have it: the same whatever the precision
         "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
         "quantization": getattr(model, "quantization", None),
         "vocab_size": words,

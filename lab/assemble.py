@@ -21,7 +21,7 @@ from lab.data.encode import Sample
 from lab.errors import UsageError
 from lab.init import InitScheme
 from lab.layer import Target, find_targets, weight_of
-from lab.model import weights_sha256
+from lab.model import Model, weights_sha256
 from lab.rank_strategy.adalora import Adalora
 from lab.training.first_step import FirstStepWatch
 from lab.training.hardware import Resolved
@@ -33,6 +33,24 @@ from lab.training.progress import console
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class BaseHashes:
+    """Identity of a base: as its files store it, and as this run holds it."""
+
+    stored: str | None  # None for a model class of a user's own that cannot tell
+    held: str
+
+    def structure(self) -> dict[str, str | None]:
+        """What a checkpoint keeps of it."""
+        return {"base_sha256": self.held, "stored_sha256": self.stored}
+
+
+def base_hashes(model: Model, net: nn.Module, seed: int) -> BaseHashes:
+    """The hashes of a base that was just loaded, in whatever dtype, and not yet trained."""
+    stored = getattr(model, "stored_sha256", None)
+    return BaseHashes(stored(seed) if stored is not None else None, weights_sha256(net))
 
 
 @dataclass
@@ -83,14 +101,14 @@ def adapt(
     hardware: Resolved,
     train: Sequence[Sample],
     pad_id: int,
-    base_sha256: str,
+    base: BaseHashes,
 ) -> Adapted:
     """Plan, install, fill and verify the adapters of a fresh run; raises Mismatch where the model is not as planned."""
     began = time.perf_counter()
     if config.method == "full":
-        check_equal({"the base's sha256": base_sha256})
+        check_equal({"the base's sha256": base.held})
         net.requires_grad_(True)
-        return Adapted(net, [], {"method": "full", "base_sha256": base_sha256})
+        return Adapted(net, [], {"method": "full", **base.structure()})
     strategy, scheme = build.make(config.rank_strategy), build.make(config.init)
     adaptive = isinstance(strategy, Adalora)
     if adaptive:
@@ -108,10 +126,10 @@ def adapt(
             layer.add_values()
     filled = initialise(adapted, scheme, targets, of_scheme, seed=config.seed)
     applied = verify(adapted, targets, plan, scaling, filled, config.adapter.use_dora, adaptive)
-    check_equal({"the base's sha256": base_sha256, "the rank plan": applied.ranks, "the init": filled.sha256})
+    check_equal({"the base's sha256": base.held, "the rank plan": applied.ranks, "the init": filled.sha256})
     structure = {
         "method": "lora",
-        "base_sha256": base_sha256,
+        **base.structure(),
         "plan": plan,
         "offset": applied.offset,
         "init": config.init["_target_"],
@@ -130,21 +148,39 @@ def adapt(
     return Adapted(adapted, targets, structure, applied, record, filled)
 
 
-def readapt(net: nn.Module, targets: list[Target], config: RunConfig, checkpoint: dict[str, Any]) -> Adapted:
-    """The model a checkpoint was written from: its structure rebuilt, its weights loaded; no data, no SVD."""
+def readapt(
+    net: nn.Module, targets: list[Target], config: RunConfig, checkpoint: dict[str, Any], model: Model
+) -> Adapted:
+    """The model a checkpoint was written from: its structure rebuilt, its weights loaded; no data, no SVD.
+
+    Raises UsageError where the base is not the one that the run began with.
+    """
     structure = checkpoint["structure"]
-    found = weights_sha256(net)
-    if found != structure["base_sha256"]:
-        raise UsageError(
-            f"the base has changed since the run began (sha256 {found[:12]}, was {structure['base_sha256'][:12]}); "
-            f"resume needs the same model."
-        )
+    _check_base(structure, base_hashes(model, net, config.seed))
     if structure["method"] == "full":
         net.requires_grad_(True)
+        net.load_state_dict(checkpoint["state_dict"])
         return Adapted(net, [], structure)
     adapted = _installed(net, targets, structure["plan"], config)
     load_adapter_state(adapted, checkpoint["state_dict"])
     return Adapted(adapted, targets, structure)
+
+
+def _check_base(structure: dict[str, Any], found: BaseHashes) -> None:
+    """Compare what is stored where both sides know it, else what is held, which depends on the precision too."""
+    was = structure.get("stored_sha256")
+    if was is not None and found.stored is not None:
+        if was != found.stored:
+            raise UsageError(
+                f"the base has changed since the run began (sha256 {found.stored[:12]}, was {was[:12]}); give it back "
+                f"the model that the run was started with, or start a new run."
+            )
+        return
+    if structure["base_sha256"] != found.held:
+        raise UsageError(
+            f"the base has changed since the run began, or is held in another precision (sha256 {found.held[:12]}, was "
+            f"{structure['base_sha256'][:12]}); give back the model and the precision that the run was started with."
+        )
 
 
 def _scheme_of(strategy: Adalora, scheme: Any) -> InitScheme:

@@ -1,5 +1,7 @@
 """Config to live objects; the only caller of hydra.utils.instantiate."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -9,6 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 
 from lab.errors import UsageError
+from lab.record import METRICS
 
 
 def make(node: dict[str, Any]) -> Any:
@@ -59,6 +62,30 @@ def _fits(value: Any, kinds: tuple[Any, ...]) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
         return int in kinds or float in kinds
     return isinstance(value, tuple(kind for kind in kinds if kind is not int))
+
+
+def make_measures(nodes: Mapping[str, Any]) -> dict[str, Callable[[Any, Any], Any]]:
+    """The user's own measures by name, each to be called with the model and its tokenizer once training has ended.
+
+    Raises UsageError, hours before that, for one that does not exist, cannot be called so, or has a name of ours.
+    """
+    return {name: _measure(f"metrics.{name}", name, node) for name, node in nodes.items()}
+
+
+def _measure(key: str, name: str, node: Any) -> Callable[[Any, Any], Any]:
+    if name in METRICS:
+        raise UsageError(f"{key} has the name of a measure that every run takes; give yours another.")
+    if not isinstance(node, dict) or not node.get("_target_"):
+        raise UsageError(f"{key}={node!r} has no _target_; write {{_target_: mypackage.measure}}.")
+    found: Callable[[Any, Any], Any] = make({**node, "_partial_": True})
+    settings = {each: value for each, value in node.items() if not each.startswith("_")}
+    try:
+        inspect.signature(get_object(node["_target_"])).bind(None, None, **settings)
+    except TypeError as error:
+        raise UsageError(
+            f"{key}: {node['_target_']} cannot be called as measure(model, tokenizer) with these settings: {error}."
+        ) from None
+    return found
 
 
 def make_logger(node: dict[str, Any], run_dir: Path) -> Any:

@@ -20,7 +20,7 @@ def load_model(run_dir: Path) -> tuple[Any, Any]:
     from lab.assemble import load_base, readapt
     from lab.training import checkpoint, hardware
 
-    record.read(run_dir)
+    before = record.read(run_dir).environment.get("precision")
     config = configuration.load(run_dir)
     config.hardware.accelerator, config.hardware.devices = "cpu", 1
     name = checkpoint.BEST if config.select == "best" else checkpoint.LAST
@@ -29,10 +29,8 @@ def load_model(run_dir: Path) -> tuple[Any, Any]:
         raise UsageError(f"{run_dir} has no {path.relative_to(run_dir)}: nothing to load. Was keep_checkpoints off?")
     content = checkpoint.load(path)
     model = build.make(config.model)
-    net, targets = load_base(model, config, hardware.resolve(config.hardware, config.schedule.batch_size))
-    adapted = readapt(net, targets, config, content)
-    if config.method == "full":
-        adapted.net.load_state_dict(content["state_dict"])
+    net, targets = load_base(model, config, hardware.resolve(config.hardware, config.schedule.batch_size, before))
+    adapted = readapt(net, targets, config, content, model)
     return adapted.net.eval(), model.tokenizer()
 
 

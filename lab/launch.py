@@ -180,7 +180,9 @@ def _environment_restored() -> Iterator[None]:
 
 
 def _extends(config: RunConfig, previous: record.RunRecord) -> bool:
-    return config.schedule.max_steps is not None and (previous.steps or 0) < config.schedule.max_steps
+    """True where more optimizer steps are asked for than a completed run has; its end in epochs is an end too."""
+    most = config.schedule.max_steps
+    return config.schedule.max_epochs is None and most is not None and (previous.steps or 0) < most
 
 
 def _objective(result: record.RunRecord) -> float:
@@ -200,12 +202,13 @@ def _make_importable(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
-def _checks(config: RunConfig) -> Iterator[Callable[[], None]]:
-    """What the model, the data and a teacher can tell before anything heavy is imported: files and hub names."""
+def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
+    """What model, data, teacher and the user's measures can tell before anything heavy is imported: files and names."""
     from lab import build
 
     if config.method == "lora" and config.init.get("source") == "teacher" and config.init.get("teacher") is not None:
         yield partial(_check_teacher, str(config.init["teacher"]))
+    yield partial(build.make_measures, config.metrics)
     for node in (config.model, config.data):
         check = getattr(build.make(node), "check", None)
         if check is not None:

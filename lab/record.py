@@ -18,6 +18,13 @@ STATUSES = ("running", "completed", "diverged", "failed", "interrupted", "stoppe
 RESULT, LOCK, STUDY = "result.json", ".lock", "study.json"
 
 
+METRICS = (  # what every run measures, as far as its data and method allow, in nats per token where it is a loss
+    *("train_loss", "val_loss", "val_perplexity", "val_bpb", "best_val_loss", "best_val_bpb", "best_step"),
+    *("test_loss", "test_accuracy", "retention_loss", "forgetting"),
+    *("base_val_loss", "base_test_loss", "base_retention_loss"),
+)
+
+
 @dataclass
 class RunRecord:
     """One run: what was asked, what was read back, what was measured. A value nobody measured is None, never 0."""
@@ -41,6 +48,7 @@ class RunRecord:
     budget: dict[str, int] = field(default_factory=dict)  # asked, used: Σ rank · (out + in)
     init: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=dict)
+    failed_measures: dict[str, str] = field(default_factory=dict)  # what was asked for besides, and why it is missing
     steps: int | None = None
     tokens: int | None = None  # labelled tokens trained on
     seconds: dict[str, float] = field(default_factory=dict)  # total, init, train, eval, analysis

@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,11 @@ from rich.text import Text
 from lab import account, build, record
 from lab.adapter.export import export, verify_export
 from lab.adapter.install import scaling_factor
-from lab.assemble import Adapted, adapt, load_base, readapt
+from lab.assemble import Adapted, adapt, base_hashes, load_base, readapt
 from lab.cache import share_weights
 from lab.config import RunConfig
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample, preview
-from lab.model import weights_sha256
 from lab.record import RunRecord
 from lab.training import adaptive, checkpoint, hardware, learned, memory, rows
 from lab.training.answers import Answers
@@ -32,9 +33,9 @@ from lab.training.module import CausalLM
 from lab.training.observe import Observer
 from lab.training.optim import total_steps
 from lab.training.positions import check_fits
-from lab.training.processes import check_equal, rank
+from lab.training.processes import any_of, check_equal, rank, world
 from lab.training.progress import ProgressBar, console
-from lab.training.stop import stop_on_signal
+from lab.training.stop import Interrupted, StopRequest, stop_on_signal
 from lab.training.watched import watched
 
 log = logging.getLogger(__name__)
@@ -46,19 +47,23 @@ class Session:
 
     def __init__(self, run_dir: Path, config: RunConfig, result: RunRecord, main: bool) -> None:
         self.run_dir, self.config, self.result, self.main = run_dir, config, result, main
+        self.request = StopRequest()
         self.started = time.perf_counter()
         self.spent = {"init": 0.0, "eval": 0.0, "analysis": 0.0}
 
     def run(self) -> None:
         """The whole run; raises Diverged or Interrupted where it ends early."""
         config = self.config
-        self.hardware = hardware.resolve(config.hardware, config.schedule.batch_size)
+        before = self.result.environment.get("precision") if checkpoint.exists(self.run_dir) else None
+        self.hardware = hardware.resolve(config.hardware, config.schedule.batch_size, before)
         if self.main:
             console.print(self.hardware.describe())
         hardware.join_group(self.hardware)
         seed_everything(config.seed, workers=True, verbose=False)
         found = checkpoint.newest(self.run_dir)
-        check_equal({"the checkpoint's step": found[1]["progress"]["step"] if found else None})
+        step = found[1]["progress"]["step"] if found else None
+        check_equal({"the checkpoint's step": step, "the precision": self.hardware.precision})
+        self.measures = build.make_measures(config.metrics)
         model, data = build.make(config.model), build.make(config.data)
         self.tokenizer = model.tokenizer()
         self.corpus = load_corpus(data, self.tokenizer, config.evaluate.max_examples)
@@ -66,7 +71,7 @@ class Session:
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
         check_fits(model.skeleton(), self.corpus, config.evaluate, judged=bool(self.answers.judged))
         net, targets = load_base(model, config, self.hardware)
-        adapted = self._fresh(net, targets, model) if found is None else readapt(net, targets, config, found[1])
+        adapted = readapt(net, targets, config, found[1], model) if found else self._fresh(net, targets, model)
         if config.hardware.micro_batch_size is None:
             autocast = config.method == "full" and self.hardware.precision == "bf16-mixed"
             train, pad_id = self.corpus.train.samples, self.corpus.pad_id
@@ -74,8 +79,9 @@ class Session:
             if config.method == "lora":
                 besides = bytes_of(compared(adapted.targets)) + bytes_of(self.watched.targets if self.watched else [])
             self.hardware = memory.fit(adapted.net, self.hardware, train, pad_id, autocast, besides)
-        self._fit(adapted, found[0] if found else None)
-        self._finish(adapted)
+        with stop_on_signal(self.request):
+            self._fit(adapted, found)
+            self._finish(adapted)
 
     def _fresh(self, net: Any, targets: Any, model: Any) -> Adapted:
         """Describe the data, evaluate the base, install and verify the adapters."""
@@ -87,17 +93,17 @@ class Session:
             console.print(preview(first, self.tokenizer))
         base = Scorer(net, self.hardware.device, autocast=False)
         metrics = self.result.metrics
-        base_sha256 = weights_sha256(net)
+        hashes = base_hashes(model, net, config.seed)
         for side in ("val", "test", "retention"):
             if samples := self._samples(side):
                 began = time.perf_counter()
-                known = base_loss(base, samples, corpus.pad_id, base_sha256, self.hardware)
+                known = base_loss(base, samples, corpus.pad_id, hashes.held, self.hardware)
                 metrics[f"base_{side}_loss"] = known.loss
                 self.spent["eval"] += time.perf_counter() - began
         probe = corpus.val.samples[:PROBE_SAMPLES]
         before = evaluate(base, probe, corpus.pad_id).loss
         base.gate.handle.remove()
-        adapted = adapt(net, targets, config, self.hardware, corpus.train.samples, corpus.pad_id, base_sha256)
+        adapted = adapt(net, targets, config, self.hardware, corpus.train.samples, corpus.pad_id, hashes)
         self.spent["init"] += adapted.init_record.get("seconds", 0.0)
         if self.main and adapted.filled is not None:
             rows.write_rows(self.run_dir / rows.INIT, adapted.filled.rows())
@@ -112,7 +118,8 @@ class Session:
             record.write(self.run_dir, self.result)  # what was read back so far outlives a kill
         return adapted
 
-    def _fit(self, adapted: Adapted, resume_from: Path | None) -> None:
+    def _fit(self, adapted: Adapted, found: tuple[Path, dict[str, Any]] | None) -> None:
+        """Train to the last step, from the checkpoint found where there is one; then the model is on its device."""
         config, corpus = self.config, self.corpus
         lengths = [len(sample.input_ids) for sample in corpus.train.samples]
         plan = BatchPlan(lengths, config.schedule.batch_size, config.data_seed)
@@ -122,15 +129,15 @@ class Session:
         self.module = CausalLM(adapted.net, config, self.hardware, total, adapted.structure)
         self.module.progress.eval_seconds, self.spent["eval"] = self.spent["eval"], 0.0  # now in every checkpoint
         tokens = sum(lengths) / plan.steps_per_epoch
-        found = self.result.spectral
-        self.watching = [Observer(self.run_dir, self.watched, config, tokens, found)] if self.watched else []
+        seen = self.result.spectral
+        self.watching = [Observer(self.run_dir, self.watched, config, tokens, seen)] if self.watched else []
         adapting = adaptive.start(self.module, self.run_dir, adapted.targets)
         split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
-        done = checkpoint.load(resume_from)["progress"]["step"] if resume_from else 0
-        if self.main and resume_from:
-            console.print(f"resuming from {resume_from.name} at step {done} of {total}")
-        with ProgressBar(total, done, enabled=self.main) as bar, stop_on_signal() as request:
+        done = found[1]["progress"]["step"] if found else 0
+        if self.main and found:
+            console.print(f"resuming from {found[0].name} at step {done} of {total}")
+        with ProgressBar(total, done, enabled=self.main) as bar:
             self.monitor = Monitor(self.run_dir, self._val, self._show_samples, bar, self.started)
             checkpoints = Checkpoints(self.run_dir)
             trainer = Trainer(
@@ -148,7 +155,7 @@ class Session:
                     self.monitor,
                     *adapted.watchers(self.run_dir),
                     checkpoints,
-                    StopOnRequest(request, checkpoints),
+                    StopOnRequest(self.request, checkpoints),
                 ],
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -161,20 +168,24 @@ class Session:
             if done < total:
                 loader = TrainLoader(batches, config.hardware.num_workers)
                 try:
-                    trainer.fit(self.module, loader, ckpt_path=str(resume_from) if resume_from else None)
+                    trainer.fit(self.module, loader, ckpt_path=str(found[0]) if found else None)
                 finally:
                     if self.module.progress.step >= done:  # else it ended before the checkpoint was read
                         self._count()
-            else:  # everything but the ending was done
-                saved = checkpoint.load(resume_from)  # type: ignore[arg-type]
-                self.module.on_load_checkpoint(saved)
-                self.monitor.started -= self.module.progress.seconds
-                for observer in self.watching:
-                    observer.load_state_dict(saved["callbacks"][observer.state_key])
+            elif found:  # everything but the ending was done
+                self._take_up(found[1])
         self.module.to(self.hardware.device)
         if self.main:
             for observer in self.watching:
                 observer.close()
+
+    def _take_up(self, saved: dict[str, Any]) -> None:
+        """Where the last step's checkpoint left off: the model holds its weights already, the rest is read here."""
+        self.module.on_load_checkpoint(saved)
+        self.monitor.started -= self.module.progress.seconds
+        for observer in self.watching:
+            observer.load_state_dict(saved["callbacks"][observer.state_key])
+        self._count()
 
     def _count(self) -> None:
         """Put what has been done so far into the record, whatever the ending."""
@@ -182,8 +193,7 @@ class Session:
         self.result.steps = progress.step
         self.result.tokens = progress.tokens + (self.result.init.get("tokens") or 0)  # looked at before step 0, too
         self.result.metrics |= {"best_val_loss": progress.best_val_loss, "best_step": progress.best_step}
-        if self.monitor.last:
-            self.result.metrics["train_loss"] = self.monitor.last["train_loss"]
+        self.result.metrics["train_loss"] = progress.train_loss
         self.result.seconds = {
             "total": time.perf_counter() - self.monitor.started,
             "init": self.result.init.get("seconds", 0.0),
@@ -193,7 +203,10 @@ class Session:
         }
 
     def _finish(self, adapted: Adapted) -> None:
-        """Evaluate the selected weights on every side, export them, and close the record."""
+        """Evaluate and export the selected weights, measure what was asked for besides, and close the record."""
+        if world() == 1:  # all is saved: a signal need wait for nothing
+            self.request.at_once = self._stopped()
+        self._stop_if_asked()
         if self.config.select == "best" and self.module.progress.best_step != self.module.progress.step:
             best = checkpoint.load(checkpoint.folder(self.run_dir) / checkpoint.BEST)
             self.module.load_state_dict(best["state_dict"])
@@ -204,28 +217,57 @@ class Session:
         metrics |= {"val_loss": val.loss, "val_perplexity": val.perplexity, "val_bpb": val.bpb}
         if val.bpb is not None and metrics["best_val_loss"] is not None:  # one set of bytes: bits go with nats
             metrics["best_val_bpb"] = val.bpb / val.loss * metrics["best_val_loss"]
+        if self.main:
+            self._export(adapted)
         if self.corpus.test.samples:
+            self._stop_if_asked()
             metrics["test_loss"] = self._evaluate(scorer, "test").loss
         if self.corpus.retention:
+            self._stop_if_asked()
             after = self._evaluate(scorer, "retention").loss
             metrics["retention_loss"] = after
             metrics["forgetting"] = after - (metrics["base_retention_loss"] or 0.0)
-        began = time.perf_counter()
-        if self.config.evaluate.accuracy and self.main:
-            metrics |= self.answers.accuracy(adapted.net)
-        for name, node in self.config.metrics.items():
-            metrics[name] = float(build.make({**node, "_partial_": True})(adapted.net, self.tokenizer))
-        self.spent["eval"] += time.perf_counter() - began
-        began = time.perf_counter()
-        if self.main and self.config.method == "lora":
-            metrics |= learned.measure(adapted.net, self.run_dir)
-        self.spent["analysis"] += time.perf_counter() - began
-        if self.main:
-            self._export(adapted)
+        self._stop_if_asked()
+        self.request.at_once = self._stopped()  # no process waits for another from here on
+        self._measure(adapted)
         self._count()
         self.result.switches = 0
         if self.main:
             account.say_end(self.result, self.run_dir)
+
+    def _measure(self, adapted: Adapted) -> None:
+        """What is asked for besides the losses; one that fails is an entry in the record, and not the run's end."""
+        net, began = adapted.net, time.perf_counter()
+        self.result.failed_measures = {}
+        if self.config.evaluate.accuracy and self.main:
+            self._attempt("test_accuracy", lambda: self.answers.accuracy(net))
+        for name, measure in self.measures.items():
+            self._attempt(name, partial(_own_measure, name, measure, net, self.tokenizer))
+        self.spent["eval"] += time.perf_counter() - began
+        began = time.perf_counter()
+        if self.main and self.config.method == "lora":
+            self._attempt("learned", lambda: learned.measure(net, self.run_dir))
+        self.spent["analysis"] += time.perf_counter() - began
+
+    def _attempt(self, name: str, measure: Callable[[], Mapping[str, float | None]]) -> None:
+        """Take a measure; its failure is logged with the traceback, said, and recorded under its name."""
+        try:
+            self.result.metrics |= measure()
+        except Interrupted:
+            raise
+        except Exception as error:
+            self.result.failed_measures[name] = f"{type(error).__name__}: {error}"
+            log.exception("%s could not be measured", name)
+            if self.main:
+                console.print(Text(f"{name} could not be measured: {self.result.failed_measures[name]}", style="red"))
+
+    def _stopped(self) -> str:
+        return f"stopped behind the last step, {self.module.progress.step}; resume={self.run_dir}"
+
+    def _stop_if_asked(self) -> None:
+        """Raises Interrupted, on every process, where a signal has come to one of them."""
+        if any_of(self.request.signal is not None, self.hardware.device):
+            raise Interrupted(self._stopped(), self.request.signal)
 
     def _export(self, adapted: Adapted) -> None:
         if self.config.method == "lora":
@@ -260,3 +302,7 @@ class Session:
 
     def _data_name(self) -> str:
         return str(self.config.data["name"])
+
+
+def _own_measure(name: str, measure: Callable[[Any, Any], Any], net: Any, tokenizer: Any) -> dict[str, float]:
+    return {name: float(measure(net, tokenizer))}

@@ -32,7 +32,7 @@ model, data = build.make(asked.model), build.make(asked.data)
 corpus = load_corpus(data, model.tokenizer())
 baseline = status("VmRSS")
 net, targets = assemble.load_base(model, asked, found)
-adapted = assemble.adapt(net, targets, asked, found, corpus.train.samples, corpus.pad_id, base_sha256="0")
+adapted = assemble.adapt(net, targets, asked, found, corpus.train.samples, corpus.pad_id, assemble.BaseHashes("0", "0"))
 training = module.CausalLM(adapted.net, asked, found, 2, adapted.structure)
 optimizer = optim.make_optimizer(adapted.net, asked.optim, found.device)
 longest = sorted(corpus.train.samples, key=lambda sample: -len(sample.input_ids))[: found.micro]

@@ -121,7 +121,9 @@ def test_a_layer_that_any_strategy_skips_or_misranks_aborts(strategy, fault, pre
     net, targets = assemble.load_base(model, settings, machine)
     monkeypatch.setattr(assemble, "install", fault)
     with pytest.raises(Mismatch, match=FAULTS[fault]):
-        assemble.adapt(net, targets, settings, machine, corpus.train.samples, corpus.pad_id, "")
+        assemble.adapt(
+            net, targets, settings, machine, corpus.train.samples, corpus.pad_id, assemble.BaseHashes("", "")
+        )
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

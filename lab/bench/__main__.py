@@ -12,16 +12,17 @@ from lab.bench import SPECTRA
 from lab.config import CONF
 
 SUITES = ("train", "job", "init", "spectral", "pretrain")
+RESULTS = "multirun/bench"
 LEAST_SIDE = 32  # of a layer of the suite `init`: lora_ga takes twice the rank of 16
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one suite, or list them; rows go to the console and to bench_<suite>.json."""
+    """Run one suite; rows go to the console and to bench_<suite>.json, among the runs unless told otherwise."""
     schemes = sorted(path.stem for path in (CONF / "init").glob("*.yaml"))
     parser = argparse.ArgumentParser(prog="lab-bench", description=__doc__)
     parser.add_argument("suite", nargs="?", choices=SUITES, default="train")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repeats")
-    parser.add_argument("--to", type=Path, default=Path.cwd(), metavar="DIR", help="where the JSON goes")
+    parser.add_argument("--to", type=Path, default=None, metavar="DIR", help=f"where the JSON goes ({RESULTS})")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="OUTxIN", help="init: these layers and no model")
     parser.add_argument("--spectra", nargs="+", choices=SPECTRA, help="init: these spectra of the layers")
     parser.add_argument("--schemes", nargs="+", choices=schemes, metavar="NAME", help="init: these and no model")
@@ -30,10 +31,13 @@ def main(arguments: list[str] | None = None) -> None:
     narrowed: dict[str, Any] = {name: value for name in narrowings if (value := getattr(given, name))}
     if narrowed and given.suite != "init":
         parser.error(f"--{min(narrowed)} narrows the suite init and has no meaning for {given.suite}.")
-    if not given.to.is_dir():
-        sys.exit(f"--to {given.to} is no folder.")
+    to = Path(RESULTS) if given.to is None else given.to
+    if given.to is None:
+        to.mkdir(parents=True, exist_ok=True)
+    if not to.is_dir():
+        sys.exit(f"--to {to} is no folder.")
     suite = importlib.import_module(f"lab.bench.{given.suite}")
-    path = given.to / f"bench_{given.suite}.json"
+    path = to / f"bench_{given.suite}.json"
     if given.suite == "init":  # the longest: what is finished is kept if it is cut short
         narrowed["lines"] = path.with_suffix(".jsonl")
     rows = suite.run(quick=given.quick, **narrowed)

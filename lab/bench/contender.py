@@ -18,7 +18,6 @@ from lab import build, config
 from lab.bench.train import BATCH, LR, RANK, WARM_UP
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample
-from lab.model import weights_sha256
 from lab.training.loader import BatchPlan, collate
 
 OVERRIDES = (
@@ -65,7 +64,7 @@ def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: i
     """This lab's own loop: LightningModule, callbacks off but the clock."""
     from lightning.pytorch import Callback, Trainer
 
-    from lab.assemble import adapt, load_base
+    from lab.assemble import adapt, base_hashes, load_base
     from lab.training.hardware import resolve
     from lab.training.loader import MicroBatches, Split, TrainLoader
     from lab.training.module import CausalLM
@@ -73,7 +72,7 @@ def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: i
     settings = config.compose(*OVERRIDES)
     hardware = resolve(settings.hardware, BATCH)
     net, targets = load_base(model, settings, hardware)
-    adapted = adapt(net, targets, settings, hardware, samples, pad_id, weights_sha256(net))
+    adapted = adapt(net, targets, settings, hardware, samples, pad_id, base_hashes(model, net, settings.seed))
     module = CausalLM(adapted.net, settings, hardware, steps, adapted.structure)
     plan = BatchPlan([len(sample.input_ids) for sample in samples], BATCH, 0)
     batches = MicroBatches(samples, plan, Split(hardware.micro, hardware.accumulate, 1, 0), steps, pad_id)
@@ -97,7 +96,7 @@ def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: i
 
 def bare_loop(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Clock:
     """The same work without Lightning or callbacks: same adapters, batches, loss, clipping, fused AdamW."""
-    from lab.assemble import adapt, load_base
+    from lab.assemble import adapt, base_hashes, load_base
     from lab.training.hardware import resolve
     from lab.training.loss import Scorer
     from lab.training.optim import make_optimizer
@@ -105,7 +104,7 @@ def bare_loop(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, st
     settings = config.compose(*OVERRIDES)
     hardware = resolve(settings.hardware, BATCH)
     net, targets = load_base(model, settings, hardware)
-    adapted = adapt(net, targets, settings, hardware, samples, pad_id, weights_sha256(net))
+    adapted = adapt(net, targets, settings, hardware, samples, pad_id, base_hashes(model, net, settings.seed))
     scorer = Scorer(adapted.net, hardware.device, autocast=False)
     optimizer = make_optimizer(adapted.net, settings.optim, hardware.device)
     trainable = [p for p in adapted.net.parameters() if p.requires_grad]

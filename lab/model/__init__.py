@@ -38,6 +38,10 @@ class Model(Protocol):
         """Its tokenizer, which has an EOS token and a pad token."""
         ...
 
+    def stored_sha256(self, seed: int) -> str:
+        """Identity of the weights in the dtype they are stored (or, from `seed`, drawn) in, whatever `load` takes."""
+        ...
+
     def load(self, dtype: "torch.dtype", seed: int) -> "PreTrainedModel":
         """The model with its weights, on the CPU unless it is quantised, in eval mode; `seed` fills what is random."""
         ...
@@ -46,16 +50,18 @@ class Model(Protocol):
 def weights_sha256(model: "nn.Module") -> str:
     """Identity of a model's parameters: sha256 over name, shape, dtype and raw bytes of each, by name.
 
-    Raw bytes of what is in memory: the same checkpoint held in another dtype, or quantised, is another identity.
+    Raw bytes of what is in memory: the same checkpoint held in another dtype, or quantised, is another identity
+    (`Model.stored_sha256` is not).
     A tied weight counts once, under its first name.
     """
     named = sorted(model.named_parameters())
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashlib and device copies release the interpreter lock
-        digests = list(pool.map(lambda item: _digest(*item), named))
+        digests = list(pool.map(lambda item: digest_of(*item), named))
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def _digest(name: str, weight: "Tensor") -> bytes:
+def digest_of(name: str, weight: "Tensor") -> bytes:
+    """sha256 of one weight: its name, shape, dtype and raw bytes."""
     import torch
 
     digest = hashlib.sha256(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lab.errors import UsageError
+from lab.model import weights_sha256
 from lab.model.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class NanoChat:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer whose ids the model reads; raises UsageError where it cannot be read."""
         return self._scratch().tokenizer()
+
+    def stored_sha256(self, seed: int) -> str:
+        """Identity of the weights as they are drawn from `seed`, in float32."""
+        import torch
+
+        return weights_sha256(self.load(torch.float32, seed))
 
     def load(self, dtype: "torch.dtype", seed: int) -> "PreTrainedModel":
         """The model, drawn by nanochat's own initialisation in float32 from `seed`, then cast to `dtype`."""

@@ -56,6 +56,12 @@ class Pretrained:
         """The model's tokenizer; raises UsageError where it cannot be read or has no EOS token."""
         return read_tokenizer(self.name_or_path, self.revision)
 
+    def stored_sha256(self, seed: int) -> str:
+        """Identity of the files' tensors in their own dtype, quantised or not; `seed` plays no part."""
+        from lab.model.identity import stored_sha256
+
+        return stored_sha256(self.name_or_path, self.revision)
+
     def load(self, dtype: "torch.dtype", seed: int) -> "PreTrainedModel":
         """The model with its weights, which must all be in the checkpoint: nothing is left to chance, so to `seed`.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lab.errors import UsageError, nearest
-from lab.model import hub
+from lab.model import hub, weights_sha256
 from lab.model.pretrained import read_tokenizer
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ class Scratch:
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer whose vocabulary the model has; raises UsageError where it cannot be read."""
         return read_tokenizer(self.tokenizer_name_or_path, None)
+
+    def stored_sha256(self, seed: int) -> str:
+        """Identity of the weights as they are drawn from `seed`, in float32."""
+        import torch
+
+        return weights_sha256(self.load(torch.float32, seed))
 
     def load(self, dtype: "torch.dtype", seed: int) -> "PreTrainedModel":
         """The model, drawn by transformers' own initialisation in float32 from `seed`, then cast to `dtype`."""

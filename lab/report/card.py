@@ -39,6 +39,7 @@ def card(run: Run) -> list[Block]:
         **{f"seconds, {part}": value for part, value in record.seconds.items()},
         "peak memory (bytes)": record.peak_memory_bytes,
         "layers switched": record.switches,
+        "could not be measured": "; ".join(f"{name} ({why})" for name, why in record.failed_measures.items()) or None,
         "device": record.environment.get("device"),
         "commit": record.environment.get("commit"),
     }

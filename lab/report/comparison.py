@@ -1,6 +1,6 @@
 """Contrasts between arms, paired by seed, and the noise floor they are read against."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -171,14 +171,19 @@ def against_itself(baseline: Arm, judgement: Judgement) -> Comparison | None:
 
 
 def differing(a: Arm, b: Arm) -> str:
-    """Why two arms must not be compared: other data or another base, named; empty where they may.
+    """Why two arms must not be compared: other data, another base or arithmetic, named; empty where they may.
 
     Looked at pair by pair: a base that a seed drew is the same for both arms of that seed, and may differ between
     seeds. Without a shared seed, the arms must have something in common.
     """
     first, second = {run.pair: run for run in a.runs}, {run.pair: run for run in b.runs}
     shared = [(first[pair], second[pair]) for pair in first if pair in second]
-    for what, of in (("data", lambda run: str(run.record.data.get("sha256"))), ("base models", lambda run: run.base)):
+    facts: tuple[tuple[str, Callable[[Run], object]], ...] = (
+        ("data", lambda run: run.record.data.get("sha256")),
+        ("base models", lambda run: run.base),
+        ("precisions that hardware.precision=auto came to", lambda run: run.precision),
+    )
+    for what, of in facts:
         apart = [(of(x), of(y)) for x, y in shared if of(x) != of(y)]
         if not shared and a.runs and b.runs and {of(x) for x in a.runs}.isdisjoint(of(y) for y in b.runs):
             apart = [(of(a.runs[0]), of(b.runs[0]))]

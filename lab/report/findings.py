@@ -69,7 +69,7 @@ def headline(analysis: Analysis) -> list[str]:
 
 
 def sentence(row: Comparison, analysis: Analysis) -> str:
-    """One contrast as a referee would put it."""
+    """One contrast as a referee would put it; what a finer grid of rates would change has not been measured."""
     s, name = row.statistics, row.metric.replace("_", " ")
     if s.mean is None:
         return f"{row.arm_a} vs {row.arm_b}: no verdict; {row.reason}."
@@ -78,10 +78,11 @@ def sentence(row: Comparison, analysis: Analysis) -> str:
     match row.verdict:
         case "a_better" | "b_better":
             word = "better" if row.verdict == "a_better" else "worse"
-            end = f"{row.arm_a} is {word} than {row.arm_b}: {effect}; Holm-adjusted p {_equals(row.p_adjusted)}."
+            what = f"{row.arm_a} is {word} than {row.arm_b} at the rates tried"
+            end = f"{what}: {effect}; Holm-adjusted p {_equals(row.p_adjusted)}."
         case "equivalent":
-            within = f"within ±{number(s.margin)}"
-            end = f"{row.arm_a} is equivalent to {row.arm_b} {within}: {effect}; TOST p {_equals(s.p_equivalence)}."
+            what = f"{row.arm_a} is equivalent to {row.arm_b} within ±{number(s.margin)} at the rates tried"
+            end = f"{what}: {effect}; TOST p {_equals(s.p_equivalence)}."
         case "inconclusive":
             needed = f"about {row.seeds_to_decide} seeds" if row.seeds_to_decide else f"more than {MOST_SEEDS} seeds"
             end = (
@@ -118,12 +119,13 @@ def conditions(analysis: Analysis) -> list[str]:
     models = _listed(str(run.record.model.get("name_or_path") or MISSING) for run in runs)
     steps = _listed(number(run.value("steps"), 0) for run in runs)
     devices = _listed(str(run.record.environment.get("device") or MISSING) for run in runs)
+    precisions = _listed(str(run.record.environment.get("precision") or MISSING) for run in runs)
     return [
         *lines,
         f"Base: {models}, weights {_listed(run.base[:12] for run in runs)}.",
         f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
         f"Budget: {steps} optimizer steps, {_spanned(runs, 'tokens')} labelled tokens.",
-        f"Device: {devices}.",
+        f"Device: {devices}; precision {precisions}.",
         f"Seeds: {', '.join(map(str, seeds))}{again}.",
     ]
 
@@ -213,7 +215,11 @@ def limits(analysis: Analysis) -> list[str]:
     on = {arm.chosen_on for arm in arms}
     if "tune" in on and analysis.study.declared:
         seeds = ", ".join(map(str, analysis.study.declared.tune_seeds))
-        lines.append(f"Learning rates were chosen half a decade apart, on tuning seed {seeds}, which no verdict uses.")
+        lines.append(
+            f"Learning rates were chosen from a grid, on tuning seed {seeds}, which no verdict uses. How far an arm's "
+            "best rate lies from that grid was not measured, and a verdict may change on the way: an eighth of a "
+            "decade was enough once."
+        )
     if "verdict" in on:
         lines.append("Learning rates were chosen on the validation side of the same seeds that are judged.")
     if analysis.arms and on <= {""}:

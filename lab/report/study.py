@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,8 @@ from lab.errors import UsageError
 from lab.record import RunRecord, Study
 
 METRICS = "metrics.csv"
-_TEXT, _DICTS = ("study", "stage", "arm"), ("choices", "config", "model", "ranks", "metrics", "seconds", "data")
+_TEXT = ("study", "stage", "arm")
+_DICTS = ("choices", "config", "model", "ranks", "metrics", "failed_measures", "seconds", "environment", "data")
 _COUNTS = ("seed", "data_seed", "rung", "trainable_params", "total_params", "steps", "tokens", "peak_memory_bytes")
 
 
@@ -61,10 +62,20 @@ class Run:
 
     @property
     def base(self) -> str:
-        """What was trained: the hash of the base weights, or its name and revision where none was recorded."""
+        """What was trained: the hash of the base's weights as stored, else as held, else its name and revision."""
         model = self.record.model
-        base = model.get("weights_sha256") or f"{model.get('name_or_path')}@{model.get('revision')}"
+        base = (
+            model.get("stored_sha256")
+            or model.get("weights_sha256")
+            or f"{model.get('name_or_path')}@{model.get('revision')}"
+        )
         return f"{base} ({model['quantization']})" if model.get("quantization") else str(base)
+
+    @property
+    def precision(self) -> str | None:
+        """What `hardware.precision=auto` came to on the run's machine; None where a precision was asked for."""
+        asked = (self.record.config.get("hardware") or {}).get("precision")
+        return str(self.record.environment.get("precision")) if asked == "auto" else None
 
     def value(self, name: str) -> float | None:
         """A metric, or a number of the record by its dotted path (`seconds.train`); None where not measured."""
@@ -173,7 +184,17 @@ def load_study(study_dir: str | Path) -> LoadedStudy:
             problems.append(Problem(run_dir, str(error)))
             run.__dict__["curves"] = {}  # the record is whole, so the run counts; only its curves are left out
         runs.append(run)
+    _know_stored(runs)
     return LoadedStudy(path, declared, tuple(runs), tuple(problems))
+
+
+def _know_stored(runs: Sequence[Run]) -> None:
+    """Give runs from before stored weights were hashed the hash of a neighbour that holds the same weights."""
+    models = [run.record.model for run in runs]
+    stored = {model.get("weights_sha256"): model.get("stored_sha256") for model in models if model.get("stored_sha256")}
+    for model in models:
+        if "stored_sha256" not in model and model.get("weights_sha256") in stored:
+            model["stored_sha256"] = stored[model["weights_sha256"]]
 
 
 def _run_dirs(root: Path) -> Iterator[Path]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 
 from lab.training import checkpoint
 from lab.training.evaluate import Evaluation
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
-from lab.training.processes import all_reduce
+from lab.training.processes import all_reduce, any_of
 from lab.training.progress import ProgressBar
 from lab.training.stop import Diverged, Interrupted, StopRequest
 
@@ -48,7 +47,6 @@ class Monitor(AfterStep):
         self.file: MetricsFile | None = None
         self.started = started
         self.final: Evaluation | None = None  # of the last step's weights
-        self.last: Row = {}
         self.tick = 0.0  # when the current micro-batch began
         self.since = (0, 0.0)  # tokens and training seconds at the last logged row
 
@@ -93,6 +91,7 @@ class Monitor(AfterStep):
         began = time.perf_counter()
         result = self.evaluate()
         progress = module.progress
+        progress.eval_seconds += time.perf_counter() - began
         if not math.isfinite(result.loss):  # the step just taken broke the weights, and no training loss follows it yet
             bad = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
             raise Diverged("the validation loss", progress.step, examples, bad)
@@ -100,13 +99,14 @@ class Monitor(AfterStep):
         if progress.best_val_loss is None or result.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = result.loss, progress.step
             checkpoint.save(self.run_dir, checkpoint.BEST, trainer.save_checkpoint, trainer.is_global_zero)
+        began = time.perf_counter()
         if trainer.is_global_zero:
             self.show_samples(progress.step)
         progress.eval_seconds += time.perf_counter() - began
         return {"val_loss": result.loss, "val_bpb": result.bpb}
 
     def _log(self, trainer: Trainer, module: CausalLM, row: Row) -> None:
-        self.last = row
+        module.progress.train_loss = row.get("train_loss")
         if not trainer.is_global_zero:
             return
         assert self.file is not None
@@ -160,9 +160,8 @@ class StopOnRequest(AfterStep):
         self.request.listen()
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
-        asked = torch.tensor([self.request.signal is not None], dtype=torch.int32, device=module.hardware.device)
-        all_reduce(asked, dist.ReduceOp.MAX)
-        if int(asked) and module.progress.step < module.total_steps:
+        asked = any_of(self.request.signal is not None, module.hardware.device)
+        if asked and module.progress.step < module.total_steps:  # else the ending sees it, where all is saved
             self.checkpoints.save(trainer)
             by = self.request.signal or "a signal to another process"
             message = f"stopped by {by} at step {module.progress.step}; resume={self.checkpoints.run_dir}"

@@ -18,6 +18,11 @@ def folder(run_dir: Path) -> Path:
     return run_dir / "checkpoints"
 
 
+def exists(run_dir: Path) -> bool:
+    """True where a run goes on from a checkpoint, readable or not."""
+    return any((folder(run_dir) / name).exists() for name in (LAST, PREVIOUS))
+
+
 def save(run_dir: Path, name: str, write: Callable[[Path], None], main: bool) -> Path:
     """Write a checkpoint beside its name and move it there; `last` first becomes `previous`.
 

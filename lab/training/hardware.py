@@ -51,8 +51,10 @@ class Resolved:
     def describe(self) -> str:
         """The first line of a run."""
         count = f"{self.devices} x " if self.devices > 1 else ""
+        slow = self.accelerator == "cpu" and self.compute_dtype == torch.bfloat16 and not cpu_has_bf16()
+        precision = f"{self.precision} (slow: this processor has no bf16 instructions)" if slow else self.precision
         return (
-            f"torch {torch.__version__} · {count}{self.device_name} · {self.precision} · {self.threads} threads · "
+            f"torch {torch.__version__} · {count}{self.device_name} · {precision} · {self.threads} threads · "
             f"micro-batch {self.micro} x {self.accumulate} accumulated x {self.devices} devices"
         )
 
@@ -74,8 +76,11 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def resolve(hardware: Hardware, batch_size: int) -> Resolved:
-    """Devices, precision and accumulation for a global batch; raises UsageError for what this machine lacks."""
+def resolve(hardware: Hardware, batch_size: int, precision: str | None = None) -> Resolved:
+    """Devices, precision and accumulation for a global batch; raises UsageError for what this machine lacks.
+
+    `precision` is what `auto` came to before, in a run that goes on or is exported, perhaps on another machine.
+    """
     gpus = torch.cuda.device_count()
     accelerator = hardware.accelerator
     if accelerator == "auto":
@@ -85,7 +90,8 @@ def resolve(hardware: Hardware, batch_size: int) -> Resolved:
             f"hardware asks for {hardware.devices} CUDA device(s) and torch {torch.__version__} sees {gpus}; "
             f"use hardware=cpu, or install a CUDA build of torch."
         )
-    precision = hardware.precision
+    if hardware.precision != "auto" or precision is None:
+        precision = hardware.precision
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported() if accelerator == "gpu" else cpu_has_bf16()
         precision = "bf16-mixed" if fast else "32-true"

@@ -24,6 +24,7 @@ class Progress:
     tokens: int = 0  # real tokens trained on, padding not counted
     best_val_loss: float | None = None
     best_step: int | None = None
+    train_loss: float | None = None  # of the last logged step
     train_seconds: float = 0.0  # in training steps, evaluations not counted
     eval_seconds: float = 0.0  # in evaluations, the base's among them
     seconds: float = 0.0  # wall clock since the run's start; after a resume, on top of what the checkpoint had

@@ -236,11 +236,12 @@ class Observer(AfterStep):
         bases: dict[str, Any] = {}
         for theirs in of_all(_moved(self.tracker.state_dict(), torch.device("cpu"))):
             bases |= theirs
-        return {"bases": bases, "seconds": self.seconds}
+        return {"bases": bases, "seconds": self.seconds, "found": self.found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where `state_dict` left."""
         self.bases, self.seconds = state_dict["bases"], state_dict["seconds"]
+        self.found |= state_dict.get("found", {})  # checkpoints of before 2026-11-27 have none
 
     def _now(self, module: Any) -> float:
         if module.hardware.device.type == "cuda":

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -28,6 +29,13 @@ def all_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
     """In place, over all processes; nothing where there is one."""
     if _grouped():
         dist.all_reduce(tensor, op=op)
+
+
+def any_of(flag: bool, device: torch.device) -> bool:
+    """True on every rank where it is on one."""
+    found = torch.tensor([flag], dtype=torch.int32, device=device)
+    all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def from_rank_0(decide: Callable[[], T]) -> T:

@@ -30,11 +30,13 @@ class Interrupted(RuntimeError):
 class StopRequest:
     """Set by SIGTERM, Ctrl-C or a scheduler's warning (SIGUSR1, SIGUSR2), read at the next optimizer step.
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once, and so does every signal where `at_once` is set: behind the last checkpoint
+    there is nothing left to save.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.at_once: str | None = None  # the message to end with
 
     def listen(self) -> None:
         """Take the signals; again after Lightning, whose own SIGTERM handler would stop between micro-batches.
@@ -49,17 +51,18 @@ class StopRequest:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        if self.at_once is not None:
+            raise Interrupted(self.at_once, self.signal)
         print(f"{self.signal}: stopping with a checkpoint after this optimizer step", file=sys.stderr)
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
-    """A request that the signals set, while the context lasts."""
-    request = StopRequest()
+def stop_on_signal(request: StopRequest) -> Iterator[None]:
+    """Let the signals set the request while the context lasts."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     request.listen()
     try:
-        yield request
+        yield
     finally:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():

@@ -29,6 +29,13 @@ def test_a_notebook_holds_no_output(name):
 
 
 @pytest.mark.parametrize("name", STUDIES)
+def test_a_notebook_imports_the_lab_before_torch_reads_its_settings(name):
+    text = (NOTEBOOKS / f"{name}.ipynb").read_text()
+    first = {module: text.find(f'"import {module}') for module in ("lab", "torch")}
+    assert first["torch"] == -1 or 0 < first["lab"] < first["torch"]
+
+
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     make = STUDIES[name]
     if make is not None:

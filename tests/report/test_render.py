@@ -64,7 +64,7 @@ def test_json_is_strict_and_the_table_is_tidy(sweep):
 def test_the_summary_answers_the_question_in_words(sweep):
     text = (sweep / "report" / "README.md").read_text()
     assert "r32 is equivalent to r64" in text
-    assert "r4 is worse than r64" in text
+    assert "r4 is worse than r64 at the rates tried" in text
     assert "Where do returns diminish? At rank 16" in text
     assert "Recommended: rank 16" in text
     assert "2,048" not in text.split("linear in the rank")[0]
