@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from lab.errors import UsageError
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+UNREADABLE = (RuntimeError, EOFError, ValueError, OSError, KeyError, ImportError, UnpicklingError)  # of a broken file
 log = logging.getLogger(__name__)
 
 
@@ -56,6 +58,11 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read, in a few words."""
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
 def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     """The last checkpoint that can be read, or None where a run has none yet; says so when it falls back.
 
@@ -68,8 +75,8 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         try:
             content = load(path)
-        except (RuntimeError, EOFError, ValueError, OSError, KeyError, ImportError) as error:
-            broken.append(f"{path.name} ({str(error).splitlines()[0][:120]})")
+        except UNREADABLE as error:
+            broken.append(f"{path.name} ({reason(error)})")
             continue
         if broken:
             message = (
