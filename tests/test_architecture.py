@@ -22,6 +22,7 @@ ORDER = (
         "launch",
         "train",
         "replay",
+        "selected",
         "export",
         "assets",
         "testing",
