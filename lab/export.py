@@ -10,11 +10,12 @@ from typing import Any
 
 from lab import config as configuration
 from lab import selected
-from lab.adapter.readers import NOT_CUT, NOT_PORTABLE, warnings
+from lab.adapter.readers import NOT_CUT, NOT_PORTABLE, caveats
 from lab.cache import new_folder, share_weights
 from lab.config import RunConfig
 from lab.errors import UsageError
 from lab.selected import Selected
+from lab.worker import quiet_not_ours
 
 FORMATS = ("adapter", "portable", "merged")
 
@@ -87,7 +88,7 @@ def _write_adapter(found: Selected, folder: Path, to: Path, portable: bool, rank
     notes = [] if beside is None else [f"it belongs on the base beside it, which adapter_config.json names as {base}"]
     if rank is not None and rank > max(done.ranks.values()):
         notes.append(f"no layer has more than rank {max(done.ranks.values())}, so --rank {rank} cut nothing")
-    notes += warnings(done.ranks, done.scaling)
+    notes += caveats(done.ranks, done.scaling)
     return {"dropped_energy": done.total_dropped_energy, "notes": notes}
 
 
@@ -178,6 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rank", type=int, metavar="R", help="re-truncate each layer's change to rank R")
     given = parser.parse_args(arguments)
     sys.path.append(str(Path.cwd()))  # a class of the user's own
+    quiet_not_ours()
     try:
         said = export_run(given.run, given.to, given.format, given.rank)
     except UsageError as error:

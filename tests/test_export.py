@@ -264,6 +264,7 @@ def test_tokenizer_chat_template_and_settings_of_generation_come_along(format, o
 
 def test_what_other_readers_would_do_is_said_in_a_line_each(trained, tmp_path, capsys):
     uneven = trained(None, "rank_strategy=linear_decay", "init=svd")
+    capsys.readouterr()  # what the run said
     main([str(uneven), "--to", str(tmp_path / "plain")])
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"wrote {tmp_path / 'plain'}"

@@ -11,7 +11,7 @@ NOT_PORTABLE = (
 NOT_CUT = "--rank cuts a plain low-rank change, and DoRA's has full rank; export without --rank."
 
 
-def warnings(ranks: Mapping[str, int], scaling: float) -> Iterator[str]:
+def caveats(ranks: Mapping[str, int], scaling: float) -> Iterator[str]:
     """A line for each thing to know before something else than peft reads an adapter of these ranks, as saved.
 
     llama.cpp scales a layer by lora_alpha / (the rank of its own B), whatever the patterns say; vLLM by lora_alpha / r.

@@ -14,7 +14,7 @@ from test_initialise import Rounded
 from lab.adapter.delta import trained_base
 from lab.adapter.export import export, verify_export
 from lab.adapter.mismatch import Mismatch
-from lab.adapter.readers import warnings
+from lab.adapter.readers import caveats
 from lab.errors import UsageError
 from lab.layer import find_targets, weight_of
 
@@ -196,7 +196,7 @@ def test_a_folder_that_is_not_portable_is_found(fault: str, tmp_path: Path) -> N
     ],
 )
 def test_readers_are_warned_of_what_they_would_do(ranks, scaling, said) -> None:
-    found = list(warnings({f"layer{i}": rank for i, rank in enumerate(ranks)}, scaling))
+    found = list(caveats({f"layer{i}": rank for i, rank in enumerate(ranks)}, scaling))
     assert len(found) == len(said)
     assert all(part in line for part, line in zip(said, found, strict=True))
     assert ("--format portable" in " ".join(found)) == (ranks[0] < ranks[1])
