@@ -13,6 +13,7 @@ from lab.errors import UsageError
 GROWING = ("metrics.csv", "decisions.jsonl", "ledger/rows.jsonl", "adalora.csv")
 WRITTEN_ONCE = ("init.csv", "first_step.csv", "learned.csv")
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}|(last|best)\.tmp")  # of a write that a kill cut short
+WEIGHTS = ("adapter/*.safetensors", "model/*.safetensors")
 Prefix = dict[str, Any]  # bytes, sha256
 
 
@@ -25,6 +26,12 @@ def prefix(path: Path) -> Prefix:
 def prefixes(run_dir: Path, names: Iterable[str]) -> dict[str, Prefix]:
     """Those of a run's files that are there, by name."""
     return {name: prefix(run_dir / name) for name in names if (run_dir / name).is_file()}
+
+
+def closed(run_dir: Path) -> dict[str, Prefix]:
+    """What a run leaves behind that nothing writes to again: its text files and the weights it exported."""
+    weights = (str(path.relative_to(run_dir)) for pattern in WEIGHTS for path in sorted(run_dir.glob(pattern)))
+    return prefixes(run_dir, (*GROWING, *WRITTEN_ONCE, *weights))
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class RunRecord:
     spectral: dict[str, Any] = field(default_factory=dict)  # of a run with ticks: before, after, cost
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # bytes and sha256 of a closed run's text files
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # bytes and sha256 of what a closed run left
     error: dict[str, Any] | None = None  # type, message, and where it happened
 
 

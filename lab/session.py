@@ -11,13 +11,14 @@ from lightning.pytorch import Trainer, seed_everything
 from rich.text import Text
 
 from lab import account, build, files, record
-from lab.adapter.export import export, verify_export
+from lab.adapter.export import BASE, export, verify_export
 from lab.adapter.install import scaling_factor
 from lab.assemble import Adapted, adapt, base_hashes, load_base, readapt
 from lab.cache import share_weights
 from lab.config import RunConfig
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample, preview
+from lab.model import hub
 from lab.record import RunRecord
 from lab.training import adaptive, checkpoint, hardware, learned, memory, rows
 from lab.training.answers import Answers
@@ -230,7 +231,7 @@ class Session:
         self.request.at_once = self._stopped()  # no process waits for another from here on
         self._measure(adapted)
         self._count()
-        self.result.files = files.prefixes(self.run_dir, (*files.GROWING, *files.WRITTEN_ONCE))
+        self.result.files = files.closed(self.run_dir)
         self.result.switches = 0
         if self.main:
             account.say_end(self.result, self.run_dir)
@@ -272,13 +273,17 @@ class Session:
     def _export(self, adapted: Adapted) -> None:
         if self.config.method == "lora":
             folder, structure = self.run_dir / "adapter", adapted.structure
-            export(adapted.net, folder)
+            base, revision = hub.resolve(self.result.model["name_or_path"]), self.result.model["revision"]
+            if export(adapted.net, folder, base_model=base, revision=revision).bases_replaced:
+                base = str((folder / BASE).resolve())
             verify_export(
                 folder,
                 adaptive.plan_left(self.module) or structure["plan"],
                 scaling=scaling_factor(self.config.alpha, self.config.rank, self.config.scaling),  # type: ignore[arg-type]
                 offset=structure["offset"],
                 use_dora=self.config.adapter.use_dora,
+                base=base,
+                revision=revision,
             )
         else:
             adapted.net.save_pretrained(self.run_dir / "model")

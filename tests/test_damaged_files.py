@@ -10,7 +10,7 @@ from jobs import losses, run
 from killing import differing
 from safetensors.torch import load_file, save_file
 
-from lab import files, record, replay
+from lab import files, record, replay, selected
 from lab.errors import UsageError
 from lab.report.study import load_run, load_study
 from lab.training import checkpoint
@@ -209,6 +209,15 @@ def test_a_closed_record_names_its_text_files_as_they_are(runs):
         result = record.read(runs / kind)
         assert least <= result.files.keys()
         assert result.files == files.prefixes(runs / kind, result.files)
+
+
+def test_exported_weights_that_are_all_that_is_left_are_checked(runs, tmp_path):
+    path = copy_of(runs, "lora", tmp_path)
+    shutil.rmtree(path / "checkpoints")
+    assert selected.load(path).step == 8
+    flip(path / "adapter/adapter_model.safetensors", 0.9)
+    with pytest.raises(UsageError, match=r"adapter_model\.safetensors does not hold .* there is no checkpoint"):
+        selected.load(path)
 
 
 def test_what_a_kill_left_of_a_write_is_swept_at_the_next_start(runs, tmp_path):
