@@ -18,7 +18,7 @@ NEUTRAL = (".", "a", "0", "\n")
 
 
 def tokenise(rows: Sequence[Sequence[str]], tokenizer: Any, special: SpecialTokens) -> Iterator[list[Piece]]:
-    """The pieces of every row as tokens, without special tokens added; the bytes of a piece that has tokens sum to its own.
+    """The pieces of every row as tokens, without special tokens added; bytes sum to a piece's own where it has tokens.
 
     A row's first piece is tokenised as a text of its own, and every later one as what follows the piece before it: the
     text of that piece's last token goes in front, and its ids are taken off again. Where a tokenizer by itself ends a
