@@ -90,6 +90,8 @@ class Session:
             first = corpus.train.samples[0]
             console.print(Text(f"{self._data_name()}: first training example, masked tokens dimmed", style="bold"))
             console.print(preview(first, self.tokenizer))
+            for sentence in corpus.losses():
+                console.print(Text(sentence, style="bold red" if sentence.startswith("WARNING") else ""))
         base = Scorer(net, self.hardware.device, autocast=False)
         metrics = self.result.metrics
         hashes = base_hashes(model, net, config.seed)

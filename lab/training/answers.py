@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lab.config import Evaluate
-from lab.data import Pair
+from lab.data import Pair, Record, Text
 from lab.data.corpus import Corpus
-from lab.data.encode import extract_answer, render_prompt
+from lab.data.encode import extract_answer, prompt_ids
 from lab.training.generate import complete
 
 log = logging.getLogger(__name__)
@@ -25,14 +25,12 @@ class Answers:
         self.settings, self.device = settings, device
 
     def samples(self, net: nn.Module) -> list[tuple[str, str]]:
-        """The user's prompts, or the first of the validation side, with what the model makes of them, greedily."""
-        records = self.corpus.splits.val[: self.settings.num_samples]
-        prompts = self.settings.prompts or [self._prompt_text(record) for record in records]
-        return (
-            list(zip(prompts, self._complete(net, prompts, self.settings.sample_tokens), strict=True))
-            if prompts
-            else []
-        )
+        """The user's prompts, written as the data's are, or the first of the validation side; with greedy answers."""
+        val = self.corpus.splits.val
+        typed = [text if isinstance(val[0], Text) else Pair(text, "") for text in self.settings.prompts]
+        ids = self._prompt_ids(typed or val[: self.settings.num_samples])
+        shown = [self.tokenizer.decode(tokens) for tokens in ids]
+        return list(zip(shown, self._complete(net, ids, self.settings.sample_tokens), strict=True)) if ids else []
 
     def show(self, net: nn.Module, step: int, loggers: Sequence[Any]) -> None:
         """Samples into the log and into every logger that takes text."""
@@ -50,21 +48,17 @@ class Answers:
         pairs = [record for record in self.corpus.splits.test if isinstance(record, Pair)]
         if pattern is None or not pairs:
             return None
-        completions = self._complete(net, [self._prompt_text(pair) for pair in pairs], self.settings.max_new_tokens)
+        completions = self._complete(net, self._prompt_ids(pairs), self.settings.max_new_tokens)
         right = 0
         for pair, completion in zip(pairs, completions, strict=True):
             answer = extract_answer(completion, pattern)
             right += answer is not None and answer == extract_answer(pair.response, pattern)
         return right / len(pairs)
 
-    def _prompt_text(self, record: Any) -> str:
-        return render_prompt(record, self.tokenizer, self.data.template)
+    def _prompt_ids(self, records: Sequence[Record | str]) -> list[Tensor]:
+        return prompt_ids(records, self.tokenizer, self.data.template)
 
-    def _complete(self, net: nn.Module, prompts: Sequence[str], longest: int) -> list[str]:
-        ids: list[Tensor] = [
-            torch.tensor(self.tokenizer(prompt, add_special_tokens=False)["input_ids"], dtype=torch.long)
-            for prompt in prompts
-        ]
+    def _complete(self, net: nn.Module, ids: Sequence[Tensor], longest: int) -> list[str]:
         with torch.compiler.set_stance("force_eager"):  # every new length of the cache would be compiled again
             out = complete(net, ids, self.corpus.eos_id, self.corpus.pad_id, longest, self.device)
         return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in out]
