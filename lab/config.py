@@ -9,6 +9,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from lab.allowed import problems
+from lab.cache import write_atomically
 from lab.errors import UsageError, nearest
 
 _HERE = Path(__file__).resolve().parent
@@ -192,5 +193,7 @@ def load(run_dir: Path) -> RunConfig:
 
 
 def save(config: RunConfig, run_dir: Path) -> None:
-    """Write config.yaml: the resolved config in plain types."""
-    OmegaConf.save(OmegaConf.structured(config), Path(run_dir) / "config.yaml")
+    """Write config.yaml, the resolved config in plain types, where it does not say so already."""
+    path, text = Path(run_dir) / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config))
+    if not path.is_file() or path.read_text() != text:
+        write_atomically(path, lambda temporary: temporary.write_text(text))

@@ -1,61 +1,167 @@
-"""A run's selected weights in Hugging Face formats.      python -m lab.export RUN --to DIR [--format adapter|merged]"""
+"""A run's selected weights in Hugging Face formats.      python -m lab.export RUN --to DIR [--format F] [--rank R]"""
 
 import argparse
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lab import config as configuration
-from lab import record
-from lab.cache import share_weights
+from lab import selected
+from lab.adapter.readers import NOT_CUT, NOT_PORTABLE, caveats
+from lab.cache import new_folder, share_weights
+from lab.config import RunConfig
 from lab.errors import UsageError
+from lab.selected import Selected
+from lab.worker import quiet_not_ours
+
+FORMATS = ("adapter", "portable", "merged")
 
 
 def load_model(run_dir: Path) -> tuple[Any, Any]:
     """The selected weights of a run as a live model, and its tokenizer, on the CPU in the run's dtype.
 
-    Raises UsageError where the folder is no run, or its checkpoint is gone or broken.
+    Raises UsageError where the folder is no run, its base is gone or another, or its checkpoint is gone or broken.
     """
-    from lab import build
-    from lab.assemble import load_base, readapt
-    from lab.training import checkpoint, hardware
-
-    before = record.read(run_dir).environment.get("precision")
-    config = configuration.load(run_dir)
-    config.hardware.accelerator, config.hardware.devices = "cpu", 1
-    name = checkpoint.BEST if config.select == "best" else checkpoint.LAST
-    path = checkpoint.folder(run_dir) / name
-    if not path.is_file():
-        raise UsageError(f"{run_dir} has no {path.relative_to(run_dir)}: nothing to load. Was keep_checkpoints off?")
-    content = checkpoint.load(path)
-    model = build.make(config.model)
-    net, targets = load_base(model, config, hardware.resolve(config.hardware, config.schedule.batch_size, before))
-    adapted = readapt(net, targets, config, content, model)
-    return adapted.net.eval(), model.tokenizer()
+    found = selected.load(run_dir)
+    return found.net, found.model.tokenizer()
 
 
 def export_run(run_dir: Path, to: Path, format: str, rank: int | None) -> dict[str, Any]:
-    """Write the folder and return what is worth saying about it; raises UsageError for what a run cannot give."""
-    from lab.adapter.delta import merged
-    from lab.adapter.export import export
+    """Write the folder and return what is worth saying about it; raises UsageError for what a run cannot give.
 
-    method = configuration.load(run_dir).method
-    if method == "full" and (format == "adapter" or rank is not None):
+    The folder is whole or not there.
+    """
+    _check_asked(run_dir, configuration.load(run_dir), format, rank)
+    _check_place(to, run_dir)
+    found = selected.load(run_dir)
+    with _refusals_of_the_disk(to), new_folder(to.resolve()) as folder:
+        if format == "merged":
+            said = _write_whole(found, folder)
+        else:
+            said = _write_adapter(found, folder, to.resolve(), format == "portable", rank)
+        found.model.tokenizer().save_pretrained(folder)
+    said["notes"] = [*selected.provenance(run_dir, found), *said["notes"]]
+    return {"to": str(to), **said}
+
+
+def _write_adapter(found: Selected, folder: Path, to: Path, portable: bool, rank: int | None) -> dict[str, Any]:
+    """The adapter and, where no name gives its base back, that too; read back as written. `to` is where it will lie."""
+    from lab.adapter.delta import trained_base
+    from lab.adapter.export import BASE, export, verify_export
+    from lab.adapter.layer import adapted_layers
+    from lab.model import hub
+    from lab.model.stored import load_as_stored, weight_files
+
+    model, layers = found.model, adapted_layers(found.net)
+    drawn = not weight_files(model.name_or_path, model.revision)  # a model from scratch: no name gives it back
+    beside = None
+    if drawn or any(layer.base_replaced for layer in layers.values()):
+        beside = trained_base(found.net, load_as_stored(model, found.config.seed))
+    base = hub.resolve(model.name_or_path)
+    done = export(
+        found.net,
+        folder,
+        rank=rank,
+        portable=portable,
+        base_model=base,
+        revision=model.revision,
+        beside=beside,
+        home=to,
+    )
+    if beside is not None:
+        base = str(to / BASE)
+        model.tokenizer().save_pretrained(folder / BASE)
+    verify_export(
+        folder,
+        {name: layer.rank for name, layer in layers.items() if layer.rank},
+        scaling=next(iter(layers.values())).s,
+        offset=found.offset,
+        rank=rank,
+        use_dora=found.config.adapter.use_dora,
+        portable=portable,
+        base=base,
+        revision=model.revision,
+    )
+    notes = [] if beside is None else [f"it belongs on the base beside it, which adapter_config.json names as {base}"]
+    if rank is not None and rank > max(done.ranks.values()):
+        notes.append(f"no layer has more than rank {max(done.ranks.values())}, so --rank {rank} cut nothing")
+    notes += caveats(done.ranks, done.scaling)
+    return {"dropped_energy": done.total_dropped_energy, "notes": notes}
+
+
+def _write_whole(found: Selected, folder: Path) -> dict[str, Any]:
+    """The model with what it learned in its weights: in the base's own dtype, or the one in which every weight trained.
+
+    Raises Mismatch where the files hold another dtype.
+    """
+    from lab.adapter.delta import merged
+    from lab.adapter.mismatch import Mismatch
+    from lab.model.stored import load_as_stored, stored_dtype, weight_files
+
+    whole = found.net
+    if found.config.method == "lora":
+        whole = merged(found.net, load_as_stored(found.model, found.config.seed))
+    whole.save_pretrained(folder)
+    share_weights(folder)
+    held = stored_dtype(weight_files(str(folder), None))
+    if held != whole.dtype:
+        raise Mismatch(f"{folder} holds {held}, asked {whole.dtype}.")
+    return {"notes": [f"its weights are {str(held).removeprefix('torch.')}"]}
+
+
+def _check_asked(run_dir: Path, config: RunConfig, format: str, rank: int | None) -> None:
+    """Refuse what the config alone says this run cannot give."""
+    if rank is not None and rank < 1:
+        raise UsageError(f"--rank must be at least 1; got {rank}.")
+    if config.method == "full" and (format != "merged" or rank is not None):
         raise UsageError(f"{run_dir} trained every weight (method=full), so it has no adapter; use --format merged.")
     if format == "merged" and rank is not None:
         raise UsageError("--rank re-truncates an adapter; with --format merged there is none.")
-    if to.exists() and any(to.iterdir()):
+    if format == "merged" and config.method == "lora" and (quantised := config.model.get("quantization")):
+        raise UsageError(
+            f"{run_dir} trained on a quantised base (model.quantization={quantised}), which cannot take the adapter "
+            f"in; put {run_dir / 'adapter'} on the unquantised base and merge it there, with peft."
+        )
+    if config.adapter.use_dora and rank is not None:
+        raise UsageError(NOT_CUT)
+    if config.adapter.use_dora and format == "portable":
+        raise UsageError(NOT_PORTABLE)
+
+
+def _check_place(to: Path, run_dir: Path) -> None:
+    """Refuse a place for the folder where it cannot be written, or where something else lies."""
+    place, run = to.resolve(), run_dir.resolve()
+    if run == place or run in place.parents:
+        raise UsageError(
+            f"--to {to} lies in the run's own folder, which holds what the run wrote; choose another place."
+        )
+    if place.exists() and not place.is_dir():
+        raise UsageError(f"--to {to} is a file; give a folder that does not exist yet.")
+    if place.is_dir() and any(place.iterdir()):
         raise UsageError(f"{to} is not empty; choose another folder.")
-    net, tokenizer = load_model(run_dir)
-    said: dict[str, Any] = {"to": str(to)}
-    if format == "adapter":
-        said["dropped_energy"] = export(net, to, rank=rank).total_dropped_energy
-    else:
-        whole = net if method == "full" else merged(net)
-        whole.save_pretrained(to)
-        share_weights(to)
-        tokenizer.save_pretrained(to)
-    return said
+    if place.is_mount():
+        raise UsageError(f"--to {to} is a mount point, and the folder is written beside its place; give one inside it.")
+    above = next(folder for folder in place.parents if folder.exists())
+    if not above.is_dir():
+        raise UsageError(f"--to {to}: {above} is a file, so there can be no folder in it; choose another place.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UsageError(f"--to {to}: {above} may not be written to; choose another place.")
+
+
+@contextmanager
+def _refusals_of_the_disk(to: Path) -> Iterator[None]:
+    """A disk that refuses ends in one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UsageError(
+            f"could not write {to} ({error}); nothing is left of it: free space, or choose another place."
+        ) from error
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,18 +169,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="lab-export", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--format", choices=("adapter", "merged"), default="adapter")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="adapter",
+        help="adapter: for peft; portable: the same with one rank and one alpha, for llama.cpp and others; merged: a "
+        "whole model in the dtype of the base's files",
+    )
     parser.add_argument("--rank", type=int, metavar="R", help="re-truncate each layer's change to rank R")
     given = parser.parse_args(arguments)
+    sys.path.append(str(Path.cwd()))  # a class of the user's own
+    quiet_not_ours()
     try:
-        if given.rank is not None and given.rank < 1:
-            raise UsageError(f"--rank must be at least 1; got {given.rank}.")
         said = export_run(given.run, given.to, given.format, given.rank)
     except UsageError as error:
         sys.exit(str(error))
     dropped = said.get("dropped_energy")
     note = f", dropping {dropped:.3%} of the change's energy" if dropped else ""
     print(f"wrote {said['to']}{note}")
+    for line in said["notes"]:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from lab.spectral.diagnosis import Diagnosis
 
 SCHEMA = 1
 FOLDER, FILE = "ledger", "rows.jsonl"
+NAME = f"{FOLDER}/{FILE}"  # in the run directory
 Mode = Literal["warmup", "full", "guard", "probation", "low_rank", "hold", "locked"]
 
 
@@ -114,9 +115,11 @@ def cut_back(run_dir: Path, step: int) -> None:
         return
     keep = 0
     with open(path, "rb") as file:
-        for number, data in enumerate(file):
+        for number, data in enumerate(file, 1):
             line = _parse(data)
-            if line is None or (number > 0 and line["step"] > step):
+            if line is None and file.read(1):
+                raise UsageError(f"line {number} of {path} is damaged; restore the file, or start the run anew.")
+            if line is None or (number > 1 and line["step"] > step):
                 break
             keep += len(data)
     os.truncate(path, keep)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -16,6 +17,7 @@ from lab.errors import UsageError
 SCHEMA = 1
 STATUSES = ("running", "completed", "diverged", "failed", "interrupted", "stopped")
 RESULT, LOCK, STUDY = "result.json", ".lock", "study.json"
+LOCK_SECONDS = 1.0
 
 
 METRICS = (  # what every run measures, as far as its data and method allow, in nats per token where it is a loss
@@ -57,6 +59,7 @@ class RunRecord:
     spectral: dict[str, Any] = field(default_factory=dict)  # of a run with ticks: before, after, cost
     environment: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # bytes and sha256 of what a closed run left
     error: dict[str, Any] | None = None  # type, message, and where it happened
 
 
@@ -108,26 +111,37 @@ def read(run_dir: Path) -> RunRecord:
 
 @contextmanager
 def lock(run_dir: Path) -> Iterator[None]:
-    """Mark a run as live for as long as the context (or its process) lasts; raises UsageError if it already is."""
+    """Mark a run as live for as long as the context (or its process) lasts; raises UsageError if it already is.
+
+    Tried for a second: who only asks whether the run is live holds a shared lock for a moment.
+    """
     descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + LOCK_SECONDS
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{run_dir} is still live: another process is running it.") from None
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UsageError(f"{run_dir} is still live: another process is running it.") from None
+            time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)
 
 
 def is_live(run_dir: Path) -> bool:
-    """True while some process holds the run's lock."""
+    """True while some process holds the run's lock; asking takes no right to write, and others may ask meanwhile."""
     path = run_dir / LOCK
-    if not path.exists():
-        return False
-    descriptor = os.open(path, os.O_RDWR)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}), so whether the run is live is unknown.") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lab import files, record
 from lab.errors import UsageError, nearest
 from lab.ledger import Recorded
 from lab.svd_policy import SvdPolicy
@@ -41,6 +42,8 @@ def _run(given: argparse.Namespace) -> None:
     from lab.svd_policy.outcome import sweep
     from lab.svd_policy.suggest import suggest
 
+    check_whole(given.run, ledger.NAME)
+    check_whole(given.run, decisions.FILE)
     recorded = ledger.read(given.run)
     if not recorded.rows:
         raise UsageError(f"the ledger of {given.run} holds no row; the run ended before its first tick.")
@@ -68,6 +71,17 @@ def _run(given: argparse.Namespace) -> None:
                 print(f"wrote {drawn}")
     except NotHeld as error:
         raise UsageError(f"the ledger of {given.run} cannot answer this: {error}") from None
+
+
+def check_whole(run_dir: Path, name: str) -> None:
+    """Raises UsageError where a file is not what a closed run left: rows that are gone would not be missed."""
+    if not (run_dir / record.RESULT).is_file():
+        return
+    result = record.read(run_dir)
+    if result.status == "completed" and name in result.files:
+        found = files.damage(run_dir / name, result.files[name], whole=True)
+        if found is not None:
+            raise UsageError(f"{found}; put a copy of it back: what follows from it would be another run's.")
 
 
 def notes(recorded: Recorded) -> list[str]:

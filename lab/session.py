@@ -10,14 +10,15 @@ from typing import Any
 from lightning.pytorch import Trainer, seed_everything
 from rich.text import Text
 
-from lab import account, build, record
-from lab.adapter.export import export, verify_export
+from lab import account, build, files, record
+from lab.adapter.export import BASE, export, verify_export
 from lab.adapter.install import scaling_factor
 from lab.assemble import Adapted, adapt, base_hashes, load_base, readapt
 from lab.cache import share_weights
 from lab.config import RunConfig
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample, preview
+from lab.model import hub
 from lab.record import RunRecord
 from lab.training import adaptive, checkpoint, hardware, learned, memory, rows
 from lab.training.answers import Answers
@@ -91,6 +92,8 @@ class Session:
             first = corpus.train.samples[0]
             console.print(Text(f"{self._data_name()}: first training example, masked tokens dimmed", style="bold"))
             console.print(preview(first, self.tokenizer))
+            for sentence in corpus.losses():
+                console.print(Text(sentence, style="bold red" if sentence.startswith("WARNING") else ""))
         base = Scorer(net, self.hardware.device, autocast=False)
         metrics = self.result.metrics
         hashes = base_hashes(model, net, config.seed)
@@ -118,7 +121,7 @@ class Session:
             record.write(self.run_dir, self.result)  # what was read back so far outlives a kill
         return adapted
 
-    def _fit(self, adapted: Adapted, found: tuple[Path, dict[str, Any]] | None) -> None:
+    def _fit(self, adapted: Adapted, found: checkpoint.Found | None) -> None:
         """Train to the last step, from the checkpoint found where there is one; then the model is on its device."""
         config, corpus = self.config, self.corpus
         lengths = [len(sample.input_ids) for sample in corpus.train.samples]
@@ -137,6 +140,8 @@ class Session:
         done = found[1]["progress"]["step"] if found else 0
         if self.main and found:
             console.print(f"resuming from {found[0].name} at step {done} of {total}")
+            if "files" in found[1]:  # checkpoints of before 2026-11-27 have none, and are cut back by their steps
+                files.cut_back(self.run_dir, found[1]["files"])
         with ProgressBar(total, done, enabled=self.main) as bar:
             self.monitor = Monitor(self.run_dir, self._val, self._show_samples, bar, self.started)
             checkpoints = Checkpoints(self.run_dir)
@@ -147,8 +152,8 @@ class Session:
                 max_epochs=1,
                 max_steps=total,
                 accumulate_grad_batches=self.hardware.accumulate,
-                logger=build.make_logger(config.logger, self.run_dir) or False,
-                plugins=[hardware.cluster_of(self.hardware)],
+                logger=build.make_logger(config.logger, self.run_dir, done) or False,
+                plugins=[hardware.cluster_of(self.hardware), checkpoint.Checkpoint(found)],
                 callbacks=[
                     *adapting,
                     *self.watching,  # first, so that the monitor's clock runs around them
@@ -208,8 +213,7 @@ class Session:
             self.request.at_once = self._stopped()
         self._stop_if_asked()
         if self.config.select == "best" and self.module.progress.best_step != self.module.progress.step:
-            best = checkpoint.load(checkpoint.folder(self.run_dir) / checkpoint.BEST)
-            self.module.load_state_dict(best["state_dict"])
+            self.module.load_state_dict(checkpoint.best(self.run_dir)["state_dict"])
             self.monitor.final = None
         adaptive.finish(self.module, adapted.targets, self.result, self.main)
         scorer, metrics = self.module.scorer, self.result.metrics
@@ -231,6 +235,7 @@ class Session:
         self.request.at_once = self._stopped()  # no process waits for another from here on
         self._measure(adapted)
         self._count()
+        self.result.files = files.closed(self.run_dir)
         self.result.switches = 0
         if self.main:
             account.say_end(self.result, self.run_dir)
@@ -272,13 +277,17 @@ class Session:
     def _export(self, adapted: Adapted) -> None:
         if self.config.method == "lora":
             folder, structure = self.run_dir / "adapter", adapted.structure
-            export(adapted.net, folder)
+            base, revision = hub.resolve(self.result.model["name_or_path"]), self.result.model["revision"]
+            if export(adapted.net, folder, base_model=base, revision=revision).bases_replaced:
+                base = str((folder / BASE).resolve())
             verify_export(
                 folder,
                 adaptive.plan_left(self.module) or structure["plan"],
                 scaling=scaling_factor(self.config.alpha, self.config.rank, self.config.scaling),  # type: ignore[arg-type]
                 offset=structure["offset"],
                 use_dora=self.config.adapter.use_dora,
+                base=base,
+                revision=revision,
             )
         else:
             adapted.net.save_pretrained(self.run_dir / "model")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import config as configuration
-from lab import process_group, record
+from lab import files, process_group, record
 from lab.errors import UsageError
 from lab.record import RunRecord
 
@@ -46,8 +46,9 @@ def run(run_dir: Path) -> RunRecord:
     with ExitStack() as stack:
         if main:
             stack.enter_context(record.lock(run_dir))
-        result.status, result.error = "running", None
+        result.status, result.error, result.files = "running", None, {}
         if main:
+            files.sweep(run_dir)
             record.write(run_dir, result)
         from lab.training.stop import Diverged, Interrupted
 

@@ -10,7 +10,7 @@ LAB = Path(__file__).resolve().parent.parent / "lab"
 
 # Every part may import only those before it, so every arrow runs down and there are no circles.
 ORDER = (
-    *("errors", "cache", "record", "gpus", "process_group", "spectral", "ledger", "layer", "model", "data"),
+    *("errors", "cache", "files", "record", "gpus", "process_group", "spectral", "ledger", "layer", "model", "data"),
     *("init", "rank_strategy", "svd_policy", "adapter", "switch", "sweep", "report"),
     *("build", "incompatible", "allowed", "config", "suggest", "training", "environment", "assemble"),
     *(
@@ -22,6 +22,7 @@ ORDER = (
         "launch",
         "train",
         "replay",
+        "selected",
         "export",
         "assets",
         "testing",
@@ -36,8 +37,9 @@ SEES_ONLY = {
     "cache": {"errors"},
     "record": {"errors", "cache"},
     "sweep": {"errors", "cache", "record"},
-    "report": {"errors", "cache", "record", "sweep"},
-    "replay": {"errors", "cache", "record", "ledger", "svd_policy", "spectral", "layer", "config", "build"},
+    "files": {"errors"},
+    "report": {"errors", "cache", "files", "record", "sweep"},
+    "replay": {"errors", "cache", "files", "record", "ledger", "svd_policy", "spectral", "layer", "config", "build"},
 }
 # Who alone may import a framework; bench compares us with them, so it may import each.
 ONLY_IMPORTERS = {
@@ -50,6 +52,7 @@ ONLY_IMPORTERS = {
 NEVER = {
     "record": {"torch", "numpy"},
     "cache": {"torch", "numpy"},
+    "files": {"torch", "numpy"},
     "errors": {"torch", "numpy"},
     "report": {"torch", "transformers", "lightning", "peft", "hydra"},
     "sweep": {"torch", "transformers", "lightning", "peft", "hydra", "numpy"},

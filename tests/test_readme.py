@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import config
+from lab import config, export
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,6 +34,14 @@ def test_every_training_command_composes(line, monkeypatch, tmp_path):
         return
     first_of_each = [re.sub(r"=([^,\[{]+),.*", r"=\1", word) for word in words]  # a grid's first job
     assert config.compose(*first_of_each).rank >= 1
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "lab.export" in line])
+def test_every_export_command_is_taken(line, monkeypatch):
+    asked = []
+    monkeypatch.setattr(export, "export_run", lambda *given: asked.append(given) or {"to": given[1], "notes": []})
+    export.main(shlex.split(line.split("lab.export", 1)[1]))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if "lab.replay" in line])

@@ -132,6 +132,7 @@ def test_select_best_is_what_the_record_reports(tmp_path):
     assert result.metrics["val_loss"] == pytest.approx(result.metrics["best_val_loss"], rel=1e-6)
     rows = [float(row[2]) for row in losses(tmp_path)[1:] if row[2]]
     assert result.metrics["best_val_loss"] == min(rows)
+    assert result.metrics["best_step"] < result.steps, "the last weights are the best, so nothing was tested"
 
 
 def test_gradient_checkpointing_gives_the_same_losses(tmp_path):

@@ -74,10 +74,11 @@ def truncate(L: Tensor, R: Tensor, rank: int) -> Truncated:
 
 
 @torch.no_grad()
-def merged(model: PeftModel) -> PreTrainedModel:
-    """A copy of the base with every change summed into its weights, each rounded once to the base's dtype.
+def merged(model: PeftModel, base: PreTrainedModel) -> PreTrainedModel:
+    """The base with every change summed into its weights in float64, each rounded once to the dtype the base has.
 
-    The live model is left as it was. Raises UsageError on a quantised base.
+    `base` is the pristine one, on the CPU, and is written to; its dtype need not be that of `model`, which is left as
+    it was. Raises UsageError where `model` is quantised.
     """
     packed = next((name for name, layer in adapted_layers(model).items() if layer.quantised), None)
     if packed is not None:
@@ -85,15 +86,32 @@ def merged(model: PeftModel) -> PreTrainedModel:
             f"the base is quantised ({packed}), so the adapter cannot be merged into it; use --format adapter and "
             "merge that into the unquantised base."
         )
-    twin = copy.deepcopy(model)
-    for layer in adapted_layers(twin).values():
-        weight_of(layer.get_base_layer()).copy_(effective_weight(layer))
-    return cast(PreTrainedModel, twin.unload())
+    for name, layer in adapted_layers(model).items():
+        weight = weight_of(base.get_submodule(name))
+        own = layer.base_weight() if layer.base_replaced else weight
+        A, B = pair(layer)
+        total = own.double() + layer.s * (B.double() @ A.double())
+        if layer.magnitude is not None:
+            total *= _lengthened(total, layer.magnitude.double())
+        weight.copy_(total)
+    return base
 
 
-def trained_base(model: PeftModel) -> PreTrainedModel:
-    """A copy of the base as the run trains on it, to save beside an adapter whose scheme replaced weights (LoftQ)."""
-    return cast(PreTrainedModel, copy.deepcopy(model).unload())
+@torch.no_grad()
+def trained_base(model: PeftModel, base: PreTrainedModel | None = None) -> PreTrainedModel:
+    """The base as the run trains on it, to save beside an adapter whose scheme replaced weights (LoftQ).
+
+    A copy of the run's own, in the run's dtype; or `base`, the pristine one, written to. That is widened first where
+    the run computed in a wider dtype, which the replaced weights need.
+    """
+    if base is None:
+        return cast(PreTrainedModel, copy.deepcopy(model).unload())
+    replaced = {name: layer for name, layer in adapted_layers(model).items() if layer.base_replaced}
+    for layer in replaced.values():
+        base.to(torch.promote_types(base.dtype, layer.get_base_layer().weight.dtype))
+    for name, layer in replaced.items():
+        weight_of(base.get_submodule(name)).copy_(layer.base_weight())
+    return base
 
 
 @torch.no_grad()
@@ -113,7 +131,9 @@ def effective_weight(layer: LowRankLinear) -> Tensor:
     total = layer.base_weight() + layer.s * (layer.B @ layer.scaled_A)
     if layer.offset == "separate":
         total += layer.offset_scaling * (layer.offset_B @ layer.offset_A)
-    if layer.magnitude is None:
-        return total
-    # DoRA (arXiv 2402.09353, eq. 5): each row keeps its direction and takes the trained length.
-    return total * (layer.magnitude / torch.linalg.vector_norm(total, dim=1))[:, None]
+    return total if layer.magnitude is None else total * _lengthened(total, layer.magnitude)
+
+
+def _lengthened(weight: Tensor, magnitude: Tensor) -> Tensor:
+    """DoRA's factor of each row (arXiv 2402.09353, eq. 5), (out, 1): its direction stays, its length is the trained."""
+    return (magnitude / torch.linalg.vector_norm(weight, dim=1))[:, None]

@@ -5,20 +5,23 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from lab.adapter.delta import pair, trained_base, truncate
+from lab.adapter.delta import Truncated, pair, trained_base, truncate
 from lab.adapter.install import rank_settings
-from lab.adapter.layer import ADAPTER, adapted_layers
+from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
 from lab.adapter.mismatch import Mismatch
+from lab.adapter.readers import NOT_CUT, NOT_PORTABLE
 from lab.cache import share_weights, write_atomically
 from lab.errors import UsageError
+from lab.model.stored import weight_files
 from lab.rank_strategy import RankPlan
 
 WEIGHTS = "adapter_model.safetensors"
@@ -41,47 +44,59 @@ class Exported:
 
 @torch.no_grad()
 def export(
-    model: PeftModel, directory: Path | str, *, rank: int | None = None, base_model: str | None = None
+    model: PeftModel,
+    directory: Path | str,
+    *,
+    rank: int | None = None,
+    portable: bool = False,
+    base_model: str | None = None,
+    revision: str | None = None,
+    beside: PreTrainedModel | None = None,
+    home: Path | None = None,
 ) -> Exported:
     """Write adapter_config.json and adapter_model.safetensors; the base with them gives the model's own logits.
 
     With an offset the folder holds [A; A₀] and [B, −B₀], rank 2r, scaling unchanged. `rank` cuts each module to at
-    most that many directions, the best ones, and the result states the energy dropped. `base_model` overrides the
-    name of the base that the config gives. Where a scheme replaced weights (LoftQ) the adapter belongs on that base,
-    so it is saved beside, in `directory/base`; `bases_replaced` counts those weights. Raises UsageError for a rank
-    below 1, or any with DoRA.
+    most that many directions, the best ones, and the result states the energy dropped. `portable` pads every pair with
+    zeros to the largest rank, so that one rank and one alpha hold everywhere, for readers that know no patterns.
+
+    The config names the base `base_model`, by default where it was loaded from, at `revision`. `beside` is a base to
+    save in `directory/base` and to name instead; where a scheme replaced weights (LoftQ) and none is given, the run's
+    own is. It is named by its absolute path, under `home` where the folder is to be moved there: a relative one would
+    be sought in its reader's working directory. Raises UsageError for a rank below 1, for `rank` or `portable` with
+    DoRA, and where nothing is left to export.
     """
     layers = adapted_layers(model)
     use_dora = any(layer.magnitude is not None for layer in layers.values())
     if rank is not None and rank < 1:
         raise UsageError(f"--rank {rank} leaves nothing to export; choose 1 or more.")
     if rank is not None and use_dora:
-        raise UsageError("--rank cuts a plain low-rank change, and DoRA's has full rank; export without --rank.")
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    energy, dropped = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
-    for name, layer in layers.items():
-        A, B = pair(layer)
-        if A.shape[0] == 0:
-            continue  # AdaLoRA cut all of it: peft has no rank 0, and a layer it does not adapt is the base's
-        if rank is not None:
-            best = truncate(layer.s * B, A, rank)
-            energy[name], dropped[name] = best.energy, best.dropped
-            if rank < A.shape[0]:  # else the pair stays as it is, exactly
-                A, B = best.R, best.L / layer.s
-        ranks[name] = A.shape[0]
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = A
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = B
-        if layer.magnitude is not None:
-            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = layer.magnitude.detach()
-    if not ranks:
+        raise UsageError(NOT_CUT)
+    if portable and use_dora:
+        raise UsageError(NOT_PORTABLE)
+    pairs, cuts = _pairs(layers, rank)
+    if not pairs:
         raise UsageError("every layer's change is 0 after AdaLoRA's cuts, so there is no adapter to export; train on.")
+    if portable:
+        width = max(A.shape[0] for A, _ in pairs.values())
+        pairs = {name: (_widened(A, width), _widened(B.T, width).T) for name, (A, B) in pairs.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, (A, B) in pairs.items():
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": A, f"{PREFIX}{name}.lora_B.weight": B}
+        if (magnitude := layers[name].magnitude) is not None:
+            tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = magnitude.detach()
+    directory = Path(directory)
+    replaced = sum(layer.base_replaced for layer in layers.values())
+    if replaced and beside is None:
+        beside = trained_base(model)
     live = cast(LoraConfig, model.peft_config[ADAPTER])
+    name = base_model or live.base_model_name_or_path
     scaling = next(iter(layers.values())).s
+    ranks = {name: A.shape[0] for name, (A, _) in pairs.items()}
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=base_model or live.base_model_name_or_path,
-        revision=live.revision,
+        base_model_name_or_path=name if beside is None else str(((home or directory) / BASE).resolve()),
+        revision=revision if beside is None else None,
         lora_dropout=live.lora_dropout,
         use_dora=use_dora,
         use_rslora=False,
@@ -92,24 +107,48 @@ def export(
         **rank_settings(ranks, scaling),
     )
     config.target_modules = _targets(model, ranks)  # set afterwards: the constructor makes a set, which has no order
-    directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     plain = {key: t.float().cpu().contiguous() for key, t in tensors.items()}
     write_atomically(directory / WEIGHTS, lambda temporary: save_file(plain, temporary, metadata={"format": "pt"}))
     config.save_pretrained(str(directory))
-    replaced = sum(layer.base_replaced for layer in layers.values())
-    if replaced:
-        trained_base(model).save_pretrained(directory / BASE)
+    if beside is not None:
+        beside.save_pretrained(directory / BASE)
         share_weights(directory / BASE)
-    total = sum(energy.values())
+    energy = sum(cut.energy for cut in cuts.values())
     return Exported(
         directory=directory,
         ranks=ranks,
         scaling=scaling,
-        dropped_energy={name: dropped[name] / energy[name] if energy[name] else 0.0 for name in layers},
-        total_dropped_energy=sum(dropped.values()) / total if total else 0.0,
+        dropped_energy={name: _share(cuts[name]) if name in cuts else 0.0 for name in layers},
+        total_dropped_energy=sum(cut.dropped for cut in cuts.values()) / energy if energy else 0.0,
         bases_replaced=replaced,
     )
+
+
+def _pairs(
+    layers: Mapping[str, LowRankLinear], rank: int | None
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Truncated]]:
+    """A and B to save, by module, without what AdaLoRA cut to nothing; and how each was cut to `rank`."""
+    pairs, cuts = {}, {}
+    for name, layer in layers.items():
+        A, B = pair(layer)
+        if A.shape[0] == 0:
+            continue  # peft has no rank 0, and a layer it does not adapt is the base's
+        if rank is not None:
+            best = cuts[name] = truncate(layer.s * B, A, rank)
+            if rank < A.shape[0]:  # else the pair stays as it is, exactly
+                A, B = best.R, best.L / layer.s
+        pairs[name] = A, B
+    return pairs, cuts
+
+
+def _share(cut: Truncated) -> float:
+    return cut.dropped / cut.energy if cut.energy else 0.0
+
+
+def _widened(rows: Tensor, height: int) -> Tensor:
+    """Rows of zeros appended up to a height."""
+    return torch.cat([rows, rows.new_zeros(height - rows.shape[0], rows.shape[1])])
 
 
 def verify_export(
@@ -120,22 +159,37 @@ def verify_export(
     offset: str,
     rank: int | None = None,
     use_dora: bool = False,
+    portable: bool = False,
+    base: str | None = None,
+    revision: str | None = None,
 ) -> None:
     """Read the folder back as stock peft would; raises Mismatch where it is not what was planned.
 
     Each module's saved rank is its planned one, or twice it where `offset` (as in Applied) is separate or fold, and at
-    most `rank`; its scaling is `scaling`; every tensor is there, float32 and finite, and there are no others.
+    most `rank`; its scaling is `scaling`; every tensor is there, float32 and finite, and there are no others. Where
+    `portable`, one rank and one alpha hold for all, and what a pair has beyond its own rank is 0. The base is named
+    `base`, at `revision`; by default the one in the folder, where it holds one, and that at none.
     """
     directory = Path(directory)
     config = LoraConfig.from_pretrained(str(directory))
     assert isinstance(config, LoraConfig), "not the config of a LoRA adapter"
-    for what, asked, found in (
+    own = directory / BASE
+    if base is None:
+        base = str(own.resolve()) if own.is_dir() else config.base_model_name_or_path
+    facts: list[tuple[str, Any, Any]] = [
         ("use_rslora", False, config.use_rslora),
         ("use_dora", use_dora, config.use_dora),
         ("init_lora_weights", True, config.init_lora_weights),
-    ):
+        ("base_model_name_or_path", base, config.base_model_name_or_path),
+        ("revision", None if own.is_dir() else revision, config.revision),
+    ]
+    if portable:
+        facts += [("rank_pattern", {}, config.rank_pattern), ("alpha_pattern", {}, config.alpha_pattern)]
+    for what, asked, found in facts:
         if asked != found:
             raise Mismatch(f"{directory}/adapter_config.json: {what} is {found}, asked {asked}.")
+    if own.is_dir() and not weight_files(str(own), None):
+        raise Mismatch(f"{own} is the adapter's base and holds no weights.")
     tensors = load_file(directory / WEIGHTS)
     leaves = ["lora_A.weight", "lora_B.weight", *(["lora_magnitude_vector"] if use_dora else [])]
     wanted = {f"{PREFIX}{name}.{leaf}" for name in plan for leaf in leaves}
@@ -145,8 +199,11 @@ def verify_export(
     for key, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
             raise Mismatch(f"{directory}/{WEIGHTS}: {key} is {tensor.dtype} or holds values that are not finite.")
-    for name, planned in plan.items():
-        possible = [min(k, rank or k) for k in _saved_ranks(planned, offset)]
+    own_ranks = {name: [min(k, rank or k) for k in _saved_ranks(planned, offset)] for name, planned in plan.items()}
+    least = max(min(ranks) for ranks in own_ranks.values())
+    widths = sorted({k for ranks in own_ranks.values() for k in ranks if k >= least})
+    for name, ranks in own_ranks.items():
+        possible = widths if portable else ranks
         A, B = tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"]
         stated = _resolve(config.rank_pattern, name, config.r)
         for what, saved in (("the rank of A", A.shape[0]), ("the rank of B", B.shape[1]), ("the stated rank", stated)):
@@ -154,6 +211,8 @@ def verify_export(
                 raise Mismatch(f"{name}: {what} in {directory} is {saved}, asked {' or '.join(map(str, possible))}.")
         if not stated == A.shape[0] == B.shape[1]:
             raise Mismatch(f"{name}: {directory} states rank {stated} and holds {A.shape[0]} and {B.shape[1]}.")
+        if bool(A[max(ranks) :].any()) or bool(B[:, max(ranks) :].any()):
+            raise Mismatch(f"{name}: {directory} holds more than rank {max(ranks)}.")
         alpha = _resolve(config.alpha_pattern, name, config.lora_alpha)
         if not math.isclose(alpha / stated, scaling, rel_tol=1e-9):
             raise Mismatch(f"{name}: the scaling in {directory} is {alpha / stated}, asked {scaling}.")

@@ -5,10 +5,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from lab.data import Chat, Pair, Record
-from lab.data.template import apply, messages_of
+from lab.data.special import SpecialTokens
+from lab.data.template import Renderer
 from lab.errors import UsageError
 
 SECONDS_PER_SEARCH = 2.0  # one text takes microseconds; a pattern that backtracks without end takes years
@@ -70,7 +72,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 def asked(record: Record) -> tuple[Pair | Chat, str] | None:
     """A record up to its last answer, and that answer; None for text, and for turns without an assistant's.
 
-    What `render_prompt` makes of the first is the question: everything before the answer.
+    What `prompt_ids` makes of the first is the question: everything before the answer.
     """
     if isinstance(record, Pair):
         return record, record.response
@@ -85,14 +87,19 @@ def asked(record: Record) -> tuple[Pair | Chat, str] | None:
 def closing(record: Record, tokenizer: Any, template: str | None) -> str:
     """What a chat template puts behind an answer, up to white space; empty where none is applied to the record.
 
-    It is what a run learns to write at the end of a turn (`lab.data.template.turns`), so what ends an answer.
+    It is what a run learns to write at the end of a turn, so what ends an answer.
     """
+    renderer = Renderer(tokenizer, template, SpecialTokens(tokenizer))
     found = asked(record)
-    if found is None or (isinstance(record, Pair) and (template not in (None, "auto") or not tokenizer.chat_template)):
+    if found is None or not renderer.writes_turns(found[0]):
         return ""
-    messages = messages_of(found[0])
-    _, answer, behind = apply([*messages[:-1], {**messages[-1], "content": PROBE}], tokenizer).rpartition(PROBE)
-    return behind.rstrip() if answer else ""
+    turns = found[0]
+    if isinstance(turns, Pair):
+        turns = replace(turns, response=PROBE)
+    else:
+        turns = Chat((*turns.messages[:-1], ("assistant", PROBE)))
+    said = "".join(text for text, predicted in renderer.whole(turns) if predicted)
+    return said.rpartition(PROBE)[2] if PROBE in said else ""
 
 
 def end_token(closing: str, tokenizer: Any) -> tuple[str, int] | None:

@@ -8,6 +8,8 @@ from lab.data.encode import Encoded, Sample, encode
 from lab.data.retention import retention_records
 from lab.errors import UsageError
 
+LOUD = 0.1  # share of a side's examples whose loss is a warning
+
 
 @dataclass
 class Corpus:
@@ -21,6 +23,7 @@ class Corpus:
     retention_name: str | None
     pad_id: int
     eos_id: int
+    max_length: int
 
     @property
     def test_records(self) -> list[Record]:
@@ -41,6 +44,14 @@ class Corpus:
             "val_bytes": sum(sample.num_bytes for sample in self.val.samples),
             "retention": self.retention_name,
         }
+
+    def losses(self) -> list[str]:
+        """A sentence for every side that lost examples or their ends on the way, a warning where it is over a tenth."""
+        return [
+            sentence
+            for side in ("train", "val", "test")
+            if (sentence := _loss(getattr(self, side), side, self.max_length)) is not None
+        ]
 
 
 def load_corpus(data: Any, tokenizer: Any, max_examples: int | None = None) -> Corpus:
@@ -68,8 +79,29 @@ def load_corpus(data: Any, tokenizer: Any, max_examples: int | None = None) -> C
         retention_name=data.retention,
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
+        max_length=data.max_length,
         **sides,
     )
+
+
+def _loss(side: Encoded, name: str, max_length: int) -> str | None:
+    """What became of a side's examples; None where every one is whole."""
+    without = side.unlabelled - side.cut_off
+    parts = [
+        f"{count:,} of {side.num_records:,} examples {'is' if count == 1 else 'are'} {what}"
+        for count, what in (
+            (side.cut_off, f"left out, since data.max_length={max_length} cuts off their whole answer"),
+            (without, "left out, since nothing in them is an answer"),
+            (side.shortened, f"cut at data.max_length={max_length}"),
+        )
+        if count
+    ]
+    if not parts:
+        return None
+    lost = side.unlabelled + side.shortened
+    loud = "WARNING: " if lost > LOUD * side.num_records else ""
+    remedy = "; raise data.max_length" if side.cut_off or side.shortened else ""
+    return f"{loud}{name}: {', '.join(parts)}{remedy}"
 
 
 def _spread(samples: list[Sample], most: int | None) -> list[Sample]:

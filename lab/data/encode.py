@@ -6,18 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.text import Text as Styled
 from torch import Tensor
 
 from lab.data import Record, Text, Written
-from lab.data.template import Segment, opening, render, render_prompt
+from lab.data.special import SpecialTokens
+from lab.data.template import Renderer, Segment
+from lab.data.tokens import Ints, tokenise
 from lab.errors import UsageError
 
-__all__ = ["Encoded", "Sample", "encode", "preview", "render", "render_prompt"]
-
 IGNORED = -100  # torch's cross-entropy leaves this label out
-Ints = NDArray[np.int64]
+OPENING = 50  # tokens of running text that stand for its prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,11 @@ class Encoded:
     """One side of a data set as samples, and what was lost on the way."""
 
     samples: list[Sample]
+    num_records: int
     truncated: int  # records cut at max_length
     unlabelled: int  # records left out, since nothing in them is predicted (after the cut)
+    cut_off: int  # of these, records whose answers lie wholly behind max_length
+    shortened: int  # records that are kept without their end
     num_tokens: int
     num_labels: int
 
@@ -60,18 +62,25 @@ def encode(
             f"the tokenizer {tokenizer.name_or_path!r} has no {'offsets' if not tokenizer.is_fast else 'eos_token'}; "
             f"use a fast tokenizer with an end-of-text token (tokenizer.json)."
         )
+    special = SpecialTokens(tokenizer)
     texts = [record.text for record in records if isinstance(record, Text) and not isinstance(record, Written)]
-    samples = list(packed(texts, tokenizer, max_length)) if texts else []
+    samples = list(packed(texts, tokenizer, special, max_length)) if texts else []
     written = [[tokenizer.eos_token_id, *record.ids] for record in records if isinstance(record, Written)]
     samples += [as_written(ids[:max_length], tokenizer) for ids in written]
-    truncated, unlabelled = sum(len(ids) > max_length for ids in written), 0
-    others = [i for i, record in enumerate(records) if not isinstance(record, Text)]
-    rendered = [render(records[i], tokenizer, template) for i in others]
-    for i, (ids, labels, sizes) in zip(others, joined(rendered, tokenizer), strict=True):
+    truncated = shortened = sum(len(ids) > max_length for ids in written)
+    unlabelled = cut_off = 0
+    renderer = Renderer(tokenizer, template, special)
+    others = {i: record for i, record in enumerate(records) if not isinstance(record, Text)}
+    begin = opening(tokenizer)
+    heads = [[] if renderer.writes_turns(record) else begin for record in others.values()]
+    rendered = [renderer.whole(record) for record in others.values()]
+    for i, (ids, labels, sizes) in zip(others, joined(heads, rendered, tokenizer, special), strict=True):
         truncated += len(ids) > max_length
         if (labels[:max_length] == IGNORED).all():
             unlabelled += 1
+            cut_off += bool((labels != IGNORED).any())
         else:
+            shortened += len(ids) > max_length
             row = sample(ids[:max_length], labels[:max_length], sizes[:max_length])
             samples.append(replace(row, record=i))
     if records and not samples:
@@ -81,25 +90,64 @@ def encode(
         )
     return Encoded(
         samples,
-        truncated,
-        unlabelled,
+        num_records=len(records),
+        truncated=truncated,
+        unlabelled=unlabelled,
+        cut_off=cut_off,
+        shortened=shortened,
         num_tokens=sum(len(each.input_ids) for each in samples),
         num_labels=sum(int((each.labels != IGNORED).sum()) for each in samples),
     )
 
 
-def packed(texts: list[str], tokenizer: Any, max_length: int) -> Iterator[Sample]:
+def prompt_ids(records: Sequence[Record | str], tokenizer: Any, template: str | None) -> list[Tensor]:
+    """(T,) int64 each, what generation starts from: the first tokens of the record's sample, up to the last answer.
+
+    Of running text its first tokens, at most OPENING; a str is running text that is read in full.
+    """
+    special = SpecialTokens(tokenizer)
+    renderer = Renderer(tokenizer, template, special)
+    begin, end = opening(tokenizer), [tokenizer.eos_token_id]
+    heads: list[list[int]] = []
+    rows: list[list[str]] = []
+    for record in records:
+        if isinstance(record, Written):
+            heads.append([*end, *record.ids])
+            rows.append([])
+        elif isinstance(record, Text | str):
+            heads.append(begin or end)
+            rows.append(special.split(record.text if isinstance(record, Text) else record))
+        else:
+            heads.append([] if renderer.writes_turns(record) else begin)
+            rows.append([text for text, _ in renderer.prompt(record)])
+    prompts = []
+    for record, head, pieces in zip(records, heads, tokenise(rows, tokenizer, special), strict=True):
+        ids = [*head, *(token for part, _ in pieces for token in part.tolist())] or end
+        prompts.append(torch.tensor(ids[: 1 + OPENING] if isinstance(record, Text) else ids, dtype=torch.int64))
+    return prompts
+
+
+def opening(tokenizer: Any) -> list[int]:
+    """The beginning-of-text token, where the tokenizer puts one in front of a text by itself."""
+    first: list[int] = tokenizer("")["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def packed(texts: list[str], tokenizer: Any, special: SpecialTokens, max_length: int) -> Iterator[Sample]:
     """END text END text ... END in blocks that overlap by one token, so that all but the first are predicted once.
 
     Where the tokenizer opens a text with a token other than END, that token follows END.
     """
     end = [tokenizer.eos_token_id]
-    start = [tokenizer.bos_token_id] if opening(tokenizer) else end
+    start = opening(tokenizer) or end
     border = np.array(end if start == end else end + start)
     parts, sizes = [np.array(start)], [np.zeros(1, np.int64)]
-    for ids, num_bytes in tokenise(texts, tokenizer):
-        parts += [ids, border]
-        sizes += [num_bytes, np.zeros(len(border), np.int64)]
+    for pieces in tokenise([special.split(text) for text in texts], tokenizer, special):
+        for ids, num_bytes in pieces:
+            parts.append(ids)
+            sizes.append(num_bytes)
+        parts.append(border)
+        sizes.append(np.zeros(len(border), np.int64))
     stream, lengths = np.concatenate(parts), np.concatenate(sizes)
     if start != end:  # nothing follows the last text
         stream, lengths = stream[:-1], lengths[:-1]
@@ -115,24 +163,22 @@ def as_written(ids: list[int], tokenizer: Any) -> Sample:
     return sample(np.array(ids), np.array(ids), sizes)
 
 
-def joined(rendered: list[list[Segment]], tokenizer: Any) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """(ids, labels, bytes) of each record; segments are tokenised apart, so that no token straddles the border."""
-    tokens = tokenise([text for segments in rendered for text, _ in segments], tokenizer)
-    for segments in rendered:
-        ids, labels, sizes = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for _, predicted in segments:
-            part, num_bytes = next(tokens)
-            ids.append(part)
-            labels.append(part if predicted else np.full(len(part), IGNORED))
-            sizes.append(num_bytes)
-        end = np.array([tokenizer.eos_token_id])
-        if segments and segments[-1][1] and not (len(ids[-1]) and ids[-1][-1] == end[0]):
-            ids.append(end)
-            labels.append(end)
-            sizes.append(np.zeros(1, np.int64))
-        if segments and not len(ids[1]):  # an empty prompt: something must come before the first prediction
-            ids[1], labels[1], sizes[1] = end, np.array([IGNORED]), np.zeros(1, np.int64)
-        yield np.concatenate(ids), np.concatenate(labels), np.concatenate(sizes)
+def joined(
+    heads: list[list[int]], rendered: list[list[Segment]], tokenizer: Any, special: SpecialTokens
+) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """(ids, labels, bytes) of each record, its head masked in front; END closes what ends in an answer."""
+    end, zero = np.array([tokenizer.eos_token_id]), np.zeros(1, np.int64)
+    rows = tokenise([[text for text, _ in segments] for segments in rendered], tokenizer, special)
+    for head, segments, pieces in zip(heads, rendered, rows, strict=True):
+        parts = [(np.array(head, np.int64), np.zeros(len(head), np.int64), False)]
+        parts += [(ids, sizes, predicted) for (ids, sizes), (_, predicted) in zip(pieces, segments, strict=True)]
+        if segments and segments[-1][1] and not (len(parts[-1][0]) and parts[-1][0][-1] == end[0]):
+            parts.append((end, zero, True))
+        ids, sizes = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        mask = np.concatenate([np.full(len(part), predicted) for part, _, predicted in parts])
+        if mask[:1].any():  # something must come before the first prediction
+            ids, sizes, mask = np.append(end, ids), np.append(zero, sizes), np.append(False, mask)
+        yield ids, np.where(mask, ids, IGNORED), sizes
 
 
 def sample(ids: Ints, labels: Ints, sizes: Ints) -> Sample:
@@ -140,32 +186,6 @@ def sample(ids: Ints, labels: Ints, sizes: Ints) -> Sample:
     labels = labels.copy()
     labels[0] = IGNORED
     return Sample(torch.from_numpy(ids.copy()), torch.from_numpy(labels), int(sizes[labels != IGNORED].sum()))
-
-
-def tokenise(texts: list[str], tokenizer: Any, batch: int = 64) -> Iterator[tuple[Ints, Ints]]:
-    """(ids, bytes) of each text, without special tokens added; the bytes of a text's tokens sum to its length."""
-    special = np.array(sorted(tokenizer.all_special_ids))
-    for first in range(0, len(texts), batch):
-        chunk = texts[first : first + batch]
-        out = tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        for text, ids, offsets in zip(chunk, out["input_ids"], out["offset_mapping"], strict=True):
-            tokens = np.array(ids, np.int64)
-            sizes = bytes_of(text, np.array(offsets, np.int64).reshape(-1, 2)[:, 1])
-            sizes[np.isin(tokens, special)] = 0
-            yield tokens, sizes
-
-
-def bytes_of(text: str, ends: Ints) -> Ints:
-    """(tokens,) UTF-8 bytes first covered by each token, from where tokens end in characters; they sum to the text's.
-
-    A character that several tokens share goes to the first of them; what a tokenizer drops goes to the last token.
-    """
-    code_points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    widths = 1 + (code_points >= 0x80).astype(np.int64) + (code_points >= 0x800) + (code_points >= 0x10000)
-    reached = np.concatenate([[0], np.cumsum(widths)])[np.maximum.accumulate(ends)]
-    if len(reached):
-        reached[-1] = widths.sum()
-    return np.diff(reached, prepend=0)
 
 
 def preview(sample: Sample, tokenizer: Any) -> Styled:

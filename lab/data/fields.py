@@ -1,11 +1,17 @@
 """Rows of named columns as records: which column is the prompt, the response, the turns or the text."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lab.data import Chat, Pair, Record, Text
 from lab.errors import UsageError, nearest
+
+NOT_READ = ("tool_calls", "function_call", "reasoning_content")  # of a message; what they hold would be lost
+
+
+class Twice:
+    """Stands for the value of a field that a row gives more than once."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Fields:
         """Raises UsageError for a column that is not there, with the nearest names."""
         for key, column in self.named().items():
             if column not in columns:
-                known = sorted(columns)
+                known = sorted(name.encode(errors="backslashreplace").decode() for name in columns)
                 raise UsageError(
                     f"{where} has no field {column!r}{nearest(column, known)} (it has {', '.join(known) or 'none'}); "
                     f"set data.{key}."
@@ -63,10 +69,32 @@ class Fields:
         )
 
 
+def rows_of(table: Any, where: str, first: int) -> Iterator[tuple[Any, str]]:
+    """(row, its place) of an Arrow table or batch; raises UsageError naming the first row that Python cannot hold."""
+    try:
+        rows = table.to_pylist()
+    except ValueError:  # text that is not UTF-8, times finer than Python's
+        for i in range(len(table)):
+            try:
+                table.slice(i, 1).to_pylist()
+            except ValueError as error:
+                raise UsageError(f"{where}, row {first + i} cannot be read ({error}); mend or drop it.") from None
+        raise
+    for i, row in enumerate(rows, first):
+        yield row, f"{where}, row {i}"
+
+
 def string(value: object, field: str, where: str) -> str:
     """The value, which must be text."""
     if not isinstance(value, str):
         raise UsageError(f"{where}: field {field!r} is {kind(value)}, not text; write it as a string.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{where}: field {field!r} holds {value[error.start]!a} at character {error.start + 1}, half of a pair of "
+            f"surrogates and no character; write both, or drop it."
+        ) from None
     return value
 
 
@@ -83,6 +111,11 @@ def turn(value: object, where: str) -> tuple[str, str]:
     if not isinstance(value, Mapping) or not {"role", "content"} <= value.keys():
         found = f"an object with {', '.join(map(str, value))}" if isinstance(value, Mapping) else kind(value)
         raise UsageError(f"{where}: a message is {found}; write {{role, content}}.")
+    for key in NOT_READ:
+        if value.get(key):
+            raise UsageError(
+                f"{where}: a message has {key}, which would be lost; write it into the content, or drop it."
+            )
     return string(value["role"], "role", where), string(value["content"], "content", where)
 
 
@@ -90,5 +123,7 @@ def kind(value: object) -> str:
     """What JSON calls a value."""
     if value is None:
         return "null"
+    if isinstance(value, Twice):
+        return "given twice"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)

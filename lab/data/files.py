@@ -1,8 +1,9 @@
 """The user's own files: running text, JSON lines, Parquet. Paths are relative to where the command was given."""
 
 import json
+import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any, ClassVar
 
 from lab.data import Record, Splits, Text
 from lab.data.answer import check_answer_pattern
-from lab.data.fields import Fields
+from lab.data.fields import Fields, Twice, rows_of
 from lab.data.holdout import hold_out
 from lab.data.retention import check_retention
 from lab.data.template import check_template
 from lab.errors import UsageError
 
 SIDE_KEYS = ("path", "val_path", "test_path")
+LINE_END = re.compile(r"\r\n|\r|\n")  # alone: str.splitlines also cuts at form feeds, U+0085 and U+2028
 SAMPLE_BY = ("line", "paragraph", "document")  # the words of Hugging Face's `text` loader
 
 
@@ -93,10 +95,15 @@ def files_at(path: str, suffix: str, key: str) -> list[Path]:
 
 def text_of(file: Path) -> str:
     """The file as UTF-8; raises UsageError with the position of the first byte that is not."""
+    data = b""
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        data = file.read_bytes()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 at byte {error.start} ({error.reason}); convert it to UTF-8.") from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(
+            f"{file} is not UTF-8 at byte {error.start}, in line {line} ({error.reason}); convert it to UTF-8."
+        ) from None
     except OSError as error:
         raise UsageError(f"could not read {file}: {error.strerror}; check its permissions.") from error
 
@@ -119,8 +126,12 @@ class TextFiles(Files):
     def read(self, file: Path) -> Iterator[Record]:
         """Every piece with something but whitespace in it."""
         text = text_of(file)
-        pieces = {"line": text.splitlines, "paragraph": lambda: paragraphs(text), "document": lambda: [text]}
-        for piece in pieces[self.sample_by]():
+        ways: dict[str, Callable[[str], list[str]]] = {
+            "line": LINE_END.split,
+            "paragraph": paragraphs,
+            "document": lambda whole: [whole],
+        }
+        for piece in ways[self.sample_by](text):
             if piece.strip():
                 yield Text(piece)
 
@@ -128,7 +139,7 @@ class TextFiles(Files):
 def paragraphs(text: str) -> list[str]:
     """Runs of lines that are not blank."""
     blocks: list[list[str]] = [[]]
-    for line in text.splitlines():
+    for line in LINE_END.split(text):
         if line.strip():
             blocks[-1].append(line)
         elif blocks[-1]:
@@ -173,13 +184,26 @@ class JsonLines(Rows):
 
 
 def parse(line: str, where: str) -> Any:
-    """The value of a line; raises UsageError with the column where JSON ends to make sense."""
+    """The value of a line, its numbers as floats; raises UsageError with the column where JSON ends to make sense."""
+    if line.startswith("\ufeff"):
+        raise UsageError(f"{where} begins with a byte order mark, left from a file that was joined here; remove it.")
     try:
-        return json.loads(line)
+        return json.loads(line, parse_int=float, object_pairs_hook=members)  # int() refuses numbers of many digits
     except json.JSONDecodeError as error:
         raise UsageError(
             f"{where} is not JSON: {error.msg} at column {error.colno}; write one object per line."
         ) from None
+    except RecursionError:
+        raise UsageError(f"{where} is nested too deeply to be read; write one flat object per line.") from None
+
+
+def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, where a name that it gives twice has no value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        found |= {name: Twice() for name in found if names.count(name) > 1}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,11 +220,15 @@ class Parquet(Rows):
         fields = self.fields
         try:
             with pyarrow.parquet.ParquetFile(file) as table:
-                fields.check(table.schema_arrow.names, str(file))
-                number = 0
+                names = table.schema_arrow.names
+                fields.check(names, str(file))
+                for column in fields.named().values():
+                    if names.count(column) > 1:
+                        raise UsageError(f"{file} has {names.count(column)} columns {column!r}; rename all but one.")
+                first = 1
                 for batch in table.iter_batches(columns=list(fields.named().values())):
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield fields.record(row, f"{file}, row {number}")
-        except pyarrow.ArrowException as error:
+                    for row, where in rows_of(batch, str(file), first):
+                        yield fields.record(row, where)
+                    first += len(batch)
+        except (pyarrow.ArrowException, OSError) as error:
             raise UsageError(f"{file} is no readable Parquet file ({str(error).splitlines()[0]}).") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from lab.data import Record, Splits
 from lab.data.answer import check_answer_pattern
-from lab.data.fields import Fields
+from lab.data.fields import Fields, rows_of
 from lab.data.holdout import hold_out
 from lab.data.retention import check_retention
 from lab.data.template import check_template
@@ -79,8 +79,8 @@ class Hub:
         rows = load_split(str(self.path), self.config_name, self.revision, split)
         where, fields = f"data set {self.path}, split {split}", self.fields
         fields.check(rows.column_names, where)
-        rows = rows.select_columns(list(fields.named().values()))
-        return [fields.record(row, f"{where}, row {i}") for i, row in enumerate(rows.to_list())]
+        table = rows.select_columns(list(fields.named().values())).with_format("arrow")[:]
+        return [fields.record(row, place) for row, place in rows_of(table, where, 0)]
 
 
 def load_split(path: str, config_name: str | None, revision: str | None, split: str) -> Any:

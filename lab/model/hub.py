@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from lab.errors import UsageError, nearest
@@ -83,13 +84,9 @@ def fetch(name_or_path: str, revision: str | None, needs_weights: bool = True) -
 
 def is_cached(name_or_path: str, revision: str | None, needs_weights: bool = True) -> bool:
     """True where the hub's local cache holds configuration and tokenizer, and every shard of the weights if needed."""
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    def cached(filename: str) -> Path | None:
-        found = try_to_load_from_cache(name_or_path, filename, revision=revision)
-        return Path(found) if isinstance(found, str) else None
-
+    cached = partial(file_of, name_or_path, revision)
     try:
         if cached("config.json") is None and needs_weights:
             return False
@@ -103,6 +100,18 @@ def is_cached(name_or_path: str, revision: str | None, needs_weights: bool = Tru
         return True
     indices = [path for path in map(cached, WEIGHT_INDICES) if path is not None]
     return any(all(cached(shard) for shard in _shards(path)) for path in indices)
+
+
+def file_of(name_or_path: str, revision: str | None, filename: str) -> Path | None:
+    """A file of a model, in its folder or in the hub's cache; None where it is not here."""
+    place = resolve(name_or_path)
+    if is_folder(place):
+        path = Path(place) / filename
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name_or_path, filename, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _shards(index: Path) -> set[str]:
@@ -175,7 +184,8 @@ def reason(name: str, revision: str | None, error: BaseException) -> str:
         return f"{what} is not on the hub, or is private; check the spelling, or `hf auth login` / HF_TOKEN if private."
     if any(isinstance(item, hub.RemoteEntryNotFoundError) for item in chain):
         return f"{what} has no config.json on the hub, so transformers cannot load it; choose another model."
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    here = is_folder(resolve(name)) or is_cached(name, revision)
+    if not here and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return f"{what} is not in the local cache and HF_HUB_OFFLINE is set: unset it, {OFFLINE_REMEDY}"
     first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
     if any(isinstance(item, hub.LocalEntryNotFoundError) or _is_network(item) for item in chain):
@@ -197,11 +207,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 @contextmanager
 def explained(name: str, revision: str | None) -> Iterator[None]:
     """Turn what transformers raises while reading a model into a UsageError with the model's name and the remedy."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except UsageError:
+    except (UsageError, RuntimeError, MemoryError):  # said already, or of the machine
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # whatever a file may hold: transformers and tokenizers check little of it
         raise UsageError(reason(name, revision, error)) from error

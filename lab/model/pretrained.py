@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lab.errors import UsageError
-from lab.model import hub
+from lab.model import hub, vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +26,14 @@ class Pretrained:
             raise UsageError(f"model.quantization={self.quantization} is not one of null, nf4.")
 
     def check(self) -> None:
-        """Raise UsageError within 3 s where the files, or what quantisation needs, cannot be had."""
+        """Raise UsageError within 3 s where the files, or what quantisation needs, cannot be had, or do not fit."""
         if self.quantization is not None and importlib.util.find_spec("bitsandbytes") is None:
             raise UsageError(
                 f"model {self.name_or_path} with quantization={self.quantization} needs bitsandbytes; "
                 f"install lowrank-lab[qlora], or set model.quantization=null."
             )
         hub.check(self.name_or_path, self.revision)
+        vocabulary.check_files(self.name_or_path, self.revision)
 
     def fetch(self) -> None:
         """Download what is not here yet into the hub's cache; raises UsageError where it cannot be had."""
@@ -53,8 +54,16 @@ class Pretrained:
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The model's tokenizer; raises UsageError where it cannot be read or has no EOS token."""
-        return read_tokenizer(self.name_or_path, self.revision)
+        """The model's tokenizer; raises UsageError where it cannot be read, has no EOS token or an id without a row."""
+        from transformers import AutoConfig
+
+        tokenizer = read_tokenizer(self.name_or_path, self.revision)
+        with hub.explained(self.name_or_path, self.revision):
+            config = AutoConfig.from_pretrained(**self._source()).get_text_config()
+        rows = getattr(config, "vocab_size", None)
+        if rows is not None:
+            vocabulary.check_ids(self.name_or_path, rows, tokenizer.get_vocab())
+        return tokenizer
 
     def stored_sha256(self, seed: int) -> str:
         """Identity of the files' tensors in their own dtype, quantised or not; `seed` plays no part."""
@@ -67,16 +76,22 @@ class Pretrained:
 
         With quantization=nf4 the linear layers are 4-bit NormalFloat with double quantisation (QLoRA,
         arXiv:2305.14314) on the current CUDA device and compute in `dtype`. Raises UsageError for a checkpoint
-        that lacks weights or cannot be read.
+        that lacks weights, holds some of other shapes or cannot be read.
         """
         from transformers import AutoModelForCausalLM
 
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": self.attn_implementation}
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused below, by name
         if self.quantization is not None:
             options |= _nf4(dtype)
         with hub.explained(self.name_or_path, self.revision):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**self._source(), **options, output_loading_info=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**self._source(), **options)
         model, info = loaded
+        for name, held, needed in sorted(info["mismatched_keys"]):
+            raise UsageError(
+                f"model {self.name_or_path} holds {name} of shape {tuple(held)}, and its config.json asks for "
+                f"{tuple(needed)}; give the config.json that belongs to the weights."
+            )
         missing = sorted(info["missing_keys"])
         if missing:
             raise UsageError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lab.errors import UsageError, nearest
 from lab.model import hub, weights_sha256
 from lab.model.pretrained import read_tokenizer
+from lab.model.vocabulary import rows_needed
 
 if TYPE_CHECKING:
     import torch
@@ -101,17 +102,23 @@ class Scratch:
             if key not in known:  # a configuration would keep a misspelt number and build the default
                 raise UsageError(f"model.architecture.{key} is no number of {kind}{nearest(key, known) or '.'}")
         tokenizer = self.tokenizer()
+        rows = rows_needed(tokenizer)
         options = {
-            "vocab_size": len(tokenizer),
+            "vocab_size": rows,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
             "attn_implementation": self.attn_implementation,
         }
         config = AutoConfig.for_model(kind, **(options | numbers))
-        if config.vocab_size < len(tokenizer):
+        if config.vocab_size < rows:
             raise UsageError(
-                f"model.architecture.vocab_size={config.vocab_size} is smaller than the {len(tokenizer)} tokens of "
+                f"model.architecture.vocab_size={config.vocab_size} is smaller than the {rows} tokens of "
                 f"{self.tokenizer_name_or_path}; leave it out, and it follows the tokenizer."
+            )
+        if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
+            raise UsageError(
+                f"model.architecture.pad_token_id={config.pad_token_id} is no id of a vocabulary of "
+                f"{config.vocab_size}; leave it out, and it follows the tokenizer."
             )
         return config

@@ -8,13 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lab import record
+from lab import files, record
 from lab.errors import UsageError
 from lab.record import RunRecord, Study
 
 METRICS = "metrics.csv"
 _TEXT = ("study", "stage", "arm")
-_DICTS = ("choices", "config", "model", "ranks", "metrics", "failed_measures", "seconds", "environment", "data")
+_DICTS = (
+    *("choices", "config", "model", "ranks", "metrics", "failed_measures"),
+    *("seconds", "environment", "data", "files"),
+)
 _COUNTS = ("seed", "data_seed", "rung", "trainable_params", "total_params", "steps", "tokens", "peak_memory_bytes")
 
 
@@ -91,6 +94,9 @@ class Run:
     def curves(self) -> dict[str, list[float | None]]:
         """The columns of metrics.csv, None where a cell is empty; raises UsageError where it cannot be read."""
         path = self.path / METRICS
+        recorded = self.record.files.get(METRICS) if self.status == "completed" else None
+        if recorded is not None and (found := files.damage(path, recorded, whole=True)) is not None:
+            raise UsageError(f"{found}; its curves are left out.")
         if not path.exists():
             return {}
         columns: dict[str, list[float | None]] = {}

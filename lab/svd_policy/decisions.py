@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lab.errors import UsageError
 from lab.ledger import Row
@@ -54,8 +54,8 @@ def read(run_dir: Path) -> list[Decided]:
     path = Path(run_dir) / FILE
     if not path.is_file():
         raise UsageError(f"{run_dir} holds no {FILE}; run with a svd_policy other than never.")
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    with path.open("rb") as file:
+        return [row for _, row in _whole(path, file)]
 
 
 def cut_back(run_dir: Path, step: int) -> None:
@@ -64,9 +64,22 @@ def cut_back(run_dir: Path, step: int) -> None:
     if not path.is_file():
         return
     keep = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+    with path.open("rb") as file:
+        for size, row in _whole(path, file):
+            if row["step"] > step:
                 break
-            keep += len(line)
+            keep += size
     os.truncate(path, keep)
+
+
+def _whole(path: Path, file: BinaryIO) -> Iterator[tuple[int, Decided]]:
+    """(bytes, row) of each line but a last one that is cut; raises UsageError naming another one that is damaged."""
+    for number, line in enumerate(file, 1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            row = json.loads(line)
+            row["step"], row["layer"]
+        except (ValueError, TypeError, KeyError):
+            raise UsageError(f"line {number} of {path} is damaged; restore the file.") from None
+        yield len(line), row

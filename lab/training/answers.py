@@ -6,15 +6,14 @@ from textwrap import indent
 from typing import Any
 
 import torch
-from rich.text import Text
+from rich.text import Text as Styled
 from torch import Tensor, nn
 
 from lab.config import Evaluate
-from lab.data import Record
+from lab.data import Pair, Record, Text
 from lab.data.answer import asked, check_answer_pattern, closing, end_token, extract_answer
 from lab.data.corpus import Corpus
-from lab.data.encode import render_prompt
-from lab.data.template import opening
+from lab.data.encode import prompt_ids
 from lab.errors import UsageError
 from lab.training.generate import complete
 from lab.training.loss import base_of
@@ -41,12 +40,13 @@ class Answers:
         self.cut: set[str] = set()  # settings under which the cut of a prompt has been told
 
     def samples(self, net: nn.Module) -> list[tuple[str, str]]:
-        """The user's prompts, or the first of the validation side, with what the model makes of them, greedily."""
-        records = self.corpus.splits.val[: self.settings.num_samples]
-        prompts = [self._opened(prompt) for prompt in self.settings.prompts]
-        prompts = prompts or [self._prompt_text(record) for record in records]
-        said, _ = self._complete(net, prompts, "sample_tokens")
-        return list(zip(prompts, said, strict=True))
+        """The user's prompts, written as the data's are, or the first of the validation side; with greedy answers."""
+        val = self.corpus.splits.val
+        typed = [text if isinstance(val[0], Text) else Pair(text, "") for text in self.settings.prompts]
+        ids = self._prompt_ids(typed or val[: self.settings.num_samples])
+        shown = [self.tokenizer.decode(tokens) for tokens in ids]
+        said, _ = self._complete(net, ids, "sample_tokens")
+        return list(zip(shown, said, strict=True))
 
     def show(self, net: nn.Module, step: int, loggers: Sequence[Any]) -> None:
         """Samples into the log and into every logger that takes text."""
@@ -66,7 +66,7 @@ class Answers:
         """
         if not self.judged:
             return {"test_accuracy": None}
-        prompts = [self._prompt_text(record) for record, _ in self.judged]
+        prompts = self._prompt_ids([record for record, _ in self.judged])
         completions, cut = self._complete(net, prompts, "max_new_tokens")
         answers = [self._answer(completion) for completion in completions]
         right = sum(answer == reference for answer, (_, reference) in zip(answers, self.judged, strict=True))
@@ -105,7 +105,7 @@ class Answers:
                 f"accuracy is over {len(given) - len(missed)} of {len(given)} test examples: in the other references, "
                 f"such as {_tail(missed[0])}, data.answer_pattern={pattern} finds no answer"
             )
-            console.print(Text(sentence))
+            console.print(Styled(sentence))
         self.unmatched = len(missed)
         return [(record, a) for (record, _), a in zip(given, answers, strict=True) if a is not None]
 
@@ -127,29 +127,18 @@ class Answers:
         token, number = found
         return sorted({self.corpus.eos_id, number}), behind[: behind.index(token)]
 
-    def _prompt_text(self, record: Record) -> str:
-        return render_prompt(record, self.tokenizer, self.data.template)
+    def _prompt_ids(self, records: Sequence[Record | str]) -> list[Tensor]:
+        return prompt_ids(records, self.tokenizer, self.data.template)
 
-    def _opened(self, prompt: str) -> str:
-        """A prompt of the user's as a text in training begins."""
-        first = opening(self.tokenizer)
-        return prompt if prompt.startswith(first) else first + prompt
-
-    def _ids(self, prompt: str) -> list[int]:
-        """A prompt as token ids; an empty one as in training, where something must come before the first token."""
-        ids = self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids or [self.corpus.eos_id]
-
-    def _complete(self, net: nn.Module, prompts: Sequence[str], limit: str) -> tuple[list[str], int]:
+    def _complete(self, net: nn.Module, prompts: Sequence[Tensor], limit: str) -> tuple[list[str], int]:
         """What follows each prompt, in at most `evaluate.<limit>` tokens, and how many prompts had to be cut.
 
         Where positions are limited, a prompt loses its beginning rather than the room for its answer.
         """
         longest = getattr(self.settings, limit)
         room = room_for_prompt(base_of(net), longest, f"evaluate.{limit}") if prompts else None
-        whole = [self._ids(prompt) for prompt in prompts]
-        kept: list[Tensor] = [torch.tensor(ids if room is None else ids[-room:], dtype=torch.long) for ids in whole]
-        cut = sum(len(short) < len(ids) for short, ids in zip(kept, whole, strict=True))
+        kept = prompts if room is None else [ids[-room:] for ids in prompts]
+        cut = sum(len(short) < len(ids) for short, ids in zip(kept, prompts, strict=True))
         if cut and limit not in self.cut:
             self.cut.add(limit)
             console.print(

@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from lab import files
 from lab.training import checkpoint
 from lab.training.evaluate import Evaluation
 from lab.training.metrics_file import MetricsFile
@@ -18,6 +19,14 @@ from lab.training.progress import ProgressBar
 from lab.training.stop import Diverged, Interrupted, StopRequest
 
 Row = dict[str, float | int | None]
+TAGS = {  # of the loggers -> column of metrics.csv
+    "train/loss": "train_loss",
+    "val/loss": "val_loss",
+    "val/bpb": "val_bpb",
+    "optim/lr": "lr",
+    "optim/grad_norm": "grad_norm",
+    "perf/tokens_per_second": "tokens_per_second",
+}
 
 
 class AfterStep(Callback):
@@ -54,6 +63,7 @@ class Monitor(AfterStep):
         if trainer.is_global_zero:
             self.file = MetricsFile(self.run_dir)
             self.file.cut_back(pl_module.progress.step)
+            self._show_again(trainer, pl_module, self.file)
         self.since = (pl_module.progress.tokens, pl_module.progress.train_seconds)
         self.started -= pl_module.progress.seconds  # of the run, not of this start of it
         self.tick = time.perf_counter()
@@ -105,6 +115,16 @@ class Monitor(AfterStep):
         progress.eval_seconds += time.perf_counter() - began
         return {"val_loss": result.loss, "val_bpb": result.bpb}
 
+    def _show_again(self, trainer: Trainer, module: CausalLM, file: MetricsFile) -> None:
+        """The step that a run goes on from, to loggers that have dropped it with all later ones."""
+        step = module.progress.step
+        row = file.row_at(step) if step else None
+        if row is None or not trainer.loggers:
+            return
+        _to_loggers(trainer, step, row)
+        if "val_loss" in row:
+            self.show_samples(step)
+
     def _log(self, trainer: Trainer, module: CausalLM, row: Row) -> None:
         module.progress.train_loss = row.get("train_loss")
         if not trainer.is_global_zero:
@@ -112,19 +132,16 @@ class Monitor(AfterStep):
         assert self.file is not None
         self.file.append(row)
         step = int(row["step"] or 0)
-        tags = {
-            "train/loss": row.get("train_loss"),
-            "val/loss": row.get("val_loss"),
-            "val/bpb": row.get("val_bpb"),
-            "optim/lr": row.get("lr"),
-            "optim/grad_norm": row.get("grad_norm"),
-            "perf/tokens_per_second": row.get("tokens_per_second"),
-        }
-        for logger in trainer.loggers:
-            logger.log_metrics({tag: float(value) for tag, value in tags.items() if value is not None}, step=step)
+        _to_loggers(trainer, step, row)
         done = step / module.total_steps
         elapsed = module.progress.train_seconds
         self.bar.update(step, row, elapsed / done - elapsed if done else None)
+
+
+def _to_loggers(trainer: Trainer, step: int, row: Mapping[str, float | int | None]) -> None:
+    scalars = {tag: float(value) for tag, column in TAGS.items() if (value := row.get(column)) is not None}
+    for logger in trainer.loggers:
+        logger.log_metrics(scalars, step=step)
 
 
 def _lr_of_this_step(trainer: Trainer) -> float:
@@ -139,6 +156,11 @@ class Checkpoints(AfterStep):
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """How far the files have grown that a resumed run goes on with."""
+        if trainer.is_global_zero:
+            checkpoint["files"] = files.prefixes(self.run_dir, files.GROWING)
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         step = module.progress.step

@@ -1,16 +1,27 @@
-"""Checkpoint files of a run: written atomically, one kept behind the last, read with a fallback."""
+"""Checkpoint files of a run: written atomically, one kept behind the last, checked when read, with a fallback."""
 
 import logging
+import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import CheckpointIO
 
 from lab.errors import UsageError
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+Found = tuple[Path, dict[str, Any]]  # a checkpoint and what it holds
 log = logging.getLogger(__name__)
+
+# What reading a file raises that is damaged, of another kind, a folder, or not to be read by this user.
+DAMAGED = (
+    *(RuntimeError, EOFError, ValueError, OSError, KeyError, ImportError, AttributeError, IndexError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError, NotImplementedError),
+)
 
 
 def folder(run_dir: Path) -> Path:
@@ -21,6 +32,28 @@ def folder(run_dir: Path) -> Path:
 def exists(run_dir: Path) -> bool:
     """True where a run goes on from a checkpoint, readable or not."""
     return any((folder(run_dir) / name).exists() for name in (LAST, PREVIOUS))
+
+
+class Checkpoint(CheckpointIO):
+    """Lightning's way to a file: straight to its folder, where Lightning's own would pass through $TMPDIR."""
+
+    def __init__(self, found: Found | None = None) -> None:
+        self.found = found  # read and checked already
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the file to the disk itself, so that a rename behind it never outlives its content."""
+        with open(path, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """What was found there, or what `load` reads."""
+        return self.found[1] if self.found is not None and self.found[0] == Path(path) else load(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove the file."""
+        Path(path).unlink()
 
 
 def save(run_dir: Path, name: str, write: Callable[[Path], None], main: bool) -> Path:
@@ -54,14 +87,22 @@ def save(run_dir: Path, name: str, write: Callable[[Path], None], main: bool) ->
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, in plain types and tensors; raises what torch raises on a broken file."""
+    """A checkpoint's content, in plain types and tensors; raises one of DAMAGED on a file that is not what was written.
+
+    torch writes a checksum for each tensor into the file and does not look at it again: a flipped bit would be trained
+    on.
+    """
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise ValueError(f"{broken} in it does not match its checksum")
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or "structure" not in content:
-        raise ValueError(f"{path} is no checkpoint of this lab")
+        raise ValueError("it is no checkpoint of this lab")
     return content
 
 
-def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+def newest(run_dir: Path) -> Found | None:
     """The last checkpoint that can be read, or None where a run has none yet; says so when it falls back.
 
     Raises UsageError where there are checkpoints and none can be read.
@@ -73,8 +114,8 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
             continue
         try:
             content = load(path)
-        except (RuntimeError, EOFError, ValueError, OSError, KeyError, ImportError) as error:
-            broken.append(f"{path.name} ({str(error).splitlines()[0][:120]})")
+        except DAMAGED as error:
+            broken.append(f"{path.name} ({reason(error)})")
             continue
         if broken:
             message = (
@@ -86,3 +127,20 @@ def newest(run_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     if broken:
         raise UsageError(f"no checkpoint in {folder(run_dir)} can be read: {', '.join(broken)}; start the run anew.")
     return None
+
+
+def best(run_dir: Path) -> dict[str, Any]:
+    """The checkpoint of the best validation loss; raises UsageError where it is gone or damaged."""
+    path = folder(run_dir) / BEST
+    try:
+        return load(path)
+    except DAMAGED as error:
+        raise UsageError(
+            f"{path} cannot be read ({reason(error)}), and select=best reports the weights in it and no others; "
+            f"restore the file, or run again."
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,21 +1,25 @@
 """What layers were before training, W₀: on disk, or frozen under their pairs."""
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lab.adapter.delta import pristine_weight
 from lab.adapter.layer import LowRankLinear
 from lab.cache import write_atomically
 from lab.errors import UsageError
+from lab.model import digest_of
 from lab.spectral.noise import left_directions
 from lab.training import checkpoint
+
+log = logging.getLogger(__name__)
 
 WEIGHTS, DIRECTIONS = "initial.safetensors", "initial_directions"
 
@@ -25,16 +29,24 @@ class OnDisk(Mapping[str, Tensor]):
 
     def __init__(self, run_dir: Path) -> None:
         self.path = checkpoint.folder(run_dir) / WEIGHTS
+        self._checked: set[str] = set()  # by this process
 
     def write(self, weights: Mapping[str, Tensor]) -> None:
         """Put these in the file's place."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: weight.cpu().contiguous() for name, weight in weights.items()}
-        write_atomically(self.path, lambda temporary: save_file(tensors, temporary))
+        _write(self.path, {name: weight.cpu().contiguous() for name, weight in weights.items()})
 
     def __getitem__(self, name: str) -> Tensor:
+        """A weight as it was written; raises UsageError where the file holds another."""
         with self._open() as file:
-            return file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name)
+            if name not in self._checked and not _is_whole(name, tensor, file.metadata()):
+                raise UsageError(
+                    f"{self.path} does not hold what was written to it for {name}, against which changes are measured; "
+                    f"restore it, or start the run anew."
+                )
+        self._checked.add(name)
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         with self._open() as file:
@@ -51,7 +63,12 @@ class OnDisk(Mapping[str, Tensor]):
     def _open(self) -> Any:
         if not self.path.is_file():
             raise UsageError(f"{self.path} is gone, against which changes are measured; restore it, or start anew.")
-        return safe_open(self.path, framework="pt")
+        try:
+            return safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UsageError(
+                f"{self.path} cannot be read ({error}), against which changes are measured; restore it, or start anew."
+            ) from error
 
 
 class Pristine(Mapping[str, Tensor]):
@@ -101,8 +118,26 @@ class KeptDirections(Directions):
     def __getitem__(self, name: str) -> Tensor:
         path = self._folder / f"{name}.safetensors"
         if path.is_file():
-            return load_file(path)["U"]
+            try:
+                with safe_open(path, framework="pt") as file:
+                    kept: Tensor = file.get_tensor("U")
+                    if _is_whole("U", kept, file.metadata()):
+                        return kept
+            except (SafetensorError, OSError) as error:
+                log.warning("%s: %s", path, error)
+            log.warning("%s is damaged and is computed again", path)
         found = super().__getitem__(name)
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: save_file({"U": found.cpu()}, temporary))
+        _write(path, {"U": found.cpu()})
         return found
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file with the digest of each tensor among its notes."""
+    notes = {name: digest_of(name, tensor).hex() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, notes))
+
+
+def _is_whole(name: str, tensor: Tensor, notes: Mapping[str, str] | None) -> bool:
+    """True where a tensor has the digest that was noted; files of before 2026-11-27 note none, and are believed."""
+    return not notes or name not in notes or notes[name] == digest_of(name, tensor).hex()

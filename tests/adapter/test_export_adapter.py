@@ -126,7 +126,7 @@ def test_stock_peft_adapts_the_same_modules_where_names_end_alike(left_out: str 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_the_factors_multiply_to_the_change_of_the_weight(model: str, scheme: str) -> None:
     ours, pristine = trained(model, SCHEMES[scheme]), base(model)
-    whole = merged(ours.model)
+    whole = merged(ours.model, base(model))
     factors = {name: (L, R) for name, L, R in delta_factors(ours.model)}
     assert list(factors) == list(ours.plan)
     for name, (L, R) in factors.items():
@@ -140,7 +140,7 @@ def test_the_factors_multiply_to_the_change_of_the_weight(model: str, scheme: st
 def test_merging_gives_a_plain_model_and_leaves_the_live_one_alone(model: str, scheme: str) -> None:
     ours = trained(model, SCHEMES[scheme])
     expected, state = logits(ours.model), {k: t.clone() for k, t in adapter_state(ours.model).items()}
-    plain = merged(ours.model)
+    plain = merged(ours.model, base(model))
     assert plain.state_dict().keys() == base(model).state_dict().keys()
     torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-4)  # weights summed first, in fp32
     assert torch.equal(logits(ours.model), expected)
@@ -149,7 +149,7 @@ def test_merging_gives_a_plain_model_and_leaves_the_live_one_alone(model: str, s
 
 def test_merging_rounds_each_weight_once() -> None:
     ours = case(base("llama", torch.bfloat16), Noise())
-    plain, pristine = merged(ours.model), base("llama", torch.bfloat16)
+    plain, pristine = merged(ours.model, base("llama", torch.bfloat16)), base("llama", torch.bfloat16)
     for name, L, R in delta_factors(ours.model):
         found = plain.get_submodule(name).weight
         exact = pristine.get_submodule(name).weight.double() + L.double() @ R.double()
@@ -210,7 +210,7 @@ def test_dora_exports_as_dora(tmp_path: Path) -> None:
     export(ours.model, tmp_path)
     verify_export(tmp_path, ours.plan, scaling=ours.scaling, offset="none", use_dora=True)
     assert_same(logits(PeftModel.from_pretrained(base("llama"), tmp_path)), logits(ours.model))
-    whole, pristine = merged(ours.model), base("llama")
+    whole, pristine = merged(ours.model, base("llama")), base("llama")
     torch.testing.assert_close(logits(whole), logits(ours.model), rtol=1e-4, atol=1e-4)
     for name, L, R in delta_factors(ours.model):
         change = whole.get_submodule(name).weight - pristine.get_submodule(name).weight

@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+import yaml
 from transformers import AutoTokenizer
 
+from lab import build
+from lab.config import CONF
 from lab.data import Chat, Pair, Text
-from lab.data.encode import IGNORED, bytes_of, encode, preview, render_prompt
+from lab.data.encode import IGNORED, encode, preview, prompt_ids
+from lab.data.tokens import bytes_of
 from lab.errors import UsageError
 from lab.model.hub import shipped
 
@@ -31,6 +35,11 @@ def chat():
 
 def encoded(records, tokenizer, template="auto", max_length=64):
     return encode(records, tokenizer, template=template, max_length=max_length, side_name="train")
+
+
+def prompt_of(record, tokenizer, template="auto"):
+    [ids] = prompt_ids([record], tokenizer, template)
+    return tokenizer.decode(ids)
 
 
 def predicted(sample, tokenizer):
@@ -95,8 +104,8 @@ def test_generation_starts_from_exactly_the_masked_tokens(tokenizer, chat):
         for template in ("auto", "# {input}\n{prompt}:"):
             pair = Pair("a question", "an answer", "some input")
             [sample] = encoded([pair], each, template).samples
-            prompt = each(render_prompt(pair, each, template), add_special_tokens=False)["input_ids"]
-            assert sample.input_ids[sample.labels == IGNORED].tolist() == prompt
+            [prompt] = prompt_ids([pair], each, template)
+            assert sample.input_ids[sample.labels == IGNORED].tolist() == prompt.tolist()
 
 
 def test_no_token_straddles_the_border_of_prompt_and_response(tokenizer):
@@ -106,9 +115,20 @@ def test_no_token_straddles_the_border_of_prompt_and_response(tokenizer):
     assert predicted(sample, tokenizer) == "turn<|endoftext|>"
 
 
+def test_with_the_shipped_tokenizer_prompt_and_answer_have_the_ids_they_have_apart(tokenizer):
+    pairs = build.make(yaml.safe_load((CONF / "data" / "probability_qa.yaml").read_text())).load()
+    for pair in (*pairs.train, *pairs.val):
+        sample = encoded([pair], tokenizer, max_length=512).samples[0]
+        parts = (f"Question: {pair.prompt}\n\nAnswer:\n", pair.response)
+        prompt, response = tokenizer(list(parts), add_special_tokens=False)["input_ids"]
+        assert sample.input_ids.tolist() == [0, *prompt, *response, 0]
+        assert sample.labels.tolist() == [IGNORED] * (1 + len(prompt)) + [*response, 0]
+        assert sample.num_bytes == len(pair.response.encode())
+
+
 def test_the_input_field_stands_behind_the_prompt(tokenizer):
-    assert "Sort.\n\n3 1 2\n\nAnswer:" in render_prompt(Pair("Sort.", "1 2 3", "3 1 2"), tokenizer, "auto")
-    assert render_prompt(Pair("{input}", "", "x"), tokenizer, "{prompt}/{input}").endswith("{input}/x")
+    assert "Sort.\n\n3 1 2\n\nAnswer:" in prompt_of(Pair("Sort.", "1 2 3", "3 1 2"), tokenizer)
+    assert prompt_of(Pair("{input}", "", "x"), tokenizer, "{prompt}/{input}").endswith("{input}/x")
 
 
 def test_truncation_cuts_the_right_side_and_is_counted(tokenizer):
@@ -150,13 +170,13 @@ def test_a_chat_is_predicted_in_the_assistants_turns_only(chat):
     [sample] = encoded([record], chat).samples
     assert predicted(sample, chat) == "A1<|im_end|>A2<|im_end|><|endoftext|>"
     assert sample.num_bytes == 4
-    assert render_prompt(record, chat, "auto").endswith("U2<|im_end|>\n<|im_start|>assistant\n")
+    assert prompt_of(record, chat).endswith("U2<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_auto_takes_the_chat_template_and_text_overrides_it(chat):
     pair = Pair("U", "A", "I")
-    assert render_prompt(pair, chat, "auto") == "<|im_start|>user\nU\n\nI<|im_end|>\n<|im_start|>assistant\n"
-    assert "im_start" not in render_prompt(pair, chat, "{prompt} {input}")
+    assert prompt_of(pair, chat) == "<|im_start|>user\nU\n\nI<|im_end|>\n<|im_start|>assistant\n"
+    assert "im_start" not in prompt_of(pair, chat, "{prompt} {input}")
 
 
 def test_messages_without_a_chat_template_are_refused(tokenizer):

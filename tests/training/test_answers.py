@@ -12,7 +12,7 @@ from lab.config import Evaluate
 from lab.data import Chat, Pair, Splits, Text
 from lab.data import answer as answer_module
 from lab.data.corpus import load_corpus
-from lab.data.encode import encode, render_prompt
+from lab.data.encode import encode
 from lab.errors import UsageError
 from lab.model.hub import shipped
 from lab.training.answers import Answers, as_markdown
@@ -178,14 +178,13 @@ def test_what_training_predicts_is_the_answer_and_its_end(name, special):
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=special)
     tokenizer.chat_template = TEMPLATES.get(name)
     pair = Pair("Say it.", 'A "b" c.\nAnswer: 7 "d"')
-    answers = made(tokenizer, [pair])
+    answers = made(tokenizer, [pair], sample_tokens=60)
     [sample] = encode([pair], tokenizer, template="auto", max_length=128, side_name="train").samples
     trained = sample.labels[sample.labels != -100].tolist()
     junk = tokenizer("<|im_start|>user\nAnswer: 8", add_special_tokens=False)["input_ids"]
     net = speaker(tokenizer, lambda prompt: trained + junk)
     assert answers.accuracy(net)["test_accuracy"] == 1.0
-    assert answers.samples(net)[0][1].startswith('A "b"')
-    [text], _ = answers._complete(net, ["x"], "max_new_tokens")
+    [(_, text)] = answers.samples(net)
     assert text == pair.response
 
 
@@ -212,15 +211,15 @@ def test_an_answer_on_which_a_pattern_does_not_end_is_none(plain, monkeypatch, c
     assert "a search took more than 0.1 s" in caplog.text
 
 
-def test_a_users_prompt_begins_as_texts_do_in_training(plain, chat):
-    bare = AutoTokenizer.from_pretrained(shipped("base"))
-    bare.backend_tokenizer.post_processor = type(bare.backend_tokenizer.post_processor)(single="$A")
-    for tokenizer, begun in ((plain, [0]), (bare, [])):
-        answers = made(tokenizer, PAIRS, prompts=["def f(x):", "<|endoftext|>def f(x):", ""])
+def test_a_users_prompt_is_asked_as_training_writes_one(plain, chat):
+    for tokenizer in (plain, chat):
+        prompts = ["What is 2?", ""]
+        answers = made(tokenizer, PAIRS, prompts=prompts)
         net = speaker(tokenizer, lambda prompt: [0])
-        assert [text for _, text in answers.samples(net)] == ["", "", ""]
-        words = tokenizer("def f(x):", add_special_tokens=False)["input_ids"]
-        assert sorted(net.asked) == sorted([begun + words, [0, *words], [0]])  # nothing at all becomes END
+        assert [text for _, text in answers.samples(net)] == ["", ""]
+        pairs = [Pair(prompt, "Answer: 2") for prompt in prompts]
+        samples = encode(pairs, tokenizer, template="auto", max_length=64, side_name="train").samples
+        assert sorted(net.asked) == sorted(sample.input_ids[sample.labels == -100].tolist() for sample in samples)
 
 
 def test_an_empty_prompt_begins_with_end_as_in_training():
@@ -228,7 +227,6 @@ def test_an_empty_prompt_begins_with_end_as_in_training():
     bare.backend_tokenizer.post_processor = type(bare.backend_tokenizer.post_processor)(single="$A")
     pair = Pair("", "Answer: 1")
     [sample] = encode([pair], bare, template="{prompt}", max_length=64, side_name="train").samples
-    assert render_prompt(pair, bare, "{prompt}") == ""
     answers = made(bare, [pair, PAIRS[3]], template="{prompt}")
     net = speaker(bare, lambda prompt: [0])
     answers.accuracy(net)
@@ -247,7 +245,7 @@ def test_a_prompt_that_leaves_no_room_loses_its_beginning_and_that_is_said_once(
     said = " ".join(capsys.readouterr().out.split())
     sentence = "1 of 2 prompts are longer than the 20 positions beside evaluate.max_new_tokens=12"
     assert said.count(sentence) == 1
-    whole = plain(render_prompt(test[1], plain, "{prompt}:"), add_special_tokens=False)["input_ids"]
+    whole = plain(f"{test[1].prompt}:", add_special_tokens=False)["input_ids"]
     assert given[0]["input_ids"][1].tolist() == whole[-20:]
 
 

@@ -1,0 +1,84 @@
+"""What became of the text on the way to samples: said for every side that lost some, and loudly where it is much."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from jobs import run
+from transformers import AutoTokenizer
+
+from lab.data import Chat, Pair, Splits, Text, Written
+from lab.data.corpus import load_corpus
+from lab.model.hub import shipped
+
+SHORT, LONG = Pair("Why?", "So."), Pair("Why?", "So " * 100)
+NEVER = Pair("Why " * 100, "So.")  # its answer lies behind the cut
+
+
+@dataclass
+class Data:
+    """A data set of given records."""
+
+    splits: Splits
+    name: str = "given"
+    template: str | None = "auto"
+    max_length: int = 64
+    retention: str | None = None
+    answer_pattern: str | None = field(default=None)
+
+    def load(self):
+        return self.splits
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    made = AutoTokenizer.from_pretrained(shipped("base"))
+    made.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return made
+
+
+def losses(tokenizer, train, val=(SHORT,), test=()):
+    return load_corpus(Data(Splits(train, val, test)), tokenizer).losses()
+
+
+def test_nothing_is_said_where_nothing_is_lost(tokenizer):
+    whole = [SHORT, Chat((("user", "a"), ("assistant", "b"))), Text("long " * 500), Written("a", (5, 6))]
+    assert losses(tokenizer, whole, test=whole) == []
+
+
+def test_every_side_says_what_it_left_out_and_what_it_cut(tokenizer):
+    said = losses(tokenizer, [SHORT] * 97 + [NEVER, NEVER, LONG], val=[SHORT, LONG], test=[NEVER, SHORT])
+    assert said == [
+        "train: 2 of 100 examples are left out, since data.max_length=64 cuts off their whole answer, "
+        "1 of 100 examples is cut at data.max_length=64; raise data.max_length",
+        "WARNING: val: 1 of 2 examples is cut at data.max_length=64; raise data.max_length",
+        "WARNING: test: 1 of 2 examples is left out, since data.max_length=64 cuts off their whole answer; "
+        "raise data.max_length",
+    ]
+
+
+@pytest.mark.parametrize(("lost", "loud"), [(1, False), (2, True)])
+def test_more_than_a_tenth_is_a_warning(tokenizer, lost, loud):
+    [said] = losses(tokenizer, [SHORT] * (10 - lost) + [NEVER] * lost)
+    assert said.startswith("WARNING: ") is loud
+
+
+def test_an_example_without_an_answer_is_not_blamed_on_the_length(tokenizer):
+    silent = Chat((("user", "a " * 200), ("user", "b")))
+    [said] = losses(tokenizer, [SHORT] * 20 + [silent])
+    assert said == "train: 1 of 21 examples is left out, since nothing in them is an answer"
+
+
+def test_a_long_written_text_is_cut(tokenizer):
+    [said] = losses(tokenizer, [Written("a", (5,) * 100)])
+    assert said == "WARNING: train: 1 of 1 examples is cut at data.max_length=64; raise data.max_length"
+
+
+def test_a_run_says_it_at_its_start(tmp_path, capsys):
+    run(tmp_path, "data.max_length=100", "schedule.max_steps=1", "schedule.max_epochs=null", "evaluate.accuracy=false")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "WARNING: train: " in said
+    assert "of 28 examples are left out, since data.max_length=100 cuts off their whole answer" in said
+    assert said.index("WARNING: train: ") < said.index("WARNING: test: ")
