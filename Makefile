@@ -16,7 +16,7 @@ SIZE ?= quick
 STUDIED := multirun/$(STUDY)/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train study test lint bench dashboard base
+.PHONY: help install train study test faults lint bench dashboard base
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ study: install  ## A quick study and its report; STUDY=init_comparison for anoth
 
 test: install  ## All tests, as many at once as there are processors, up to JOBS=8; TESTS=tests/init for some
 	$(BIN)/python -m pytest -n logical --maxprocesses $(JOBS) --dist worksteal $(TESTS)
+
+faults: install  ## Every kill and every mutant that `make test` samples: docs/reliability.md
+	$(BIN)/python -m pytest -n logical --maxprocesses $(JOBS) --dist worksteal -m exhaustive $(TESTS)
 
 lint: install  ## Style and types
 	$(BIN)/ruff check .

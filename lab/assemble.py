@@ -14,14 +14,15 @@ from lab import build
 from lab.adapter.initialise import Initialised, initialise
 from lab.adapter.install import Scaling, install, scaling_factor
 from lab.adapter.layer import adapted_layers
+from lab.adapter.mismatch import Mismatch
 from lab.adapter.state import load_adapter_state
-from lab.adapter.verify import Applied, verify
+from lab.adapter.verify import Applied, frozen_digests, verify, verify_frozen, verify_restored
 from lab.config import RunConfig
 from lab.data.encode import Sample
 from lab.errors import UsageError
 from lab.init import InitScheme
 from lab.layer import Target, find_targets, weight_of
-from lab.model import Model, weights_sha256
+from lab.model import Model, combined, digests_of
 from lab.rank_strategy.adalora import Adalora
 from lab.training.first_step import FirstStepWatch
 from lab.training.hardware import Resolved
@@ -41,6 +42,7 @@ class BaseHashes:
 
     stored: str | None  # None for a model class of a user's own that cannot tell
     held: str
+    of_each: dict[str, bytes]  # as held, by name
 
     def structure(self) -> dict[str, str | None]:
         """What a checkpoint keeps of it."""
@@ -50,7 +52,8 @@ class BaseHashes:
 def base_hashes(model: Model, net: nn.Module, seed: int) -> BaseHashes:
     """The hashes of a base that was just loaded, in whatever dtype, and not yet trained."""
     stored = getattr(model, "stored_sha256", None)
-    return BaseHashes(stored(seed) if stored is not None else None, weights_sha256(net))
+    of_each = digests_of(list(net.named_parameters()))
+    return BaseHashes(stored(seed) if stored is not None else None, combined(of_each), of_each)
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Adapted:
     structure: dict[str, Any]
     applied: Applied | None = None
     init_record: dict[str, Any] = field(default_factory=dict)
+    frozen: dict[str, bytes] = field(default_factory=dict)  # digests of the base's weights under the adapters
     filled: Initialised | None = None  # None with method=full, and on a run that goes on
 
     def watchers(self, run_dir: Path) -> "list[Callback]":
@@ -126,6 +130,8 @@ def adapt(
             layer.add_values()
     filled = initialise(adapted, scheme, targets, of_scheme, seed=config.seed)
     applied = verify(adapted, targets, plan, scaling, filled, config.adapter.use_dora, adaptive)
+    written = {f"{name}.weight" for name, layer in filled.layers.items() if layer.base_sha256 is not None}
+    verify_frozen(adapted, base.of_each, leave_out=written)  # whose own digests were compared just now
     check_equal({"the base's sha256": base.held, "the rank plan": applied.ranks, "the init": filled.sha256})
     structure = {
         "method": "lora",
@@ -145,7 +151,7 @@ def adapt(
         "seconds": time.perf_counter() - began,
         **filled.decomposed,
     }
-    return Adapted(adapted, targets, structure, applied, record, filled)
+    return Adapted(adapted, targets, structure, applied, record, frozen_digests(adapted), filled)
 
 
 def readapt(
@@ -163,7 +169,27 @@ def readapt(
         return Adapted(net, [], structure)
     adapted = _installed(net, targets, structure["plan"], config)
     load_adapter_state(adapted, checkpoint["state_dict"])
-    return Adapted(adapted, targets, structure)
+    scaling = scaling_factor(config.alpha, config.rank, cast(Scaling, config.scaling))
+    facts = (structure["plan"], scaling, structure["offset"], checkpoint["state_dict"], config.adapter.use_dora)
+    verify_restored(adapted, targets, *facts)
+    return Adapted(adapted, targets, structure, frozen=frozen_digests(adapted))
+
+
+def check_step0(adapted: Adapted, base: float, step0: float, config: RunConfig) -> None:
+    """Raises Mismatch where an adapter that must not move the base at step 0 does, by the losses before and after.
+
+    A product of 0 and a separate offset leave every output as it was, to the last bit; DoRA rounds the weights it
+    rescales.
+    """
+    applied = adapted.applied
+    if applied is None or not (applied.offset == "separate" or applied.delta_norm == 0) or applied.bases_replaced:
+        return
+    tolerance = 1e-2 if config.adapter.use_dora else 1e-5  # 2^-8 of bf16's weights, summed; float32's last digits
+    if abs(step0 - base) > tolerance * max(1.0, abs(base)):
+        raise Mismatch(
+            f"the loss at step 0 is {step0:.6f} and the base's {base:.6f}: with offset {applied.offset} and a product "
+            f"of norm {applied.delta_norm:.3g} the adapters must not move it."
+        )
 
 
 def _check_base(structure: dict[str, Any], found: BaseHashes) -> None:

@@ -91,11 +91,12 @@ def _measure(key: str, name: str, node: Any) -> Callable[[Any, Any], Any]:
 def make_logger(node: dict[str, Any], run_dir: Path, step: int = 0) -> Any:
     """The Lightning logger of a run, or None; `{run_dir}` in its values is filled in.
 
-    A run that goes on from a step has TensorBoard drop what an earlier start wrote of it and later ones.
+    A run that goes on from a step has TensorBoard drop what an earlier start wrote of it and later ones; TensorBoard
+    heeds that from the second start on, so the first says it too.
     """
     if node.get("_target_") is None:
         return None
     filled = {k: v.replace("{run_dir}", str(run_dir)) if isinstance(v, str) else v for k, v in node.items()}
-    if step and str(node["_target_"]).endswith(".TensorBoardLogger"):
+    if str(node["_target_"]).endswith(".TensorBoardLogger"):
         filled["purge_step"] = step
     return make(filled)

@@ -84,6 +84,7 @@ def _write_adapter(found: Selected, folder: Path, to: Path, portable: bool, rank
         portable=portable,
         base=base,
         revision=model.revision,
+        model=found.net,
     )
     notes = [] if beside is None else [f"it belongs on the base beside it, which adapter_config.json names as {base}"]
     if rank is not None and rank > max(done.ranks.values()):

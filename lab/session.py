@@ -13,7 +13,8 @@ from rich.text import Text
 from lab import account, build, files, record
 from lab.adapter.export import BASE, export, verify_export
 from lab.adapter.install import scaling_factor
-from lab.assemble import Adapted, adapt, base_hashes, load_base, readapt
+from lab.adapter.verify import verify_frozen
+from lab.assemble import Adapted, adapt, base_hashes, check_step0, load_base, readapt
 from lab.cache import share_weights
 from lab.config import RunConfig
 from lab.data.corpus import load_corpus
@@ -113,6 +114,7 @@ class Session:
         scorer = Scorer(adapted.net, self.hardware.device, autocast=False)
         step0 = evaluate(scorer, probe, corpus.pad_id).loss
         scorer.gate.handle.remove()
+        check_step0(adapted, before, step0, config)
         account.describe(self.result, config, adapted, model, self.tokenizer, self.hardware)
         self.result.init = {**adapted.init_record, "base_loss": before, "step0_loss": step0}
         if self.main:
@@ -216,6 +218,8 @@ class Session:
             self.module.load_state_dict(checkpoint.best(self.run_dir)["state_dict"])
             self.monitor.final = None
         adaptive.finish(self.module, adapted.targets, self.result, self.main)
+        if adapted.frozen:
+            verify_frozen(adapted.net, adapted.frozen)
         scorer, metrics = self.module.scorer, self.result.metrics
         val = self.monitor.final or self._evaluate(scorer, "val")
         metrics |= {"val_loss": val.loss, "val_perplexity": val.perplexity, "val_bpb": val.bpb}
@@ -288,6 +292,7 @@ class Session:
                 use_dora=self.config.adapter.use_dora,
                 base=base,
                 revision=revision,
+                model=adapted.net,
             )
         else:
             adapted.net.save_pretrained(self.run_dir / "model")

@@ -1,10 +1,14 @@
 """Small runs that are killed at a chosen moment, and what of a run must not depend on that."""
 
+import builtins
 import importlib
+import io
+import itertools
 import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +30,16 @@ def start(
     kill_before: str | None = None,
     call: int = 1,
     by: signal.Signals = signal.SIGKILL,
+    kill_after_write: int | None = None,
+    writes: Path | None = None,
 ) -> int:
     """The exit status of a job in a process of its own, which gets a signal before the n-th call of a function.
 
-    `kill_before` is `module:name` or `module:Class.name`, where the caller looks it up. Raises where nothing ends the
-    job in two minutes.
+    `kill_before` is `module:name` or `module:Class.name`, where the caller looks it up. `kill_after_write` dies right
+    after the n-th opening, renaming, cutting or removing of a file of the run, from 0; `writes` is a file that takes a
+    line for each. Raises where nothing ends the job in two minutes.
     """
-    process = _jobs.Process(target=_job, args=(run_dir, overrides, kill_before, call, by))
+    process = _jobs.Process(target=_job, args=(run_dir, overrides, kill_before, call, by, kill_after_write, writes))
     process.start()
     process.join(120)
     if process.exitcode is None:
@@ -41,7 +48,15 @@ def start(
     return process.exitcode
 
 
-def _job(run_dir: Path, overrides: tuple[str, ...], kill_before: str | None, call: int, by: signal.Signals) -> None:
+def _job(
+    run_dir: Path,
+    overrides: tuple[str, ...],
+    kill_before: str | None,
+    call: int,
+    by: signal.Signals,
+    kill_after_write: int | None,
+    writes: Path | None,
+) -> None:
     if kill_before is not None:
         module, _, path = kill_before.partition(":")
         owner: Any = importlib.import_module(module)
@@ -57,7 +72,49 @@ def _job(run_dir: Path, overrides: tuple[str, ...], kill_before: str | None, cal
             return real(*args, **kwargs)
 
         setattr(owner, name, die)
+    if kill_after_write is not None or writes is not None:
+        _watch_writes(run_dir, kill_after_write, writes)
     run(run_dir, *overrides)
+
+
+def _watch_writes(run_dir: Path, last: int | None, log: Path | None) -> None:
+    """From now on, count what this process does to files of the run, and die behind the `last` of it."""
+    count = itertools.count()
+    real_open = open
+
+    def watched(name: str, real: Any, writes_to: Callable[..., Any]) -> Any:
+        def act(*args: Any, **kwargs: Any) -> Any:
+            result = real(*args, **kwargs)
+            path = writes_to(*args, **kwargs)
+            if isinstance(path, str | Path) and Path(path).is_relative_to(run_dir):
+                number = next(count)
+                if log is not None:
+                    with real_open(log, "a") as file:
+                        file.write(f"{name} {Path(path).relative_to(run_dir)}\n")
+                if number == last:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return act
+
+    def opened(path: Any, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        return path if set(more.get("mode", mode)) & set("wax+") else None
+
+    def target(source: Any, destination: Any, *rest: Any, **more: Any) -> Any:
+        return destination
+
+    def itself(path: Any, *rest: Any, **more: Any) -> Any:
+        return path
+
+    for owner, name, writes_to in (
+        (builtins, "open", opened),
+        (io, "open", opened),
+        (os, "replace", target),
+        (os, "rename", target),
+        (os, "truncate", itself),
+        (os, "unlink", itself),
+    ):
+        setattr(owner, name, watched(name, getattr(owner, name), writes_to))
 
 
 def facts(run_dir: Path) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def test_a_layer_that_any_strategy_skips_or_misranks_aborts(strategy, fault, pre
     monkeypatch.setattr(assemble, "install", fault)
     with pytest.raises(Mismatch, match=FAULTS[fault]):
         assemble.adapt(
-            net, targets, settings, machine, corpus.train.samples, corpus.pad_id, assemble.BaseHashes("", "")
+            net, targets, settings, machine, corpus.train.samples, corpus.pad_id, assemble.base_hashes(model, net, 0)
         )
 
 

@@ -162,13 +162,15 @@ def verify_export(
     portable: bool = False,
     base: str | None = None,
     revision: str | None = None,
+    model: PeftModel | None = None,
 ) -> None:
     """Read the folder back as stock peft would; raises Mismatch where it is not what was planned.
 
     Each module's saved rank is its planned one, or twice it where `offset` (as in Applied) is separate or fold, and at
     most `rank`; its scaling is `scaling`; every tensor is there, float32 and finite, and there are no others. Where
     `portable`, one rank and one alpha hold for all, and what a pair has beyond its own rank is 0. The base is named
-    `base`, at `revision`; by default the one in the folder, where it holds one, and that at none.
+    `base`, at `revision`; by default the one in the folder, where it holds one, and that at none. With the live `model`
+    every pair that was not cut to `rank` is compared with the model's own, number by number.
     """
     directory = Path(directory)
     config = LoraConfig.from_pretrained(str(directory))
@@ -199,6 +201,7 @@ def verify_export(
     for key, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
             raise Mismatch(f"{directory}/{WEIGHTS}: {key} is {tensor.dtype} or holds values that are not finite.")
+    live = {name: pair(layer) for name, layer in adapted_layers(model).items()} if model is not None else {}
     own_ranks = {name: [min(k, rank or k) for k in _saved_ranks(planned, offset)] for name, planned in plan.items()}
     least = max(min(ranks) for ranks in own_ranks.values())
     widths = sorted({k for ranks in own_ranks.values() for k in ranks if k >= least})
@@ -213,9 +216,19 @@ def verify_export(
             raise Mismatch(f"{name}: {directory} states rank {stated} and holds {A.shape[0]} and {B.shape[1]}.")
         if bool(A[max(ranks) :].any()) or bool(B[:, max(ranks) :].any()):
             raise Mismatch(f"{name}: {directory} holds more than rank {max(ranks)}.")
+        if name in live and not _is_pair(A, B, live[name]):
+            raise Mismatch(f"{name}: {directory} holds another pair than the live model's.")
         alpha = _resolve(config.alpha_pattern, name, config.lora_alpha)
         if not math.isclose(alpha / stated, scaling, rel_tol=1e-9):
             raise Mismatch(f"{name}: the scaling in {directory} is {alpha / stated}, asked {scaling}.")
+
+
+def _is_pair(A: Tensor, B: Tensor, live: tuple[Tensor, Tensor]) -> bool:
+    """True where saved factors are the live ones, perhaps with zeros behind; those that were cut are not judged."""
+    k = live[0].shape[0]
+    return k > A.shape[0] or (
+        torch.equal(A[:k], live[0].float().cpu()) and torch.equal(B[:, :k], live[1].float().cpu())
+    )
 
 
 def _saved_ranks(planned: int, offset: str) -> Iterator[int]:

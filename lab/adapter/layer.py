@@ -69,6 +69,14 @@ class LowRankLinear(Linear):
         """DoRA's length of each row of the weight, (out,); None without DoRA."""
         return cast(nn.Parameter, self.lora_magnitude_vector[ADAPTER].weight) if self.lora_variant else None
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """A and B, AdaLoRA's E and DoRA's magnitude where they are."""
+        return [p for p in (self.A, self.B, self.E, self.magnitude) if p is not None]
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """All that the layer has beside its base layer's: what trains, and the offset pair."""
+        return [*self.trained_parameters(), *(p for p in (self.offset_A, self.offset_B) if p is not None)]
+
     @property
     def quantised(self) -> bool:
         """True where the base weight is packed (bitsandbytes) and cannot be written to."""

@@ -1,22 +1,24 @@
 """Read everything back from the live model: what was planned is what is there, or the run stops."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from lab.adapter.initialise import Initialised, LayerInit, delta_norm, sha256_of
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
 from lab.adapter.mismatch import Mismatch
+from lab.adapter.state import adapter_state
 from lab.layer import Target, weight_of
+from lab.model import digests_of
 from lab.rank_strategy import RankPlan
 
-__all__ = ["Applied", "Mismatch", "verify"]
+__all__ = ["Applied", "Mismatch", "frozen_digests", "verify", "verify_frozen", "verify_restored"]
 
 Found = tuple[str, object, object]  # what, asked, found
 
@@ -76,6 +78,52 @@ def verify(
         delta_norm=math.sqrt(sum(delta_norm(layer.scaled_A, layer.B, layer.s) ** 2 for layer in layers.values())),
         budget_used=sum(layer.A.numel() + layer.B.numel() for layer in layers.values()),
     )
+
+
+def verify_restored(
+    model: PeftModel,
+    targets: Sequence[Target],
+    plan: RankPlan,
+    scaling: float,
+    offset: str,
+    state: Mapping[str, Tensor],
+    use_dora: bool,
+) -> None:
+    """Compare a model rebuilt from a checkpoint with the checkpoint's structure and state; raises Mismatch."""
+    layers = adapted_layers(model)
+    _check_modules(model, targets, layers)
+    _collect(targets, lambda target: _structure(layers[target.name], target, plan[target.name], scaling, use_dora))
+    dropout = cast(LoraConfig, model.peft_config[ADAPTER]).lora_dropout
+    _collect(targets, lambda target: _dropout(layers[target.name], dropout))
+    found = "+".join(sorted({layer.offset for layer in layers.values()}))
+    if found != offset:
+        raise Mismatch(f"the offset is {found}, asked {offset}.")
+    live = adapter_state(model)
+    differing = [name for name in sorted(live.keys() | state.keys()) if not _same(live.get(name), state.get(name))]
+    if differing:
+        raise Mismatch(f"{_names(differing)} not what the checkpoint holds.")
+    _check_trainable(model, layers)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one.cpu(), other.cpu())
+
+
+def frozen_digests(model: PeftModel) -> dict[str, bytes]:
+    """The digest of every weight that does not train, named as in the pristine base; offsets are none of them."""
+    base = model.get_base_model()
+    own = {id(p) for layer in adapted_layers(model).values() for p in layer.own_parameters()}
+    frozen = [(name.replace(".base_layer.", "."), p) for name, p in base.named_parameters() if id(p) not in own]
+    return digests_of(frozen)
+
+
+def verify_frozen(model: PeftModel, before: Mapping[str, bytes], leave_out: Collection[str] = ()) -> None:
+    """Raises Mismatch where a weight of the frozen base is not what it was, but for those named."""
+    after = frozen_digests(model)
+    changed = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    changed = [name for name in changed if name not in leave_out]
+    if changed:
+        raise Mismatch(f"{_names(changed)} of the frozen base, and changed ({len(changed)} of {len(before)} weights).")
 
 
 def _names(names: Sequence[str]) -> str:
@@ -154,7 +202,7 @@ def _filled(layer: LowRankLinear, init: LayerInit) -> Iterator[Found]:
 
 
 def _check_trainable(model: PeftModel, layers: dict[str, LowRankLinear]) -> None:
-    wanted = {id(p) for layer in layers.values() for p in (layer.A, layer.B, layer.E, layer.magnitude) if p is not None}
+    wanted = {id(p) for layer in layers.values() for p in layer.trained_parameters()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in wanted:
             raise Mismatch(f"{name} is trainable; only the factors of adapted layers may be.")

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,10 +56,18 @@ def weights_sha256(model: "nn.Module") -> str:
     (`Model.stored_sha256` is not).
     A tied weight counts once, under its first name.
     """
-    named = sorted(model.named_parameters())
+    return combined(digests_of(list(model.named_parameters())))
+
+
+def combined(found: dict[str, bytes]) -> str:
+    """One digest of many, in the order of their names."""
+    return hashlib.sha256(b"".join(found[name] for name in sorted(found))).hexdigest()
+
+
+def digests_of(named: "Sequence[tuple[str, Tensor]]") -> dict[str, bytes]:
+    """The digest of each weight, by name."""
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashlib and device copies release the interpreter lock
-        digests = list(pool.map(lambda item: digest_of(*item), named))
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+        return dict(zip((name for name, _ in named), pool.map(lambda item: digest_of(*item), named), strict=True))
 
 
 def digest_of(name: str, weight: "Tensor") -> bytes:

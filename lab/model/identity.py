@@ -1,12 +1,11 @@
 """Identity of a model's weights as its files store them, whatever dtype a run holds them in."""
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.model import digest_of, hub
+from lab.model import combined, digest_of, hub
 from lab.model.stored import weight_files
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def stored_sha256(name_or_path: str, revision: str | None) -> str:
     with hub.explained(name_or_path, revision):
         for file in weight_files(name_or_path, revision):
             digests |= dict(_safetensors(file) if file.suffix == ".safetensors" else _pickled(file))
-    return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
+    return combined(digests)
 
 
 def _safetensors(file: Path) -> Iterator[tuple[str, bytes]]:

@@ -1,6 +1,6 @@
 """AdaLoRA in a run, from its start to the record: updated after each step, shown on disk and on the dashboard."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class RankSchedule(AfterStep):
         if trainer.is_global_zero:
             self.file = MetricsFile(self.run_dir, FILE, COLUMNS)
             self.file.cut_back(pl_module.progress.step)
+            if (row := self.file.row_at(pl_module.progress.step)) is not None:  # which loggers have dropped
+                _show(trainer, row)
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         """Update and allocate; then a row, and at the end the figure of the ranks that are left."""
@@ -85,8 +87,13 @@ class RankSchedule(AfterStep):
                 "rank_max": max(ranks),
             }
             self.file.append(row)
-            for logger in trainer.loggers:
-                shown = {f"adalora/{name}": float(value) for name, value in row.items() if value is not None}
-                logger.log_metrics({tag: value for tag, value in shown.items() if tag != "adalora/step"}, step=step)
+            _show(trainer, row)
         if step == module.total_steps:
             show_figure(trainer, TAG, self.adaptive.ranks(), self.targets, step)
+
+
+def _show(trainer: Trainer, row: Mapping[str, float | int | None]) -> None:
+    """A row of the file on the dashboard."""
+    shown = {f"adalora/{name}": float(value) for name, value in row.items() if name != "step" and value is not None}
+    for logger in trainer.loggers:
+        logger.log_metrics(shown, step=int(row["step"] or 0))

@@ -12,7 +12,7 @@ from lab.adapter.state import adapter_state, load_adapter_state
 from lab.config import RunConfig
 from lab.training.hardware import Resolved
 from lab.training.loss import Scorer, first_bad_module
-from lab.training.optim import make_lr_lambda, make_optimizer
+from lab.training.optim import make_lr_lambda, make_optimizer, verify_trained
 from lab.training.stop import Diverged
 
 
@@ -96,6 +96,7 @@ class CausalLM(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with a per-step schedule."""
         optimizer = make_optimizer(self.net, self.config.optim, self.device)
+        verify_trained(self.net, optimizer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, make_lr_lambda(self.config.schedule, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lab.adapter.mismatch import Mismatch
 from lab.config import Optim, Schedule
 from lab.training.muon import MuonAdamW
 
@@ -52,6 +53,17 @@ def make_muon(net: Any, optim: Optim) -> MuonAdamW:
             outside = 1 if id(parameter) in embeddings else 2 if id(parameter) in heads else None
             groups[outside or (3 if parameter.ndim == 2 else 0)]["params"].append(parameter)
     return MuonAdamW([group for group in groups if group["params"]])
+
+
+def verify_trained(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raises Mismatch where the optimizer does not hold each parameter that trains exactly once, and no other."""
+    trained = {id(parameter): name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    absent = [name for key, name in trained.items() if key not in held]
+    if absent:
+        raise Mismatch(f"{absent[0]} trains and is not in the optimizer ({len(absent)} of {len(trained)} parameters).")
+    if len(held) != len(trained):
+        raise Mismatch(f"the optimizer holds {len(held)} parameters, and {len(trained)} train.")
 
 
 def make_adamw(net: nn.Module, optim: Optim, device: torch.device) -> torch.optim.AdamW:
