@@ -1,12 +1,13 @@
 """Config to live objects; the only caller of hydra.utils.instantiate."""
 
+import importlib
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
 from lab.errors import UsageError
 
@@ -17,6 +18,9 @@ def make(node: dict[str, Any]) -> Any:
     Where the target is a dataclass, values are first compared with the plain types that its fields name: a constructor
     would compare text with numbers, or count to 1.5, and say so in words that are not the user's.
     """
+    target = node.get("_target_")
+    if not isinstance(target, str) or not target:
+        raise UsageError(f"_target_={target!r} names no class, and {sorted(node)} need one, such as mypackage.Mine.")
     try:
         _check_types(node, _group(node))
         return instantiate(node, _convert_="all")
@@ -24,9 +28,21 @@ def make(node: dict[str, Any]) -> Any:
         cause = error.__cause__
         if isinstance(cause, UsageError):
             raise cause from None
-        if isinstance(cause, ValueError | TypeError):
-            raise UsageError(f"{node.get('_target_')}: {cause}") from cause
-        raise UsageError(str(error).split("\nfull_key")[0]) from error
+        if cause is not None and str(error).startswith("Error in call to target"):
+            raise UsageError(f"{target}: {' '.join(str(cause).split())}") from cause
+        if str(error).startswith("Error locating target"):
+            why = _innermost(error, target)
+            raise UsageError(f"_target_={target} cannot be imported ({why}); mend the path.") from error
+        raise UsageError(" ".join(str(error).split("\nfull_key")[0].split())) from error
+
+
+def _innermost(error: BaseException, target: str) -> str:
+    """What an import failed of in the end, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    module, _, name = target.rpartition(".")
+    missing = isinstance(error, ModuleNotFoundError) and error.name == target and module
+    return f"{module} has no {name}" if missing else " ".join(str(error).split())
 
 
 NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -40,9 +56,10 @@ def _group(node: dict[str, Any]) -> str:
 
 def _check_types(node: dict[str, Any], where: str) -> None:
     try:
-        target = get_object(node["_target_"])
+        module, _, name = str(node["_target_"]).rpartition(".")
+        target = getattr(importlib.import_module(module), name)
         hints = get_type_hints(target) if isinstance(target, type) and is_dataclass(target) else {}
-    except (ImportError, ValueError, NameError):  # instantiate says what is wrong with a path; a type may have no name
+    except Exception:  # of a module that cannot be imported, of a type without a name: instantiate says what is wrong
         return
     for key, value in node.items():
         if isinstance(value, dict) and "_target_" in value:

@@ -1,12 +1,11 @@
 """A run's selected weights in Hugging Face formats.      python -m lab.export RUN --to DIR [--format adapter|merged]"""
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from lab import command, record
 from lab import config as configuration
-from lab import record
 from lab.cache import share_weights
 from lab.errors import UsageError
 
@@ -46,6 +45,7 @@ def export_run(run_dir: Path, to: Path, format: str, rank: int | None) -> dict[s
         raise UsageError(f"{run_dir} trained every weight (method=full), so it has no adapter; use --format merged.")
     if format == "merged" and rank is not None:
         raise UsageError("--rank re-truncates an adapter; with --format merged there is none.")
+    command.check_folder(to, f"--to {to}")
     if to.exists() and any(to.iterdir()):
         raise UsageError(f"{to} is not empty; choose another folder.")
     net, tokenizer = load_model(run_dir)
@@ -62,9 +62,9 @@ def export_run(run_dir: Path, to: Path, format: str, rank: int | None) -> dict[s
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="lab-export", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser = command.Parser(prog="lab-export", description=__doc__)
+    parser.add_argument("run", type=command.path, metavar="RUN", help="a run directory")
+    parser.add_argument("--to", type=command.path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--format", choices=("adapter", "merged"), default="adapter")
     parser.add_argument("--rank", type=int, metavar="R", help="re-truncate each layer's change to rank R")
     given = parser.parse_args(arguments)

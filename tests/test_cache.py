@@ -1,4 +1,4 @@
-"""Files are whole or not there, as readable as their folder's owner wants them, and what is kept between runs no need."""
+"""Files are whole or not there, as readable as their folder's owner wants; what is kept between runs is no need."""
 
 import errno
 import os
@@ -94,8 +94,9 @@ KINDS = {"svd": decompositions, "base_loss": losses, "stdlib": documentation, "p
 
 
 @pytest.fixture
-def two_modules(monkeypatch):
-    """A library of two modules, so that collecting it takes no time; how often it was collected."""
+def small(monkeypatch):
+    """A library of two modules and few probes of the base, so that making takes no time; how often it was collected."""
+    monkeypatch.setattr("lab.data.planted.PROBES", 8)
     collected = []
 
     def collect(files):
@@ -153,7 +154,7 @@ NOWHERE = (
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", NOWHERE)
 def test_what_cannot_be_kept_is_computed_each_time_and_said_once(
-    place, kind, tmp_path, monkeypatch, capsys, two_modules, untold
+    place, kind, tmp_path, monkeypatch, capsys, small, untold
 ):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "good"))
     known = KINDS[kind]()
@@ -165,17 +166,17 @@ def test_what_cannot_be_kept_is_computed_each_time_and_said_once(
     assert said.endswith("set LAB_CACHE to a folder that can be written.")
 
 
-def test_where_nothing_is_kept_the_library_is_collected_once_a_process(tmp_path, monkeypatch, two_modules, untold):
+def test_where_nothing_is_kept_the_library_is_collected_once_a_process(tmp_path, monkeypatch, small, untold):
     nowhere("HOME=/dev/null", tmp_path, monkeypatch)
     documentation()
     documentation()
-    assert len(two_modules) == 1
+    assert len(small) == 1
 
 
 @pytest.mark.parametrize("kind", ["base_loss", "stdlib", "planted"])
 @pytest.mark.parametrize("damage", [b"", b'{"nats": 3', b"\xff\xfe"], ids=["empty", "cut short", "no text"])
 def test_a_damaged_file_is_computed_again_said_in_the_log_and_mended(
-    kind, damage, tmp_path, monkeypatch, caplog, two_modules
+    kind, damage, tmp_path, monkeypatch, caplog, small
 ):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
     known = KINDS[kind]()

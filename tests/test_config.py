@@ -39,7 +39,7 @@ def test_a_saved_config_comes_back_equal():
         ("optim.lr=0", "optim.lr must be above 0; got 0"),
         ("model=pretrained", "model.name_or_path has no value; give it one: model.name_or_path="),
         ("alpha=inf", "alpha must be above 0 and finite; got inf"),
-        ("adapter.dropout=1", "probability below 1"),
+        ("adapter.dropout=1", "adapter.dropout must be at least 0 and below 1; got 1.0"),
         ("optim.weight_decay=-1", "optim.weight_decay must be at least 0; got -1"),
         ("optim.max_grad_norm=nan", "optim.max_grad_norm must be at least 0; got nan"),
         ("adapter.target_modules=3", "adapter.target_modules=3 is neither a regular expression nor a list"),

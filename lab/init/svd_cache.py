@@ -86,13 +86,13 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 def _load(path: Path | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """The tensors and notes of a file; None where there is none, and where it is damaged, which is logged."""
-    if path is None or not os.path.exists(path):
+    if path is None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             meta: dict[str, str] = file.metadata() or {}
-    except FileNotFoundError:  # another job has just made room
+    except FileNotFoundError:  # never made, or another job has just made room
         return None
     except (SafetensorError, OSError) as error:
         log.warning("the cached decomposition %s cannot be read (%s); computing it again.", path, error)
