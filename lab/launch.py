@@ -15,6 +15,7 @@ from lab import fetch, gpus, process_group, record
 from lab.config import RunConfig
 from lab.errors import UsageError
 from lab.model import hub
+from lab.paths import quoted
 
 
 class JobFailed(RuntimeError):
@@ -28,16 +29,19 @@ def launch(
     overrides: list[str],
     alone: bool,
     own_gpu: bool = False,
+    start: Path | None = None,
 ) -> float:
     """Run one job and return the validation loss of its selected weights; inf where it diverged.
 
-    With `own_gpu`, as beside other jobs on one machine, a single-device job runs on a GPU that no other job holds. A
-    finished job is not run again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where
+    With `own_gpu`, as beside other jobs on one machine, a single-device job runs on a GPU that no other job holds. The
+    folder where the command was given, `start` (None: the working directory), is importable. A finished job is not run
+    again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where
     a process died; exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
     """
-    if config.dry_run:
-        return _dry_run(config)
     with _environment_restored():
+        make_importable(start or Path.cwd())
+        if config.dry_run:
+            return _dry_run(config)
         result = _launch(config, run_dir, choices, overrides, alone, own_gpu)
     if result.status == "interrupted":
         _hand_back((result.error or {}).get("signal"))
@@ -50,7 +54,6 @@ def launch(
 def _launch(
     config: RunConfig, run_dir: Path, choices: dict[str, str], overrides: list[str], alone: bool, own_gpu: bool
 ) -> record.RunRecord:
-    _make_importable(Path.cwd())
     group = process_group.outside()
     if group is not None:
         _check_outside(group, config.hardware.devices, alone)
@@ -91,7 +94,6 @@ def _launch(
 
 def _dry_run(config: RunConfig) -> float:
     """Print what the run would take; nothing is trained, and nothing written."""
-    _make_importable(Path.cwd())
     for check in _checks(config):
         check()
     from lab import dry_run, worker
@@ -123,7 +125,7 @@ def directory_of_its_rank() -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory(prefix="lab-rank-") as folder:
         given = [arg for arg in sys.argv[1:] if not arg.startswith(("hydra.run.dir=", "hydra.output_subdir="))]
-        sys.argv[1:] = [*given, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+        sys.argv[1:] = [f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null", *given]
         yield
 
 
@@ -190,7 +192,7 @@ def _objective(result: record.RunRecord) -> float:
     return math.inf if value is None else value
 
 
-def _make_importable(folder: Path) -> None:
+def make_importable(folder: Path) -> None:
     """A user's own classes live where the command was given; workers inherit the path."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -207,19 +209,15 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
     from lab import build
 
     if config.method == "lora" and config.init.get("source") == "teacher" and config.init.get("teacher") is not None:
-        yield partial(_check_teacher, str(config.init["teacher"]))
+        yield partial(hub.check, str(config.init["teacher"]), None, key="init.teacher")
     yield partial(build.make_measures, config.metrics)
-    for node in (config.model, config.data):
-        check = getattr(build.make(node), "check", None)
+    for part, node, needed in (("model", config.model, "tokenizer"), ("data set", config.data, "load")):
+        made = build.make(node)
+        if not hasattr(made, needed):
+            raise UsageError(f"_target_={node['_target_']} is no {part}: it has no {needed}().")
+        check = getattr(made, "check", None)
         if check is not None:
             yield check
-
-
-def _check_teacher(name: str) -> None:
-    try:
-        hub.check(name, None)
-    except UsageError as error:  # its sentence is about the model
-        raise UsageError(str(error).replace("model.name_or_path=", "init.teacher=")) from None
 
 
 def early_checks(config: RunConfig) -> None:
@@ -236,9 +234,13 @@ def early_checks(config: RunConfig) -> None:
 
 def resume_in_place(folder: Path) -> list[str]:
     """The Hydra arguments that make a resumed run write into its own directory; raises UsageError if it cannot."""
+    if (folder / record.STUDY).is_file():
+        raise UsageError(f"resume={folder} is a study; go on with it by resume_study={folder}.")
+    if not folder.is_dir():
+        raise UsageError(f"resume={folder} is no folder; name a run's, such as multirun/single/<time>.")
     record.read(folder)  # raises where there is none
     if record.is_live(folder):
         raise UsageError(f"resume={folder}: that run is still live; stop it first or wait for its end.")
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"resume={folder}: the folder holds no config.yaml, so it is no run directory.")
-    return [f"hydra.run.dir={folder.resolve()}", "hydra.output_subdir=null"]
+    return [f"hydra.run.dir={quoted(str(folder.resolve()))}", "hydra.output_subdir=null"]
