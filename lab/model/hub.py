@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,14 @@ def resolve(name_or_path: str) -> str:
         return str(shipped(name_or_path.removeprefix(SHIPPED)))
     folder = Path(name_or_path).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name_or_path
+
+
+def show_bars_to_people() -> None:
+    """Keep transformers' progress bars, of loading and of saving, out of files and pipes."""
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
 
 
 def is_folder(place: str) -> bool:

@@ -1,7 +1,6 @@
 """Any causal language model with weights: shipped, in a folder, or on the hub."""
 
 import importlib.util
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,10 +79,8 @@ class Pretrained:
         that lacks weights, holds some of other shapes or cannot be read.
         """
         from transformers import AutoModelForCausalLM
-        from transformers.utils.logging import disable_progress_bar
 
-        if not sys.stderr.isatty():
-            disable_progress_bar()
+        hub.show_bars_to_people()
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": self.attn_implementation}
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused below, by name
         if self.quantization is not None:

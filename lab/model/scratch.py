@@ -66,6 +66,7 @@ class Scratch:
         """The model, drawn by transformers' own initialisation in float32 from `seed`, then cast to `dtype`."""
         import torch
 
+        hub.show_bars_to_people()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net: Any = self._build()
