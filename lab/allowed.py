@@ -62,6 +62,9 @@ def problems(plain: dict[str, Any]) -> list[str]:
         value = _get(plain, key)
         if value is not None and value < 1:
             found.append(f"{key} must be at least 1 (or null); got {value}.")
+    timeout = _get(plain, "hardware.timeout_s")
+    if timeout is not None and not 0 < timeout < math.inf:
+        found.append(f"hardware.timeout_s must be above 0 and finite, in seconds (null: never); got {timeout}.")
     betas = plain["optim"]["betas"]
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         found.append(f"optim.betas must be two numbers from 0 to below 1, such as [0.9, 0.999]; got {betas}.")

@@ -34,6 +34,7 @@ from lab.training.observe import Observer
 from lab.training.optim import total_steps
 from lab.training.processes import any_of, check_equal, rank, world
 from lab.training.progress import ProgressBar, console
+from lab.training.pulse import Pulse, beat_at_every_pass
 from lab.training.stop import Interrupted, StopRequest, stop_on_signal
 from lab.training.watched import watched
 
@@ -68,6 +69,7 @@ class Session:
         self.corpus = load_corpus(data, self.tokenizer, config.evaluate.max_examples)
         self.watched = watched(model, build.make(config.svd_policy), config)
         net, targets = load_base(model, config, self.hardware)
+        beat_at_every_pass(net)
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
         adapted = readapt(net, targets, config, found[1], model) if found else self._fresh(net, targets, model)
         if config.hardware.micro_batch_size is None:
@@ -154,6 +156,7 @@ class Session:
                     *adapted.watchers(self.run_dir),
                     checkpoints,
                     StopOnRequest(self.request, checkpoints),
+                    Pulse(),  # last: what others do before the first batch may take long
                 ],
                 enable_checkpointing=False,
                 enable_progress_bar=False,

@@ -13,6 +13,7 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lab import heartbeat
 from lab.adapter.delta import pair, trained_base, truncate
 from lab.adapter.install import rank_settings
 from lab.adapter.layer import ADAPTER, adapted_layers
@@ -61,6 +62,7 @@ def export(
     ranks: dict[str, int] = {}
     energy, dropped = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
     for name, layer in layers.items():
+        heartbeat.beat()
         A, B = pair(layer)
         if A.shape[0] == 0:
             continue  # AdaLoRA cut all of it: peft has no rank 0, and a layer it does not adapt is the base's

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lab import heartbeat
 from lab.errors import UsageError
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -23,6 +24,7 @@ def exists(run_dir: Path) -> bool:
     return any((folder(run_dir) / name).exists() for name in (LAST, PREVIOUS))
 
 
+@heartbeat.long()
 def save(run_dir: Path, name: str, write: Callable[[Path], None], main: bool) -> Path:
     """Write a checkpoint beside its name and move it there; `last` first becomes `previous`.
 
