@@ -49,7 +49,7 @@ AT_MOST = {
     "hardware.num_workers": 1024,
 }
 ABOVE_ZERO = ("alpha", "optim.lr", "optim.eps", "optim.lora_plus_ratio")
-ABOVE_ZERO_OR_NULL = ("optim.matrix_lr", "optim.embedding_lr", "optim.head_lr")
+ABOVE_ZERO_OR_NULL = ("hardware.timeout_s", "optim.matrix_lr", "optim.embedding_lr", "optim.head_lr")
 BELOW_ONE = ("optim.momentum", "optim.momentum_start", "adapter.dropout")  # and at least 0
 OF_CLASSES = ("model", "data", "init", "rank_strategy", "svd_policy", "logger", "metrics")  # their classes check them
 

@@ -38,6 +38,7 @@ class Hardware:
     num_workers: int = 0
     gradient_checkpointing: bool = False
     compile: bool = False
+    timeout_s: float | None = 600.0  # without a sign of life, after which a job ends as hung; null: never
 
 
 @dataclass

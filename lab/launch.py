@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lab import config as configuration
-from lab import fetch, gpus, process_group, record
+from lab import ending, fetch, gpus, process_group, record, workers
 from lab.config import RunConfig
 from lab.errors import UsageError
+from lab.hang import Hung
 from lab.model import hub
 from lab.paths import quoted
 
@@ -35,19 +37,29 @@ def launch(
 
     With `own_gpu`, as beside other jobs on one machine, a single-device job runs on a GPU that no other job holds. The
     folder where the command was given, `start` (None: the working directory), is importable. A finished job is not run
-    again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where
-    a process died; exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
+    again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where a process died or hangs;
+    exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
     """
     with _environment_restored():
         make_importable(start or Path.cwd())
         if config.dry_run:
             return _dry_run(config)
-        result = _launch(config, run_dir, choices, overrides, alone, own_gpu)
+        try:
+            result = _launch(config, run_dir, choices, overrides, alone, own_gpu)
+        except Hung as hung:
+            raise JobFailed(f"the job in {run_dir} failed: {hung}") from hung
+    error = result.error or {}
+    if result.status == "failed":
+        raise _failure(run_dir, error, config.hardware.devices)
     if result.status == "interrupted":
-        _hand_back((result.error or {}).get("signal"))
+        print(f"interrupted: {error['message']}", file=sys.stderr)
+        _hand_back(error.get("signal"))
         sys.exit(130)
-    if result.status == "diverged" and alone:
-        sys.exit(1)
+    if result.status == "diverged":
+        where = f" on rank {error['rank']}" if config.hardware.devices > 1 else ""
+        print(f"diverged{where}: {error['message']}. The weights from before are kept.", file=sys.stderr)
+        if alone:
+            sys.exit(1)
     return _objective(result)
 
 
@@ -58,11 +70,13 @@ def _launch(
     if group is not None:
         _check_outside(group, config.hardware.devices, alone)
     if group is not None and group.rank > 0:
-        return _join(process_group.agree_on(run_dir, group, config.hardware.accelerator))
+        return _join(process_group.agree_on(run_dir, group, config.hardware.accelerator, config.hardware.timeout_s))
     previous = record.read(run_dir) if (run_dir / record.RESULT).exists() else None
     if previous is not None and previous.status == "completed" and not _extends(config, previous):
         print(f"{run_dir} is completed: skipped.")
         return previous
+    if record.is_live(run_dir):
+        raise UsageError(f"{run_dir} is still live: another process is running it.")
     early_checks(config)
     configuration.save(config, run_dir)
     if previous is None:
@@ -72,9 +86,9 @@ def _launch(
     record.write(run_dir, previous)
     from lab import worker
 
-    worker.forget_ending(run_dir)
+    ending.forget(run_dir)
     if group is not None:
-        process_group.agree_on(run_dir, group, config.hardware.accelerator)
+        process_group.agree_on(run_dir, group, config.hardware.accelerator, config.hardware.timeout_s)
         return worker.run(run_dir)
     with ExitStack() as stack:
         extra = {}
@@ -86,10 +100,9 @@ def _launch(
             return worker.run(run_dir)
         if "HF_HUB_OFFLINE" not in os.environ:  # where a launcher has not done so for all jobs
             fetch.fetch([configuration.plain_of(config)])  # once, and not by every rank
-        ending = process_group.run(
-            run_dir, config.hardware.devices, config.hardware.threads, {**extra, **fetch.OFFLINE}
-        )
-    return _after(ending, run_dir)
+        asked = config.hardware
+        ended = workers.run(run_dir, asked.devices, asked.threads, asked.timeout_s, {**extra, **fetch.OFFLINE})
+    return _after(ended, run_dir, config)
 
 
 def _dry_run(config: RunConfig) -> float:
@@ -138,29 +151,34 @@ def _join(run_dir: Path) -> record.RunRecord:
     return worker.run(run_dir)
 
 
-def _after(ending: process_group.Ending, run_dir: Path) -> record.RunRecord:
-    """The record the workers wrote; completed here where they were killed before they could, and raised if failed."""
+def _after(ended: workers.Ending, run_dir: Path, config: RunConfig) -> record.RunRecord:
+    """The record the workers wrote, made true to how they ended."""
     from lab import worker
 
+    for rank, stack in ended.hang.stacks.items() if ended.hang is not None else ():
+        with worker.log_file(run_dir, rank).open("a") as file:
+            print(f"{ended.hang}\n{stack.text}", file=file)
     result = record.read(run_dir)
-    if result.status == "running":
-        first = worker.first_ending(run_dir)
-        if first is not None:
-            result.status, result.error = first["status"], first["error"]
-        elif ending.signalled is not None:
-            result.status = "interrupted"
-            result.error = {"type": "Interrupted", "message": f"{ending.signalled} before the first step"}
-        else:
-            result.status, result.error = "failed", {"type": "JobFailed", "message": ending.dead, "traceback": None}
+    told = result.status, result.error
+    result.status, result.error = ending.verdict(ended, run_dir, config.hardware.devices, told)
+    if told != (result.status, result.error):
         record.write(run_dir, result)
-    if result.status == "interrupted" and ending.signalled is not None and result.error is not None:
-        result.error["signal"] = ending.signalled
-    if result.status == "failed":
-        error = result.error or {}
-        if error.get("type") == "UsageError":
-            raise UsageError(error["message"])
-        raise JobFailed(f"the job in {run_dir} failed: {error.get('message')}\n{error.get('traceback') or ''}")
+    if result.status == "completed" and ended.first is not None:
+        print(f"the process of rank {ended.first.rank} {ended.first.how}; nothing was missing by then", file=sys.stderr)
+    if result.status == "interrupted" and ended.signals and result.error is not None:
+        result.error["signal"] = ended.signals[0]
     return result
+
+
+def _failure(run_dir: Path, error: dict[str, Any], devices: int) -> UsageError | JobFailed:
+    """What to raise for the error of a failed job's record: a sentence, and behind a bug's its traceback."""
+    if error.get("type") == "UsageError":
+        return UsageError(error["message"])
+    said = f"the job in {run_dir} failed"
+    if error.get("type") in ("JobFailed", "Hung", "Lost"):  # where a process ended without a word of its own
+        return JobFailed(f"{said}: {error['message']}")
+    where = f" on rank {error['rank']}" if devices > 1 else ""
+    return JobFailed(f"{said}{where}: {error['message']}\n{error['traceback']}")
 
 
 def _hand_back(name: str | None) -> None:

@@ -43,8 +43,8 @@ def job(cfg: DictConfig) -> float:
     except Exception as error:
         if hydra_cfg.mode == RunMode.MULTIRUN:  # Hydra tells of it only when the last job has ended
             print(f"failed: {hydra_cfg.runtime.output_dir}: {error}", file=sys.stderr, flush=True)
-        elif isinstance(error, UsageError | ConfigError):
-            sys.exit(str(error))  # the sentence alone, without Hydra's lines around it
+        elif isinstance(error, UsageError | ConfigError | launch.JobFailed):
+            sys.exit(str(error))  # it says all there is to know; lines of ours or Hydra's around it do not help
         if isinstance(error, UsageError):
             raise ConfigError(str(error)) from None
         raise

@@ -10,8 +10,8 @@ LAB = Path(__file__).resolve().parent.parent / "lab"
 
 # Every part may import only those before it, so every arrow runs down and there are no circles.
 ORDER = (
-    *("errors", "paths", "command", "cache", "files", "record", "gpus", "process_group", "spectral", "ledger", "layer"),
-    *("model", "data"),
+    *("errors", "heartbeat", "paths", "command", "cache", "files", "record", "gpus", "hang", "process_group"),
+    *("workers", "ending", "spectral", "ledger", "layer", "model", "data"),
     *("init", "rank_strategy", "svd_policy", "adapter", "switch", "sweep", "report"),
     *("build", "incompatible", "allowed", "config", "arguments", "suggest", "training", "environment", "assemble"),
     *(

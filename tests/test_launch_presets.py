@@ -150,4 +150,4 @@ def test_a_port_that_is_in_use_is_named_with_the_remedy(tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         group = process_group.outside()
         with pytest.raises(UsageError, match=rf"cannot meet at 127.0.0.1:{port}.*set MASTER_PORT"):
-            process_group.agree_on(tmp_path, group, "cpu")
+            process_group.agree_on(tmp_path, group, "cpu", 600.0)
