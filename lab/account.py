@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
+from lab.adapter.readers import damping
 from lab.assemble import Adapted
 from lab.config import RunConfig, plain_of
 from lab.environment import environment
@@ -57,6 +60,8 @@ def say_start(result: RunRecord, targets: Sequence[Target]) -> None:
             f"{result.trainable_params:,} of {result.total_params:,} parameters train; "
             f"loss at step 0 {init['step0_loss']:.4f}, of the base {init['base_loss']:.4f}"
         )
+        for line in damping(min(result.scalings.values())):
+            console.print(Text(line, style="yellow"))
     console.print(f"base: validation loss {result.metrics['base_val_loss']:.4f} nats per token")
 
 

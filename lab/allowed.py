@@ -6,6 +6,7 @@ from typing import Any
 
 from lab.errors import nearest
 from lab.incompatible import INCOMPATIBLE
+from lab.paths import empty
 
 CHOICES = {
     "method": ("lora", "full"),
@@ -24,6 +25,7 @@ AT_LEAST = {
     "schedule.log_every_n_steps": 1,
     "schedule.save_every_n_steps": 1,
     "hardware.devices": 1,
+    "hardware.num_workers": 0,
     "evidence.num_examples": 1,
     "evaluate.num_samples": 0,
     "evaluate.sample_tokens": 1,
@@ -34,7 +36,22 @@ AT_LEAST = {
     "seed": 0,
     "data_seed": 0,
 }
+AT_LEAST_1_OR_NULL = (
+    *("hardware.micro_batch_size", "hardware.threads", "schedule.max_epochs", "schedule.max_steps"),
+    *("evaluate.max_examples", "optim.lr_width"),
+)
+MOST = 2**31 - 1  # of any whole number without a limit of its own: beyond, a library somewhere counts in 32 bits
+AT_MOST = {
+    "seed": 2**32 - 1,  # numpy's generator takes no more
+    "data_seed": 2**32 - 1,
+    "hardware.devices": 1024,  # processes and threads that no machine has crash it before a library can say so
+    "hardware.threads": 1024,
+    "hardware.num_workers": 1024,
+}
 ABOVE_ZERO = ("alpha", "optim.lr", "optim.eps", "optim.lora_plus_ratio")
+ABOVE_ZERO_OR_NULL = ("hardware.timeout_s", "optim.matrix_lr", "optim.embedding_lr", "optim.head_lr")
+BELOW_ONE = ("optim.momentum", "optim.momentum_start", "adapter.dropout")  # and at least 0
+OF_CLASSES = ("model", "data", "init", "rank_strategy", "svd_policy", "logger", "metrics")  # their classes check them
 
 
 def problems(plain: dict[str, Any]) -> list[str]:
@@ -42,42 +59,32 @@ def problems(plain: dict[str, Any]) -> list[str]:
     missing = [f"{key} has no value; give it one: {key}=…" for key in _missing(plain)]
     if missing:
         return missing
-    found = []
+    found = [
+        f"{key} is empty text, which is no path; give one, or null where there shall be none." for key in empty(plain)
+    ]
     for key, allowed in CHOICES.items():
         value = _get(plain, key)
         if value not in allowed:
             found.append(f"{key}={value} is not one of {', '.join(allowed)}{nearest(str(value), list(allowed))}.")
-    for key, least in AT_LEAST.items():
-        value = _get(plain, key)
-        if not value >= least:
-            found.append(f"{key} must be at least {least}; got {value}.")
-    for key in ABOVE_ZERO:
-        value = _get(plain, key)
-        if not 0 < value < math.inf:
-            found.append(f"{key} must be above 0{' and finite' if value > 0 else ''}; got {value}.")
-    for key in (
-        *("hardware.micro_batch_size", "hardware.threads", "schedule.max_epochs", "schedule.max_steps"),
-        *("evaluate.max_examples", "optim.lr_width"),
-    ):
-        value = _get(plain, key)
-        if value is not None and value < 1:
-            found.append(f"{key} must be at least 1 (or null); got {value}.")
+    typed = {key: value for key, value in plain.items() if key not in OF_CLASSES}
+    for key, value in _numbers(typed):
+        fault = _fault(key, value)
+        if fault and not (key == "data_seed" and value == plain["seed"]):  # it follows seed, of which it is said
+            found.append(f"{key} must be {fault}; got {value}.")
     betas = plain["optim"]["betas"]
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         found.append(f"optim.betas must be two numbers from 0 to below 1, such as [0.9, 0.999]; got {betas}.")
-    if not 0 <= plain["adapter"]["dropout"] < 1:
-        found.append(f"adapter.dropout is a probability below 1; got {plain['adapter']['dropout']}.")
+    prompts = plain["evaluate"]["prompts"]
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        found.append(f"evaluate.prompts={prompts} is no list of texts; write ['What is rank?', …].")
     for key in ("adapter.target_modules", "adapter.exclude_modules"):
         value = _get(plain, key)
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
             continue
-        if value is not None and not isinstance(value, str):
+        if not isinstance(value, str) and (value is not None or key == "adapter.target_modules"):
             found.append(
                 f"{key}={value} is neither a regular expression nor a list of names, such as [q_proj, v_proj]."
             )
-    for prompt in plain["evaluate"]["prompts"]:
-        if not isinstance(prompt, str):
-            found.append(f"evaluate.prompts holds {prompt!r}, which is no text; give a list of texts.")
     if plain["schedule"]["max_epochs"] is None and plain["schedule"]["max_steps"] is None:
         found.append("schedule.max_epochs and schedule.max_steps are both null; give the run an end.")
     if plain["method"] == "lora" and plain["optim"]["matrix_lr"] is not None:
@@ -87,6 +94,30 @@ def problems(plain: dict[str, Any]) -> list[str]:
         if all(_get(plain, key) == value for key, value in pair.items()):
             found.append(f"{' with '.join(f'{k}={v}' for k, v in pair.items())} is refused: {reason}.")
     return found
+
+
+def _numbers(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every whole number and float of a plain config, under its dotted key."""
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + key, value
+
+
+def _fault(key: str, value: int | float) -> str | None:
+    """What the value of a key must be and is not; None where it is."""
+    least = 1 if key in AT_LEAST_1_OR_NULL else AT_LEAST.get(key)
+    if least is not None and not value >= least:
+        return f"at least {least}{' (or null)' if key in AT_LEAST_1_OR_NULL else ''}"
+    if key in (*ABOVE_ZERO, *ABOVE_ZERO_OR_NULL) and not 0 < value < math.inf:
+        return f"above 0{' and finite' if value > 0 else ''}{' (or null)' if key in ABOVE_ZERO_OR_NULL else ''}"
+    if key in BELOW_ONE and not 0 <= value < 1:
+        return "at least 0 and below 1"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "finite"
+    most = AT_MOST.get(key, MOST)
+    return None if value <= most else f"at most {most}"
 
 
 def _missing(plain: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -101,7 +132,7 @@ def _missing(plain: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def _batch_problems(plain: dict[str, Any]) -> list[str]:
     batch, devices = plain["schedule"]["batch_size"], plain["hardware"]["devices"]
     micro = plain["hardware"]["micro_batch_size"]
-    if batch < 1 or devices < 1:
+    if min(batch, devices, 1 if micro is None else micro) < 1:
         return []
     unit = devices * (micro or 1)
     if batch % unit == 0:

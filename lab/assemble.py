@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers.utils.logging import disable_progress_bar
 
 from lab import build
 from lab.adapter.initialise import Initialised, initialise
@@ -29,7 +28,6 @@ from lab.training.hardware import Resolved
 from lab.training.look import Look
 from lab.training.plan_shown import PlanFigure
 from lab.training.processes import check_equal, from_rank_0
-from lab.training.progress import console
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -88,8 +86,6 @@ def load_base(model: Any, config: RunConfig, hardware: Resolved) -> tuple[nn.Mod
                     f"rank={config.rank} is larger than the smaller side of {target.name} ({target.shape[0]} x "
                     f"{target.shape[1]}); use rank <= {min(t.max_rank for t in targets)}, or adapter.exclude_modules."
                 )
-    if not console.is_terminal:
-        disable_progress_bar()
     full_mixed = config.method == "full" and hardware.precision == "bf16-mixed"
     net = model.load(torch.float32 if full_mixed else hardware.compute_dtype, config.seed)
     if config.hardware.gradient_checkpointing:

@@ -1,5 +1,6 @@
 """Config to live objects; the only caller of hydra.utils.instantiate."""
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
@@ -8,7 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
 from lab.errors import UsageError
 from lab.record import METRICS
@@ -20,6 +21,9 @@ def make(node: dict[str, Any]) -> Any:
     Where the target is a dataclass, values are first compared with the plain types that its fields name: a constructor
     would compare text with numbers, or count to 1.5, and say so in words that are not the user's.
     """
+    target = node.get("_target_")
+    if not isinstance(target, str) or not target:
+        raise UsageError(f"_target_={target!r} names no class, and {sorted(node)} need one, such as mypackage.Mine.")
     try:
         _check_types(node, _group(node))
         return instantiate(node, _convert_="all")
@@ -27,9 +31,21 @@ def make(node: dict[str, Any]) -> Any:
         cause = error.__cause__
         if isinstance(cause, UsageError):
             raise cause from None
-        if isinstance(cause, ValueError | TypeError):
-            raise UsageError(f"{node.get('_target_')}: {cause}") from cause
-        raise UsageError(str(error).split("\nfull_key")[0]) from error
+        if cause is not None and str(error).startswith("Error in call to target"):
+            raise UsageError(f"{target}: {' '.join(str(cause).split())}") from cause
+        if str(error).startswith("Error locating target"):
+            why = _innermost(error, target)
+            raise UsageError(f"_target_={target} cannot be imported ({why}); mend the path.") from error
+        raise UsageError(" ".join(str(error).split("\nfull_key")[0].split())) from error
+
+
+def _innermost(error: BaseException, target: str) -> str:
+    """What an import failed of in the end, in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    module, _, name = target.rpartition(".")
+    missing = isinstance(error, ModuleNotFoundError) and error.name == target and module
+    return f"{module} has no {name}" if missing else " ".join(str(error).split())
 
 
 NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -41,11 +57,16 @@ def _group(node: dict[str, Any]) -> str:
     return target.split(".")[1] if target.startswith("lab.") else target
 
 
+def _found(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 def _check_types(node: dict[str, Any], where: str) -> None:
     try:
-        target = get_object(node["_target_"])
+        target = _found(str(node["_target_"]))
         hints = get_type_hints(target) if isinstance(target, type) and is_dataclass(target) else {}
-    except (ImportError, ValueError, NameError):  # instantiate says what is wrong with a path; a type may have no name
+    except Exception:  # of a module that cannot be imported, of a type without a name: instantiate says what is wrong
         return
     for key, value in node.items():
         if isinstance(value, dict) and "_target_" in value:
@@ -80,7 +101,7 @@ def _measure(key: str, name: str, node: Any) -> Callable[[Any, Any], Any]:
     found: Callable[[Any, Any], Any] = make({**node, "_partial_": True})
     settings = {each: value for each, value in node.items() if not each.startswith("_")}
     try:
-        inspect.signature(get_object(node["_target_"])).bind(None, None, **settings)
+        inspect.signature(_found(node["_target_"])).bind(None, None, **settings)
     except TypeError as error:
         raise UsageError(
             f"{key}: {node['_target_']} cannot be called as measure(model, tokenizer) with these settings: {error}."

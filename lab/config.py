@@ -1,5 +1,6 @@
 """The typed root of the configuration, its checks, and `compose` for tests and notebooks. No torch here."""
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,10 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from lab import paths
 from lab.allowed import problems
 from lab.cache import write_atomically
 from lab.errors import UsageError, nearest
@@ -34,6 +38,7 @@ class Hardware:
     num_workers: int = 0
     gradient_checkpointing: bool = False
     compile: bool = False
+    timeout_s: float | None = 600.0  # without a sign of life, after which a job ends as hung; null: never
 
 
 @dataclass
@@ -135,29 +140,34 @@ class RunConfig:
 ConfigStore.instance().store(name="run_schema", node=RunConfig)
 
 
-def check(cfg: DictConfig) -> RunConfig:
-    """The typed root of a composed config; raises ConfigError for what types alone cannot see."""
+def check(cfg: DictConfig, start: Path | None = None) -> RunConfig:
+    """The typed root of a composed config; raises ConfigError for what types alone cannot see.
+
+    Its paths are absolute, relative ones beginning at `start`, by default the working directory: so the run can be
+    resumed from any other.
+    """
     known = [item.name for item in fields(RunConfig)]
     for key in cfg:
         if key not in known:
             raise ConfigError(f"Unknown key {key!r}{nearest(str(key), known)}. Known keys: {', '.join(known)}.")
-    plain = plain_of(cfg)
-    found = problems(plain)
-    if found:
-        raise ConfigError("\n".join(found))
-    return typed(_with_absolute_paths(plain))
+    absent = [key for key in known if key not in cfg]
+    if absent:
+        raise ConfigError(f"{absent[0]} was taken away and every run has one; leave out ~{absent[0]}.")
+    try:
+        plain = plain_of(cfg)
+        found = problems(plain)
+        if found:
+            raise ConfigError("\n".join(found))
+        return typed(paths.absolute(plain, start or Path.cwd()))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{said(error)}.") from None
 
 
-def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
-    """Paths as seen from the invoking directory, so that a run can be resumed from any other."""
-    data, model = dict(plain["data"]), dict(plain["model"])
-    for key in ("path", "val_path", "test_path"):
-        if isinstance(data.get(key), str) and Path(data[key]).exists():
-            data[key] = str(Path(data[key]).absolute())
-    name = model.get("name_or_path")
-    if isinstance(name, str) and Path(name).is_dir():
-        model["name_or_path"] = str(Path(name).absolute())
-    return {**plain, "data": data, "model": model}
+def said(error: OmegaConfBaseException) -> str:
+    """What OmegaConf complains of, in a line, behind the key it found it at."""
+    lines = str(error.msg or error).strip().splitlines() or [type(error).__name__]
+    first = re.sub(r'^KeyError raised while resolving interpolation: "(.*)"$', r"\1", lines[0].rstrip("."))
+    return f"{error.full_key}: {first}" if error.full_key else first
 
 
 def plain_of(config: Any) -> dict[str, Any]:
@@ -185,11 +195,21 @@ def compose(*overrides: str) -> RunConfig:
 
 
 def load(run_dir: Path) -> RunConfig:
-    """The config a run directory was started from; raises UsageError where there is none."""
+    """The config a run directory was started from; raises UsageError where there is none that this version reads."""
     path = Path(run_dir) / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run_dir} is no run directory: it holds no config.yaml.")
-    return typed(plain_of(OmegaConf.load(path)))
+    try:
+        loaded = OmegaConf.load(path)
+        if not isinstance(loaded, DictConfig):
+            raise YAMLError("it holds no mapping")
+        return typed(plain_of(loaded))
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        why = said(error) if isinstance(error, OmegaConfBaseException) else " ".join(str(error).split())
+        raise UsageError(
+            f"{path} is not a config that this version reads ({why}); mend it, or use the version that wrote it, "
+            f"which result.json names."
+        ) from None
 
 
 def save(config: RunConfig, run_dir: Path) -> None:

@@ -1,6 +1,5 @@
 """A run's selected weights in Hugging Face formats.      python -m lab.export RUN --to DIR [--format F] [--rank R]"""
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -8,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lab import command, selected
 from lab import config as configuration
-from lab import selected
 from lab.adapter.readers import NOT_CUT, NOT_PORTABLE, caveats
 from lab.cache import new_folder, share_weights
 from lab.config import RunConfig
@@ -167,9 +166,9 @@ def _refusals_of_the_disk(to: Path) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="lab-export", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser = command.Parser(prog="lab-export", description=__doc__)
+    parser.add_argument("run", type=command.path, metavar="RUN", help="a run directory")
+    parser.add_argument("--to", type=command.path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument(
         "--format",
         choices=FORMATS,

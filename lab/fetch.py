@@ -29,7 +29,7 @@ def fetch(configs: Iterable[Mapping[str, Any]]) -> None:
             done.add(key)
         teacher = config["init"].get("teacher")  # not built: a scheme imports torch
         if teacher is not None and teacher not in done:
-            hub.fetch(teacher, None)
+            hub.fetch(teacher, None, key="init.teacher")
             done.add(teacher)
 
 

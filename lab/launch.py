@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lab import config as configuration
-from lab import fetch, gpus, process_group, record
+from lab import ending, fetch, gpus, process_group, record, workers
 from lab.config import RunConfig
 from lab.errors import UsageError
+from lab.hang import Hung
 from lab.model import hub
+from lab.paths import quoted
 
 
 class JobFailed(RuntimeError):
@@ -28,38 +31,52 @@ def launch(
     overrides: list[str],
     alone: bool,
     own_gpu: bool = False,
+    start: Path | None = None,
 ) -> float:
     """Run one job and return the validation loss of its selected weights; inf where it diverged.
 
-    With `own_gpu`, as beside other jobs on one machine, a single-device job runs on a GPU that no other job holds. A
-    finished job is not run again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where
-    a process died; exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
+    With `own_gpu`, as beside other jobs on one machine, a single-device job runs on a GPU that no other job holds. The
+    folder where the command was given, `start` (None: the working directory), is importable. A finished job is not run
+    again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where a process died or hangs;
+    exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
     """
-    if config.dry_run:
-        return _dry_run(config)
     with _environment_restored():
-        result = _launch(config, run_dir, choices, overrides, alone, own_gpu)
+        make_importable(start or Path.cwd())
+        if config.dry_run:
+            return _dry_run(config)
+        try:
+            result = _launch(config, run_dir, choices, overrides, alone, own_gpu)
+        except Hung as hung:
+            raise JobFailed(f"the job in {run_dir} failed: {hung}") from hung
+    error = result.error or {}
+    if result.status == "failed":
+        raise _failure(run_dir, error, config.hardware.devices)
     if result.status == "interrupted":
-        _hand_back((result.error or {}).get("signal"))
+        print(f"interrupted: {error['message']}", file=sys.stderr)
+        _hand_back(error.get("signal"))
         sys.exit(130)
-    if result.status == "diverged" and alone:
-        sys.exit(1)
+    if result.status == "diverged":
+        where = f" on rank {error['rank']}" if config.hardware.devices > 1 else ""
+        print(f"diverged{where}: {error['message']}. The weights from before are kept.", file=sys.stderr)
+        if alone:
+            sys.exit(1)
     return _objective(result)
 
 
 def _launch(
     config: RunConfig, run_dir: Path, choices: dict[str, str], overrides: list[str], alone: bool, own_gpu: bool
 ) -> record.RunRecord:
-    _make_importable(Path.cwd())
     group = process_group.outside()
     if group is not None:
         _check_outside(group, config.hardware.devices, alone)
     if group is not None and group.rank > 0:
-        return _join(process_group.agree_on(run_dir, group, config.hardware.accelerator))
+        return _join(process_group.agree_on(run_dir, group, config.hardware.accelerator, config.hardware.timeout_s))
     previous = record.read(run_dir) if (run_dir / record.RESULT).exists() else None
     if previous is not None and previous.status == "completed" and not _extends(config, previous):
         print(f"{run_dir} is completed: skipped.")
         return previous
+    if record.is_live(run_dir):
+        raise UsageError(f"{run_dir} is still live: another process is running it.")
     early_checks(config)
     configuration.save(config, run_dir)
     if previous is None:
@@ -69,9 +86,9 @@ def _launch(
     record.write(run_dir, previous)
     from lab import worker
 
-    worker.forget_ending(run_dir)
+    ending.forget(run_dir)
     if group is not None:
-        process_group.agree_on(run_dir, group, config.hardware.accelerator)
+        process_group.agree_on(run_dir, group, config.hardware.accelerator, config.hardware.timeout_s)
         return worker.run(run_dir)
     with ExitStack() as stack:
         extra = {}
@@ -83,15 +100,13 @@ def _launch(
             return worker.run(run_dir)
         if "HF_HUB_OFFLINE" not in os.environ:  # where a launcher has not done so for all jobs
             fetch.fetch([configuration.plain_of(config)])  # once, and not by every rank
-        ending = process_group.run(
-            run_dir, config.hardware.devices, config.hardware.threads, {**extra, **fetch.OFFLINE}
-        )
-    return _after(ending, run_dir)
+        asked = config.hardware
+        ended = workers.run(run_dir, asked.devices, asked.threads, asked.timeout_s, {**extra, **fetch.OFFLINE})
+    return _after(ended, run_dir, config)
 
 
 def _dry_run(config: RunConfig) -> float:
     """Print what the run would take; nothing is trained, and nothing written."""
-    _make_importable(Path.cwd())
     for check in _checks(config):
         check()
     from lab import dry_run, worker
@@ -123,7 +138,7 @@ def directory_of_its_rank() -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory(prefix="lab-rank-") as folder:
         given = [arg for arg in sys.argv[1:] if not arg.startswith(("hydra.run.dir=", "hydra.output_subdir="))]
-        sys.argv[1:] = [*given, f"hydra.run.dir={folder}", "hydra.output_subdir=null"]
+        sys.argv[1:] = [f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null", *given]
         yield
 
 
@@ -136,29 +151,34 @@ def _join(run_dir: Path) -> record.RunRecord:
     return worker.run(run_dir)
 
 
-def _after(ending: process_group.Ending, run_dir: Path) -> record.RunRecord:
-    """The record the workers wrote; completed here where they were killed before they could, and raised if failed."""
+def _after(ended: workers.Ending, run_dir: Path, config: RunConfig) -> record.RunRecord:
+    """The record the workers wrote, made true to how they ended."""
     from lab import worker
 
+    for rank, stack in ended.hang.stacks.items() if ended.hang is not None else ():
+        with worker.log_file(run_dir, rank).open("a") as file:
+            print(f"{ended.hang}\n{stack.text}", file=file)
     result = record.read(run_dir)
-    if result.status == "running":
-        first = worker.first_ending(run_dir)
-        if first is not None:
-            result.status, result.error = first["status"], first["error"]
-        elif ending.signalled is not None:
-            result.status = "interrupted"
-            result.error = {"type": "Interrupted", "message": f"{ending.signalled} before the first step"}
-        else:
-            result.status, result.error = "failed", {"type": "JobFailed", "message": ending.dead, "traceback": None}
+    told = result.status, result.error
+    result.status, result.error = ending.verdict(ended, run_dir, config.hardware.devices, told)
+    if told != (result.status, result.error):
         record.write(run_dir, result)
-    if result.status == "interrupted" and ending.signalled is not None and result.error is not None:
-        result.error["signal"] = ending.signalled
-    if result.status == "failed":
-        error = result.error or {}
-        if error.get("type") == "UsageError":
-            raise UsageError(error["message"])
-        raise JobFailed(f"the job in {run_dir} failed: {error.get('message')}\n{error.get('traceback') or ''}")
+    if result.status == "completed" and ended.first is not None:
+        print(f"the process of rank {ended.first.rank} {ended.first.how}; nothing was missing by then", file=sys.stderr)
+    if result.status == "interrupted" and ended.signals and result.error is not None:
+        result.error["signal"] = ended.signals[0]
     return result
+
+
+def _failure(run_dir: Path, error: dict[str, Any], devices: int) -> UsageError | JobFailed:
+    """What to raise for the error of a failed job's record: a sentence, and behind a bug's its traceback."""
+    if error.get("type") == "UsageError":
+        return UsageError(error["message"])
+    said = f"the job in {run_dir} failed"
+    if error.get("type") in ("JobFailed", "Hung", "Lost"):  # where a process ended without a word of its own
+        return JobFailed(f"{said}: {error['message']}")
+    where = f" on rank {error['rank']}" if devices > 1 else ""
+    return JobFailed(f"{said}{where}: {error['message']}\n{error['traceback']}")
 
 
 def _hand_back(name: str | None) -> None:
@@ -190,7 +210,7 @@ def _objective(result: record.RunRecord) -> float:
     return math.inf if value is None else value
 
 
-def _make_importable(folder: Path) -> None:
+def make_importable(folder: Path) -> None:
     """A user's own classes live where the command was given; workers inherit the path."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -207,19 +227,15 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
     from lab import build
 
     if config.method == "lora" and config.init.get("source") == "teacher" and config.init.get("teacher") is not None:
-        yield partial(_check_teacher, str(config.init["teacher"]))
+        yield partial(hub.check, str(config.init["teacher"]), None, key="init.teacher")
     yield partial(build.make_measures, config.metrics)
-    for node in (config.model, config.data):
-        check = getattr(build.make(node), "check", None)
+    for part, node, needed in (("model", config.model, "tokenizer"), ("data set", config.data, "load")):
+        made = build.make(node)
+        if not hasattr(made, needed):
+            raise UsageError(f"_target_={node['_target_']} is no {part}: it has no {needed}().")
+        check = getattr(made, "check", None)
         if check is not None:
             yield check
-
-
-def _check_teacher(name: str) -> None:
-    try:
-        hub.check(name, None)
-    except UsageError as error:  # its sentence is about the model
-        raise UsageError(str(error).replace("model.name_or_path=", "init.teacher=")) from None
 
 
 def early_checks(config: RunConfig) -> None:
@@ -236,9 +252,13 @@ def early_checks(config: RunConfig) -> None:
 
 def resume_in_place(folder: Path) -> list[str]:
     """The Hydra arguments that make a resumed run write into its own directory; raises UsageError if it cannot."""
+    if (folder / record.STUDY).is_file():
+        raise UsageError(f"resume={folder} is a study; go on with it by resume_study={folder}.")
+    if not folder.is_dir():
+        raise UsageError(f"resume={folder} is no folder; name a run's, such as multirun/single/<time>.")
     record.read(folder)  # raises where there is none
     if record.is_live(folder):
         raise UsageError(f"resume={folder}: that run is still live; stop it first or wait for its end.")
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"resume={folder}: the folder holds no config.yaml, so it is no run directory.")
-    return [f"hydra.run.dir={folder.resolve()}", "hydra.output_subdir=null"]
+    return [f"hydra.run.dir={quoted(str(folder.resolve()))}", "hydra.output_subdir=null"]

@@ -1,31 +1,22 @@
-"""The processes of one job: started together, signalled together, ended together. No torch here.
-
-`torch.distributed.run` is not used for our own groups: its agent kills workers at the first signal, hides which rank
-failed first, costs an import of torch, and needs a free port.
-"""
+"""The process group that a process finds itself in, and how the ranks of one meet. No torch before they do."""
 
 import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lab.errors import UsageError
+from lab.heartbeat import BEATS
 
 RENDEZVOUS = "LAB_RENDEZVOUS"  # a file through which the ranks of our own group find each other; no port to be in use
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)  # USR1, USR2: Slurm's warning before the end
-STOPPED = 3  # a worker's exit status after an ending that is in the record: interrupted or diverged
-FAILURE_GRACE = 10.0  # seconds the other ranks have to notice that one has died
-STOP_GRACE = 300.0  # seconds from a signal to the checkpoint; a scheduler that is in more of a hurry kills us itself
+
+# How long a process waits for others in a collective. In our own groups one may wait for another's long work, and who
+# hangs is seen from outside; in others' nobody else would ever end the wait, and half an hour is gloo's own limit.
+LONGEST_WAIT, DEFAULT_WAIT = timedelta(days=1), 1800.0  # s
 
 # What a process group leaves in the environment; a job must not inherit it from another.
 DISTRIBUTED = (
@@ -38,6 +29,7 @@ DISTRIBUTED = (
     "MASTER_ADDR",
     "MASTER_PORT",
     RENDEZVOUS,
+    BEATS,
 )
 
 
@@ -76,7 +68,7 @@ def first_host(nodes: str) -> str:
     return found[1] + (found[2] or "")
 
 
-def agree_on(run_dir: Path, group: Outside, accelerator: str) -> Path:
+def agree_on(run_dir: Path, group: Outside, accelerator: str, timeout_s: float | None) -> Path:
     """Rank 0's run directory, on every rank of a group that someone else started; joins the process group."""
     import torch
     import torch.distributed as dist
@@ -84,8 +76,9 @@ def agree_on(run_dir: Path, group: Outside, accelerator: str) -> Path:
     cuda = accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available())
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    waits = LONGEST_WAIT if timeout_s is None else timedelta(seconds=max(DEFAULT_WAIT, timeout_s))
     try:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=waits)
     except dist.DistNetworkError as error:
         raise UsageError(
             f"the ranks cannot meet at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
@@ -112,104 +105,3 @@ def wait_for(path: Path, seconds: float = 60.0) -> None:
         with suppress(OSError):
             next(path.parent.iterdir(), None)  # makes NFS look again
         time.sleep(0.1)
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How the processes of a job ended: exit statuses by rank, and the signal that we were sent, if any."""
-
-    statuses: tuple[int, ...]
-    signalled: str | None
-
-    @property
-    def dead(self) -> str:
-        """Which process ended without leaving a word, and how, for a message."""
-        for rank, status in enumerate(self.statuses):
-            if status not in (0, STOPPED):
-                how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
-                hint = "; the system kills a process that way when memory runs out" if status == -9 else ""
-                return f"the process of rank {rank} {how}{hint}"
-        return "every process ended, and none said how"
-
-
-def run(run_dir: Path, devices: int, threads: int | None, extra: dict[str, str]) -> Ending:
-    """Start a worker per device on this machine, hand our signals on to them, and wait until all have ended."""
-    env = {k: v for k, v in os.environ.items() if k not in DISTRIBUTED and not k.startswith("TORCHELASTIC")}
-    env.setdefault("OMP_NUM_THREADS", str(threads or max(1, len(os.sched_getaffinity(0)) // devices)))
-    env |= {"WORLD_SIZE": str(devices), "LOCAL_WORLD_SIZE": str(devices), **extra}
-    command = [sys.executable, "-m", "lab.worker", str(run_dir)]
-    with tempfile.TemporaryDirectory(prefix="lab-rendezvous-") as folder:
-        env[RENDEZVOUS] = str(Path(folder) / "ranks")
-        workers: list[subprocess.Popen[bytes]] = []
-        try:
-            with _handed_on(workers) as received:
-                for rank in range(devices):
-                    place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    # A session of its own: Ctrl-C reaches a worker once, through us. The pipe tells it if we die.
-                    worker = subprocess.Popen(command, env=env | place, stdin=subprocess.PIPE, start_new_session=True)
-                    workers.append(worker)
-                _wait(workers, received)
-        finally:
-            for worker in workers:
-                _kill(worker)
-        return Ending(tuple(worker.returncode for worker in workers), received[0] if received else None)
-
-
-def _wait(workers: Sequence[subprocess.Popen[bytes]], received: list[str]) -> None:
-    """Until all have ended; returns early, for the others to be killed, some time after one failed or a signal."""
-    deadline: float | None = None
-    stopping = False
-    while None in (statuses := [worker.poll() for worker in workers]):
-        failed = any(status not in (None, 0) for status in statuses)
-        if failed and deadline is None:
-            deadline = time.monotonic() + FAILURE_GRACE
-        elif received and not stopping:
-            stopping, deadline = True, time.monotonic() + STOP_GRACE
-        if deadline is not None and time.monotonic() > deadline:
-            return
-        time.sleep(0.05)
-
-
-def _kill(worker: subprocess.Popen[bytes]) -> None:
-    """End a worker and whatever it started, such as loader processes."""
-    with suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
-    assert worker.stdin is not None
-    worker.stdin.close()
-
-
-@contextmanager
-def _handed_on(workers: list[subprocess.Popen[bytes]]) -> Iterator[list[str]]:
-    """While the context lasts, signals to this process go to the workers; their names are collected.
-
-    Only the main thread can take signals; elsewhere a launcher keeps its own.
-    """
-    received: list[str] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        received.append(signal.Signals(number).name)
-        for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def stop_when_orphaned() -> None:
-    """In a worker: when the process that started us is gone, ask ourselves to stop with a checkpoint."""
-
-    def watch() -> None:
-        while os.read(0, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True, name="orphan watch").start()

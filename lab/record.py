@@ -93,7 +93,7 @@ def read(run_dir: Path) -> RunRecord:
     path = Path(run_dir) / RESULT
     try:
         raw = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{run_dir} is no run directory: it holds no {RESULT}.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid JSON ({error}).") from None

@@ -1,14 +1,14 @@
 """The same run under other thresholds, without training.    python -m lab.replay RUN svd_policy.angle_stable=0.1,0.2"""
 
 import argparse
-import importlib
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab import files, record
+from lab import command, files, record
 from lab.errors import UsageError, nearest
 from lab.ledger import Recorded
 from lab.svd_policy import SvdPolicy
@@ -21,13 +21,13 @@ PREFIX = "svd_policy."
 
 def main(arguments: list[str] | None = None) -> None:
     """Replay, compare or suggest; a user's mistake ends with one sentence."""
-    parser = argparse.ArgumentParser(prog="lab-replay", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory with a ledger")
+    parser = command.Parser(prog="lab-replay", description=__doc__)
+    parser.add_argument("run", type=command.path, metavar="RUN", help="a run directory with a ledger")
     parser.add_argument("overrides", nargs="*", help="svd_policy=NAME, svd_policy.KEY=VALUE or V1,V2,…")
     parser.add_argument("--suggest", action="store_true", help="propose thresholds from what was recorded")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="where your own svd_policy/*.yaml are")
+    parser.add_argument("--config-dir", type=command.path, metavar="DIR", help="where your own svd_policy/*.yaml are")
     parser.add_argument("--mark", metavar="LAYER", help="a layer to draw boldly in clauses.png")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="where results go; default RUN/replay")
+    parser.add_argument("--to", type=command.path, metavar="DIR", help="where results go; default RUN/replay")
     given = parser.parse_intermixed_args(arguments)
     try:
         _run(given)
@@ -42,6 +42,10 @@ def _run(given: argparse.Namespace) -> None:
     from lab.svd_policy.outcome import sweep
     from lab.svd_policy.suggest import suggest
 
+    if not given.run.is_dir():
+        raise UsageError(f"{given.run} is no folder; name a run's, such as multirun/single/<time>.")
+    to = given.to or given.run / "replay"
+    command.check_folder(to, f"--to {to}")
     check_whole(given.run, ledger.NAME)
     check_whole(given.run, decisions.FILE)
     recorded = ledger.read(given.run)
@@ -61,7 +65,6 @@ def _run(given: argparse.Namespace) -> None:
             replay_tables.show_summary(made, policy)
         else:
             outcomes = sweep(recorded.rows, policy, swept)
-            to = given.to or given.run / "replay"
             replay_tables.show_outcomes(outcomes, swept)
             if not swept:
                 made = decisions.decide_all(recorded.rows, policy)
@@ -138,10 +141,16 @@ def _values(key: str, text: str, settings: Mapping[str, Any]) -> tuple[str, list
         raise UsageError(
             f"{key} says how the run was measured (here {settings[name]!r}); only a new run can change it."
         )
-    values = [yaml.safe_load(part) for part in text.split(",")]
+    try:
+        values = [yaml.safe_load(part) for part in text.split(",")]
+    except yaml.YAMLError as error:
+        raise UsageError(f"{key}={text} cannot be read ({' '.join(str(error).split())}).") from None
     for value in values:
-        if isinstance(settings[name], int | float) and not isinstance(value, int | float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(settings[name], int | float) and not number:
             raise UsageError(f"{key}={value!r} is no number, and {name} is one (here {settings[name]!r}).")
+        if number and not math.isfinite(value):
+            raise UsageError(f"{key}={value} is not finite; give a number (here {settings[name]!r}).")
     return name, values
 
 
@@ -150,12 +159,18 @@ def _load(name: str, config_dir: Path | None) -> dict[str, Any]:
 
     from lab.config import CONF
 
+    if config_dir is not None and not config_dir.is_dir():
+        raise UsageError(f"--config-dir {config_dir} is no folder; name the one that holds your svd_policy/*.yaml.")
     folders = [folder / "svd_policy" for folder in ([config_dir] if config_dir else []) + [CONF]]
     for folder in folders:
         path = folder / f"{name}.yaml"
         if path.is_file():
-            loaded = yaml.safe_load(path.read_text())
-            assert isinstance(loaded, dict)
+            try:
+                loaded = yaml.safe_load(path.read_text())
+            except yaml.YAMLError as error:
+                raise UsageError(f"{path} is no YAML ({' '.join(str(error).split())}).") from None
+            if not isinstance(loaded, dict) or "_target_" not in loaded:
+                raise UsageError(f"{path} names no policy; give it a _target_ and the policy's settings.")
             return loaded
     known = sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
     raise UsageError(f"svd_policy={name} is no policy{nearest(name, known)} (there are {', '.join(known)}).")
@@ -163,13 +178,10 @@ def _load(name: str, config_dir: Path | None) -> dict[str, Any]:
 
 def make_policy(settings: Mapping[str, Any]) -> SvdPolicy:
     """The policy of plain settings with a `_target_`; the invoking directory is importable."""
+    from lab import build
+
     sys.path.append(str(Path.cwd()))
-    module, _, name = str(settings["_target_"]).rpartition(".")
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"the policy {settings['_target_']!r} cannot be imported: {error}.") from None
-    made: SvdPolicy = kind(**{key: value for key, value in settings.items() if key != "_target_"})
+    made: SvdPolicy = build.make(dict(settings))
     return made
 
 

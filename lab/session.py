@@ -37,6 +37,7 @@ from lab.training.optim import total_steps
 from lab.training.positions import check_fits
 from lab.training.processes import any_of, check_equal, rank, world
 from lab.training.progress import ProgressBar, console
+from lab.training.pulse import Pulse, beat_at_every_pass
 from lab.training.stop import Interrupted, StopRequest, stop_on_signal
 from lab.training.watched import watched
 
@@ -73,6 +74,7 @@ class Session:
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
         check_fits(model.skeleton(), self.corpus, config.evaluate, judged=bool(self.answers.judged))
         net, targets = load_base(model, config, self.hardware)
+        beat_at_every_pass(net)
         adapted = readapt(net, targets, config, found[1], model) if found else self._fresh(net, targets, model)
         if config.hardware.micro_batch_size is None:
             autocast = config.method == "full" and self.hardware.precision == "bf16-mixed"
@@ -163,6 +165,7 @@ class Session:
                     *adapted.watchers(self.run_dir),
                     checkpoints,
                     StopOnRequest(self.request, checkpoints),
+                    Pulse(),  # last: what others do before the first batch may take long
                 ],
                 enable_checkpointing=False,
                 enable_progress_bar=False,

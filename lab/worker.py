@@ -1,8 +1,7 @@
-"""One process of a job: build, fit, record.      python -m lab.worker RUN_DIR, started by lab.process_group"""
+"""One process of a job: build, fit, record.      python -m lab.worker RUN_DIR, started by lab.workers"""
 
 import gc
 import itertools
-import json
 import logging
 import os
 import resource
@@ -10,16 +9,15 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
 
 from lab import config as configuration
-from lab import files, process_group, record
+from lab import ending, files, hang, heartbeat, process_group, record, workers
 from lab.errors import UsageError
 from lab.record import RunRecord
+from lab.training.stop import Diverged, Interrupted
 
-ENDING = ".first_ending.json"  # of the rank that was the first to fail or diverge
 # Warnings of one library about another's use of it, which no setting of ours or the user's can change: the start of the
 # message, and its category.
 NOT_OURS: tuple[tuple[str, type[Warning]], ...] = (
@@ -27,6 +25,7 @@ NOT_OURS: tuple[tuple[str, type[Warning]], ...] = (
     (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),  # torch 2.13, of Lightning's _pytree
 )
 _jobs = itertools.count()  # of this process
+log = logging.getLogger(__name__)
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -34,14 +33,13 @@ def run(run_dir: Path) -> RunRecord:
     """Run (or continue) the job whose config.yaml lies in a directory, and write its record at every ending.
 
     Raises UsageError for a user's mistake and whatever a bug raises, after recording it as `failed`; a run that
-    diverged or was interrupted returns its record. Rank 0 alone writes the record, with the error of the rank that
-    was the first to fail: what follows on the others is only the loss of its connection.
+    diverged, was interrupted or lost another process returns its record. Rank 0 alone writes the record, with the error
+    of the rank that was the first to fail: what follows on the others is only the loss of its connection.
     """
     rank = int(os.environ.get("RANK", "0"))
     main = rank == 0
     first = _begin()
     _log_to_file(run_dir, rank)
-    _import_quietly()
     result = record.read(run_dir)
     with ExitStack() as stack:
         if main:
@@ -50,32 +48,38 @@ def run(run_dir: Path) -> RunRecord:
         if main:
             files.sweep(run_dir)
             record.write(run_dir, result)
-        from lab.training.stop import Diverged, Interrupted
-
+        heartbeat.own.strict = False  # a job of this process before this one may have ended anywhere
+        heartbeat.beat()
         try:
-            from lab.session import Session
+            config = configuration.load(run_dir)
+            with _watched(run_dir, config.hardware.timeout_s, result, rank):
+                _import_quietly()
+                from lab.session import Session
 
-            Session(run_dir, configuration.load(run_dir), result, main).run()
+                Session(run_dir, config, result, main).run()
             result.status = "completed"
         except Diverged as error:
-            details = {"step": error.step, "examples": error.examples, "module": error.module}
-            _end(run_dir, result, "diverged", {"type": "Diverged", "message": str(error), **details})
-            print(f"diverged: {error}. The weights from before are kept.", file=sys.stderr)
+            details = {"step": error.step, "examples": error.examples, "module": error.module, "rank": rank}
+            details |= {"type": "Diverged", "message": str(error)}
+            result.status, result.error = ending.note(run_dir, "diverged", details)
         except (Interrupted, KeyboardInterrupt) as error:
             result.status = "interrupted"
             result.error = {"type": type(error).__name__, "message": str(error) or "interrupted at once"}
             result.error["signal"] = getattr(error, "signal", None)
-            print(f"interrupted: {result.error['message']}", file=sys.stderr)
         except BaseException as error:
-            shown: BaseException = _out_of_memory(error) or error
+            shown: BaseException = _out_of_memory(error, rank) or _left(error, rank) or error
             details = {
                 "type": type(shown).__name__,
                 "message": str(shown) or type(shown).__name__,
                 "rank": rank,
                 "traceback": None if isinstance(error, UsageError) else traceback.format_exc(),
             }
-            _end(run_dir, result, "failed", details)
-            if result.status == "failed":
+            lost = ending.is_loss(error)
+            if lost:
+                details |= {"type": "Lost", "rank": None, "message": ending.lost(error, rank, run_dir)}
+            result.status, result.error = ending.note(run_dir, "failed", details, lost)
+            log.info("rank %d failed", rank, exc_info=True)
+            if not lost:
                 if shown is error:
                     raise
                 raise shown from error
@@ -83,52 +87,48 @@ def run(run_dir: Path) -> RunRecord:
             result.peak_memory_bytes = max(result.peak_memory_bytes or 0, _peak_memory_bytes(first) or 0) or None
             if main:
                 record.write(run_dir, result)
+            heartbeat.own.word = heartbeat.DONE if result.status == "completed" else heartbeat.TOLD
             _leave_group()
             gc.collect()
     return result
 
 
-def _end(run_dir: Path, result: RunRecord, status: str, error: dict[str, Any]) -> None:
-    """Note a bad ending, for all ranks; where another rank's came first, it is the one to record."""
-    try:
-        with (run_dir / ENDING).open("x") as file:
-            json.dump(record.strict({"status": status, "error": error}), file)
-    except FileExistsError:
-        first = first_ending(run_dir)
-        if first is not None:
-            status, error = first["status"], first["error"]
-    result.status, result.error = status, error
+def _watched(run_dir: Path, timeout_s: float | None, result: RunRecord, rank: int) -> AbstractContextManager[None]:
+    """A watch of this process on itself, where no other watches it: a single one, or one that torchrun started."""
+    if heartbeat.own.shared:
+        return nullcontext()
+
+    def give_up(message: str, stack: str) -> None:
+        details = {"type": "Hung", "message": message, "rank": rank, "traceback": stack}
+        result.status, result.error = ending.note(run_dir, "failed", details)
+        if rank == 0:
+            record.write(run_dir, result)
+        log.info("%s\n%s", message, stack)
+        print(f"the job in {run_dir} failed: {message}", file=sys.stderr)
+
+    group = process_group.outside() is not None
+    return hang.watched_here(timeout_s, f"resume={run_dir}", group, give_up)
 
 
-def first_ending(run_dir: Path) -> dict[str, Any] | None:
-    """Status and error of the rank that was the first to end badly; None where none did."""
-    path = run_dir / ENDING
-    for _ in range(20):  # the rank that made the file may still be writing it
-        if not path.exists():
-            return None
-        try:
-            ending = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            time.sleep(0.05)
-            continue
-        assert isinstance(ending, dict)
-        return ending
-    return None
-
-
-def forget_ending(run_dir: Path) -> None:
-    """Before a job starts or goes on: how it ended last time no longer counts."""
-    (run_dir / ENDING).unlink(missing_ok=True)
-
-
-def _out_of_memory(error: BaseException) -> UsageError | None:
+def _out_of_memory(error: BaseException, rank: int = 0) -> UsageError | None:
     """The sentence for an allocation that failed, on a GPU or on the CPU; None for any other error."""
     name, text = type(error).__name__, str(error)
     if name != "OutOfMemoryError" and not isinstance(error, MemoryError) and "can't allocate memory" not in text:
         return None
+    where = f" on rank {rank}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    reason = text.splitlines()[0][:160] if text else name
     return UsageError(
-        f"memory ran out ({text.splitlines()[0][:160] if text else name}); the last checkpoint is intact: resume it "
-        f"with a smaller hardware.micro_batch_size, which changes no result, or with hardware.gradient_checkpointing."
+        f"memory ran out{where} ({reason}); the last checkpoint is intact: resume it with a smaller "
+        f"hardware.micro_batch_size, which changes no result, or with hardware.gradient_checkpointing."
+    )
+
+
+def _left(error: BaseException, rank: int) -> UsageError | None:
+    """The sentence where code of the user's has called exit, which would leave the run as if all were well."""
+    if not isinstance(error, SystemExit):
+        return None
+    return UsageError(
+        f"rank {rank} called exit({error.code or 0}) in the middle of the run; look for it in your own code."
     )
 
 
@@ -158,16 +158,21 @@ def _peak_memory_bytes(first: bool) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if first else None
 
 
+def log_file(run_dir: Path, rank: int) -> Path:
+    """The log of a rank."""
+    return run_dir / (f"train_rank{rank}.log" if rank else "train.log")
+
+
 def _log_to_file(run_dir: Path, rank: int) -> None:
-    """Every rank's log is a file, train.log or train_rank1.log; a rank above 0 has no other output at all."""
+    """Every rank's log is a file of its own; a rank above 0 has no other output at all."""
     if rank > 0:
-        log = (run_dir / f"train_rank{rank}.log").open("a", buffering=1)
+        file = log_file(run_dir, rank).open("a", buffering=1)
         sys.stdout.flush()
         for stream in (1, 2):
-            os.dup2(log.fileno(), stream)
+            os.dup2(file.fileno(), stream)
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=LOG_FORMAT, force=True)
     elif not logging.getLogger().handlers:  # where Hydra runs in this process, it has done so
-        logging.basicConfig(filename=run_dir / "train.log", level=logging.INFO, format=LOG_FORMAT)
+        logging.basicConfig(filename=log_file(run_dir, rank), level=logging.INFO, format=LOG_FORMAT)
 
 
 def quiet_not_ours() -> None:
@@ -201,21 +206,23 @@ def _import_quietly() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)  # advice on loaders and logging intervals
     quiet_not_ours()
-    logging.getLogger(__name__).info("imports took %.1f s", time.perf_counter() - started)
+    log.info("imports took %.1f s", time.perf_counter() - started)
 
 
 def main() -> None:
     """A process that `launch` started; its exit status says whether the record has the ending."""
     run_dir = Path(sys.argv[1])
-    process_group.stop_when_orphaned()
+    workers.show_signs_of_life()
+    workers.stop_when_orphaned()
     for name in ("config.yaml", record.RESULT):
         process_group.wait_for(run_dir / name)
     try:
         result = run(run_dir)
     except Exception:
-        logging.getLogger(__name__).exception("rank %s failed", os.environ.get("RANK", "0"))
+        if heartbeat.own.word == heartbeat.NOTHING:  # else it is in the log
+            log.exception("rank %s could not start", os.environ.get("RANK", "0"))
         sys.exit(1)  # the process that started us tells the user, once
-    sys.exit(0 if result.status == "completed" else process_group.STOPPED)
+    sys.exit(0 if result.status == "completed" else workers.STOPPED)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from jobs import losses, run
 from peft import PeftModel
 from test_schemes_in_runs import IDS
 
-from lab import build, config, train
+from lab import build, config, resume
 from lab.adapter.mismatch import Mismatch
 from lab.assemble import _scheme_of
 from lab.errors import UsageError
@@ -97,7 +97,7 @@ def test_a_run_of_adalora_has_an_end_that_cannot_be_moved(trained):
     saved = OmegaConf.structured(config.load(trained[0]))
     saved.schedule.lr_scheduler = "constant"
     with pytest.raises(UsageError, match="schedule that depends on its end"):
-        train._extend(saved, 100)
+        resume.extend(saved, 100)
 
 
 def test_a_run_too_short_to_tell_what_matters_is_refused(tmp_path):

@@ -10,9 +10,10 @@ LAB = Path(__file__).resolve().parent.parent / "lab"
 
 # Every part may import only those before it, so every arrow runs down and there are no circles.
 ORDER = (
-    *("errors", "cache", "files", "record", "gpus", "process_group", "spectral", "ledger", "layer", "model", "data"),
+    *("errors", "heartbeat", "paths", "command", "cache", "files", "record", "gpus", "hang", "process_group"),
+    *("workers", "ending", "spectral", "ledger", "layer", "model", "data"),
     *("init", "rank_strategy", "svd_policy", "adapter", "switch", "sweep", "report"),
-    *("build", "incompatible", "allowed", "config", "suggest", "training", "environment", "assemble"),
+    *("build", "incompatible", "allowed", "config", "arguments", "suggest", "training", "environment", "assemble"),
     *(
         "fetch",
         "dry_run",
@@ -20,6 +21,8 @@ ORDER = (
         "session",
         "worker",
         "launch",
+        "resume",
+        "before",
         "train",
         "replay",
         "selected",
@@ -34,19 +37,25 @@ ORDER = (
 SEES_ONLY = {
     "errors": set(),
     "spectral": {"errors"},
+    "paths": set(),
+    "command": {"errors", "paths"},
     "cache": {"errors"},
     "record": {"errors", "cache"},
-    "sweep": {"errors", "cache", "record"},
+    "sweep": {"errors", "paths", "cache", "record"},
     "files": {"errors"},
-    "report": {"errors", "cache", "files", "record", "sweep"},
-    "replay": {"errors", "cache", "files", "record", "ledger", "svd_policy", "spectral", "layer", "config", "build"},
+    "report": {"errors", "paths", "command", "cache", "files", "record", "sweep"},
+    "replay": {
+        *("errors", "command", "cache", "files", "record", "ledger", "svd_policy", "spectral", "layer"),
+        *("config", "build"),
+    },
 }
 # Who alone may import a framework; bench compares us with them, so it may import each.
 ONLY_IMPORTERS = {
     "peft": {"adapter", "bench"},
     "lightning": {"training", "session", "worker", "bench"},  # session starts the Trainer, worker quiets it
-    "hydra": {"build", "config", "train", "replay", "suggest"},
-    "omegaconf": {"build", "config", "train", "replay", "suggest", "gpus", "bench"},  # gpus is a resolver
+    "hydra": {"build", "config", "arguments", "suggest", "before", "train", "replay"},
+    # gpus is a resolver
+    "omegaconf": {"build", "config", "suggest", "resume", "before", "train", "replay", "gpus", "bench"},
 }
 # Parts that must start fast or know nothing of training.
 NEVER = {

@@ -153,7 +153,7 @@ def test_a_model_that_cannot_be_had_stops_the_sweep_before_any_job(hub, tmp_path
 
 def test_each_thing_is_fetched_once_however_many_jobs_name_it(monkeypatch):
     asked = []
-    monkeypatch.setattr("lab.model.hub.fetch", lambda name, revision, needs_weights=True: asked.append(name))
+    monkeypatch.setattr("lab.model.hub.fetch", lambda name, revision, needs_weights=True, key=None: asked.append(name))
     monkeypatch.setattr("lab.model.hub.check", lambda *args, **kwargs: None)
     monkeypatch.setattr("lab.data.hub.is_cached", lambda path: True)
     monkeypatch.setattr("lab.data.hub.load_split", lambda path, *rest: asked.append(f"{path} {rest[-1]}"))

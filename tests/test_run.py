@@ -233,3 +233,9 @@ def test_peak_memory_is_of_the_job_or_unknown(tmp_path, monkeypatch):
     first, second = run(tmp_path / "a", *short), run(tmp_path / "b", *short)
     assert first.peak_memory_bytes > 50e6  # torch alone is more
     assert second.peak_memory_bytes is None  # the process's peak may be the first job's
+
+
+@pytest.mark.parametrize(("overrides", "said"), [(("rank=16", "alpha=4"), True), (("rank=16", "alpha=8"), False)])
+def test_a_scaling_that_damps_what_is_learned_is_said_at_the_start(overrides, said, tmp_path, capsys):
+    run(tmp_path, "schedule.max_steps=1", "evaluate.accuracy=false", *overrides)
+    assert ("alpha / r is 0.25, which damps what is learned" in " ".join(capsys.readouterr().out.split())) == said

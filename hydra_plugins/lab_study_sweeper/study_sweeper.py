@@ -100,7 +100,7 @@ class StudySweeper(Sweeper):
         return earlier or study
 
     def _check_jobs(self, study: "Study") -> None:
-        """Compose and check one job of every arm, so that a mistake in a declaration costs no training."""
+        """Compose and check a job of every arm, and the extreme seeds: a declaration's mistake costs no training."""
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
         from lab import config as configuration
@@ -109,7 +109,10 @@ class StudySweeper(Sweeper):
 
         # Another launcher's jobs find the devices of another machine, and a dry run asks for none.
         here = isinstance(self.launcher, BasicLauncher) and not self.config.dry_run
-        for name, overrides in study.arms.items():
+        seeds = [*study.seeds, *study.twin_seeds, *study.tune_seeds]
+        first = next(iter(study.arms))
+        jobs = [*study.arms.items(), *((first, [*study.arms[first], f"seed={s}"]) for s in (min(seeds), max(seeds)))]
+        for name, overrides in jobs:
             config = self.context.config_loader.load_sweep_config(self.config, [*study.common, *overrides])
             try:
                 typed = configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
@@ -119,8 +122,10 @@ class StudySweeper(Sweeper):
                 raise UsageError(f"arm {name} of {study.name} cannot run: {error}") from None
 
     def _launch(self, study_dir: Path) -> Callable[[Sequence[Sequence[str]], int], None]:
+        from lab.paths import quoted
+
         def launch(jobs: Sequence[Sequence[str]], first: int) -> None:
-            where = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir='{study_dir}'"]
+            where = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(study_dir))}"]
             self.launcher.launch([[*overrides, *where] for overrides in jobs], initial_job_idx=first)
 
         return launch

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lab import heartbeat
 from lab.adapter.delta import Truncated, pair, trained_base, truncate
 from lab.adapter.install import rank_settings
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
@@ -131,6 +132,7 @@ def _pairs(
     """A and B to save, by module, without what AdaLoRA cut to nothing; and how each was cut to `rank`."""
     pairs, cuts = {}, {}
     for name, layer in layers.items():
+        heartbeat.beat()
         A, B = pair(layer)
         if A.shape[0] == 0:
             continue  # peft has no rank 0, and a layer it does not adapt is the base's

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from torch import Generator, Tensor
 
+from lab import heartbeat
 from lab.adapter.layer import LowRankLinear, adapted_layers
 from lab.adapter.mismatch import Mismatch
 from lab.adapter.share import from_owner
@@ -109,6 +110,7 @@ def initialise(
     shared = _shared_weights(model)
     filled: dict[str, LayerInit] = {}
     for i, target in enumerate(targets):
+        heartbeat.beat()
         if target.name not in layers:
             raise Mismatch(f"{target.name} is a target but has no adapter to initialise.")
         layer = layers[target.name]

@@ -28,8 +28,13 @@ def caveats(ranks: Mapping[str, int], scaling: float) -> Iterator[str]:
     elif high > VLLM_RANKS[0]:
         needed = next(rank for rank in VLLM_RANKS if rank >= high)
         yield f"vLLM serves rank {high} with --max-lora-rank {needed}; its default is {VLLM_RANKS[0]}"
+    yield from damping(scaling)
+
+
+def damping(scaling: float) -> Iterator[str]:
+    """A line where a scaling damps what is learned."""
     if scaling < LEAST_SCALING:
         yield (
-            f"alpha / r is {scaling:g}: what was learned is damped, and so was learning it; at a high rank raise "
-            "alpha, or use scaling=rslora"
+            f"alpha / r is {scaling:g}, which damps what is learned, and learning it; at a high rank raise alpha, or "
+            "use scaling=rslora"
         )

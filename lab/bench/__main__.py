@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lab import command
 from lab.bench import SPECTRA
 from lab.config import CONF
 
@@ -19,10 +20,10 @@ LEAST_SIDE = 32  # of a layer of the suite `init`: lora_ga takes twice the rank 
 def main(arguments: list[str] | None = None) -> None:
     """Run one suite; rows go to the console and to bench_<suite>.json, among the runs unless told otherwise."""
     schemes = sorted(path.stem for path in (CONF / "init").glob("*.yaml"))
-    parser = argparse.ArgumentParser(prog="lab-bench", description=__doc__)
+    parser = command.Parser(prog="lab-bench", description=__doc__)
     parser.add_argument("suite", nargs="?", choices=SUITES, default="train")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repeats")
-    parser.add_argument("--to", type=Path, default=None, metavar="DIR", help=f"where the JSON goes ({RESULTS})")
+    parser.add_argument("--to", type=command.path, default=None, metavar="DIR", help=f"where the JSON goes ({RESULTS})")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="OUTxIN", help="init: these layers and no model")
     parser.add_argument("--spectra", nargs="+", choices=SPECTRA, help="init: these spectra of the layers")
     parser.add_argument("--schemes", nargs="+", choices=schemes, metavar="NAME", help="init: these and no model")

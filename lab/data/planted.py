@@ -5,11 +5,11 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lab.cache import cache_dir, write_atomically
+from lab.cache import cache_dir, keep_json, read_json
 from lab.data import Splits, Written
 from lab.data.answer import check_answer_pattern
 from lab.errors import UsageError
-from lab.model import weights_sha256
+from lab.model import hub, weights_sha256
 from lab.model.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Planted:
     def check(self) -> None:
         """Raise UsageError within 3 s where the base cannot be had, or an answer is asked of running text."""
         check_answer_pattern(self.answer_pattern, running_text=True)
-        self._base().check()
+        hub.check(self.base, None, key="data.base")
 
     def load(self) -> Splits:
         """Sample the texts at first use (seconds), then read them from the cache.
@@ -60,11 +60,13 @@ class Planted:
 
         net = self._base().load(torch.float32, self.seed)
         asked = json.dumps({"as": "tokens"} | asdict(self), sort_keys=True) + weights_sha256(net)
-        path = cache_dir("planted") / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
-        if not path.exists():
+        folder = cache_dir("planted")
+        path = folder and folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
+        rows = read_json(path)
+        if rows is None:
             rows = self._sample(net)
-            write_atomically(path, lambda temporary: temporary.write_text(json.dumps(rows)))
-        texts = [Written(text, tuple(ids)) for text, ids in json.loads(path.read_text())]
+            keep_json(path, rows)
+        texts = [Written(text, tuple(ids)) for text, ids in rows]
         first, second = self.train_examples, self.train_examples + self.val_examples
         return Splits(train=tuple(texts[:first]), val=tuple(texts[first:second]), test=tuple(texts[second:]))
 

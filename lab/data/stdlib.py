@@ -1,16 +1,15 @@
 """Python's own library as data: its documentation, its code, both, and signatures with their docstrings."""
 
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-from lab.cache import cache_dir, write_atomically
+from lab.cache import cache_dir, keep_json, read_json
 from lab.data import Pair, Splits, Text, interpreter, overlap
 from lab.data.answer import check_answer_pattern
 from lab.data.interpreter import Doc, Module, collect, library, source_files
@@ -85,11 +84,20 @@ def corpus(name: str) -> Rows:
     for module, data in files:
         digest.update(f"\0{module}\0".encode() + data)
     folder, key = cache_dir("stdlib"), digest.hexdigest()[:16]
-    path = folder / f"{key}_{name}.json"
-    if not path.exists():
-        for each, rows in divide(collect(files)).items():
-            write_atomically(folder / f"{key}_{each}.json", partial(Path.write_text, data=json.dumps(rows)))
-    return cast(Rows, json.loads(path.read_text()))
+    found = read_json(folder and folder / f"{key}_{name}.json")
+    if found is not None:
+        return cast(Rows, found)
+    corpora = _collected(key)
+    kept = [keep_json(folder and folder / f"{key}_{each}.json", rows) for each, rows in corpora.items()]
+    if all(kept):
+        _collected.cache_clear()
+    return corpora[name]
+
+
+@lru_cache(maxsize=1)
+def _collected(key: str) -> dict[str, Rows]:
+    """The corpora of the interpreter whose library has this digest: once a process where no file can be kept."""
+    return divide(collect(source_files()))
 
 
 @dataclass(frozen=True, kw_only=True)

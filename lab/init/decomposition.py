@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
+from lab import heartbeat
+
 Algorithm = Literal["randomised", "exact"]
 ALGORITHMS = ("randomised", "exact")
 
@@ -61,6 +63,7 @@ def decompose(matrix: Tensor, rank: int, algorithm: Algorithm, generator: Genera
     `randomised` stops when its last pass raised the captured energy by less than 0.1 % relative, and goes exact
     after six passes, or at once where the rank is over a quarter of the smaller side.
     """
+    heartbeat.beat()
     passes = 0
     if algorithm == "randomised" and rank + OVERSAMPLING <= SKETCH_SHARE * min(matrix.shape):
         sketched = _randomised(matrix, rank, generator)
@@ -102,6 +105,7 @@ def exact_basis(matrix: Tensor) -> Tensor:
     Eigenvectors of the smaller Gram matrix in float64: squaring costs half the digits, which leaves about the eight
     that float32 had, and takes a fraction of the time of a full SVD.
     """
+    heartbeat.beat()
     small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     gram = torch.zeros(small.shape[0], small.shape[0], dtype=torch.float64, device=matrix.device)
     for columns in small.split(CHUNK, dim=1):

@@ -8,6 +8,7 @@ Files are written atomically, checked by their own hash when read, and the oldes
 import hashlib
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 
-from lab.cache import cache_dir, write_atomically
+from lab.cache import cache_dir, keep
 from lab.init.decomposition import Algorithm, Decomposition, decompose, energy_of, exact_basis, triples
 
 log = logging.getLogger(__name__)
@@ -71,12 +72,9 @@ def triples_at(weight: Tensor, indices: Tensor) -> Decomposition:
 
 
 def _file(name: str) -> Path | None:
-    """Where a decomposition is kept; None where the folder cannot be made, which is logged."""
-    try:
-        return cache_dir("svd") / f"{name}.safetensors"
-    except OSError as error:
-        log.warning("decompositions are not kept (%s); set LAB_CACHE to a folder that can be written.", error)
-        return None
+    """Where a decomposition is kept; None where the folder cannot be made."""
+    folder = cache_dir("svd")
+    return folder and folder / f"{name}.safetensors"
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
@@ -88,13 +86,13 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
 
 def _load(path: Path | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """The tensors and notes of a file; None where there is none, and where it is damaged, which is logged."""
-    if path is None or not path.exists():
+    if path is None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             meta: dict[str, str] = file.metadata() or {}
-    except FileNotFoundError:  # another job has just made room
+    except FileNotFoundError:  # never made, or another job has just made room
         return None
     except (SafetensorError, OSError) as error:
         log.warning("the cached decomposition %s cannot be read (%s); computing it again.", path, error)
@@ -102,21 +100,29 @@ def _load(path: Path | None, device: torch.device) -> tuple[dict[str, Tensor], d
     if meta.get("checksum") != _checksum(tensors):
         log.warning("the cached decomposition %s does not match its checksum; computing it again.", path)
         return None
-    os.utime(path)  # marks it as recently used
+    with suppress(OSError):  # a cache that can only be read needs no order of use
+        os.utime(path)  # marks it as recently used
     return {key: tensor.to(device) for key, tensor in tensors.items()}, meta
 
 
 def _save(path: Path | None, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
-    """Write a file and make room; a full or read-only disk costs the cache, not the run, and is logged."""
+    """Write a file and make room; a full or read-only disk costs the cache, not the run."""
     if path is None:
         return
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     notes = {**notes, "checksum": _checksum(plain)}
-    try:
-        write_atomically(path, lambda temporary: save_file(plain, temporary, notes))
-        _make_room(path.parent)
-    except (SafetensorError, OSError) as error:
-        log.warning("could not keep the decomposition %s (%s); it will be computed again next time.", path, error)
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(plain, temporary, notes)
+        except SafetensorError as error:  # its word for what the disk refuses
+            raise OSError(str(error)) from error
+
+    if keep(path, write):
+        try:
+            _make_room(path.parent)
+        except OSError as error:
+            log.warning("could not make room among the decompositions in %s (%s)", path.parent, error)
 
 
 def _make_room(folder: Path) -> None:

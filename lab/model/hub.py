@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,31 +41,50 @@ def resolve(name_or_path: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else name_or_path
 
 
+def show_bars_to_people() -> None:
+    """Keep transformers' progress bars, of loading and of saving, out of files and pipes."""
+    if not sys.stderr.isatty():
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+
 def is_folder(place: str) -> bool:
     """True where a resolved place is a local folder."""
     return Path(place).is_dir()
 
 
-def check(name_or_path: str, revision: str | None, needs_weights: bool = True) -> None:
+def check(name_or_path: str, revision: str | None, needs_weights: bool = True, key: str = "model.name_or_path") -> None:
     """Raise UsageError within 3 s where a model cannot be had: local folder, then hub cache, then one short request.
 
-    `needs_weights=False` asks for the tokenizer alone.
+    `needs_weights=False` asks for the tokenizer alone; `key` is where the user gave the name.
     """
     place = resolve(name_or_path)
     if is_folder(place):
-        _check_folder(Path(place), name_or_path, needs_weights)
+        _check_folder(Path(place), f"{key}={name_or_path}", needs_weights)
+    elif not name_or_path:
+        raise UsageError(f"{key} is empty; give a folder or a hub name.")
+    elif Path(name_or_path).expanduser().is_file():
+        raise UsageError(f"{key}={name_or_path} {_no_folder(name_or_path)}")
     elif _looks_like_a_path(name_or_path):
-        raise UsageError(f"model.name_or_path={name_or_path}: there is no such folder; give a folder or a hub name.")
-    elif not is_cached(name_or_path, revision, needs_weights):
-        _check_hub(name_or_path, revision)
+        raise UsageError(f"{key}={name_or_path}: there is no such folder; give a folder or a hub name.")
+    elif not is_cached(name_or_path, revision, needs_weights, key):
+        _check_hub(name_or_path, revision, key)
 
 
-def fetch(name_or_path: str, revision: str | None, needs_weights: bool = True) -> None:
+def _no_folder(file: str) -> str:
+    """What is wrong with a file where a model's folder belongs."""
+    if file.lower().endswith(".gguf"):
+        return "is a GGUF file, which is not supported yet; give the Hugging Face folder or name it was made from."
+    return "is a file; give the Hugging Face folder that holds a model's files."
+
+
+def fetch(name_or_path: str, revision: str | None, needs_weights: bool = True, key: str = "model.name_or_path") -> None:
     """Download into the hub's cache what a run reads of a model; nothing where it is a folder or cached already.
 
     Weights as safetensors where there are any, else as PyTorch files. Raises UsageError where it cannot be had.
     """
-    check(name_or_path, revision, needs_weights)
+    check(name_or_path, revision, needs_weights, key)
     if is_folder(resolve(name_or_path)) or is_cached(name_or_path, revision, needs_weights):
         return
     from huggingface_hub import snapshot_download
@@ -82,7 +102,9 @@ def fetch(name_or_path: str, revision: str | None, needs_weights: bool = True) -
             download("*.bin")
 
 
-def is_cached(name_or_path: str, revision: str | None, needs_weights: bool = True) -> bool:
+def is_cached(
+    name_or_path: str, revision: str | None, needs_weights: bool = True, key: str = "model.name_or_path"
+) -> bool:
     """True where the hub's local cache holds configuration and tokenizer, and every shard of the weights if needed."""
     from huggingface_hub.errors import HFValidationError
 
@@ -92,7 +114,7 @@ def is_cached(name_or_path: str, revision: str | None, needs_weights: bool = Tru
             return False
     except HFValidationError as error:
         raise UsageError(
-            f"model.name_or_path={name_or_path} is neither a folder nor a hub name like owner/model ({error})."
+            f"{key}={name_or_path} is neither a folder nor a hub name like owner/model ({error})."
         ) from None
     if not any(cached(name) for name in TOKENIZERS):
         return False
@@ -122,23 +144,22 @@ def _looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
 
 
-def _check_folder(folder: Path, name: str, needs_weights: bool) -> None:
+def _check_folder(folder: Path, named: str, needs_weights: bool) -> None:
     if not needs_weights:
         if not any((folder / file).is_file() for file in TOKENIZERS):
-            raise UsageError(f"{name} holds no tokenizer ({', '.join(TOKENIZERS)}).")
+            raise UsageError(f"{named} holds no tokenizer ({', '.join(TOKENIZERS)}).")
         return
     if (folder / "adapter_config.json").is_file():
         raise UsageError(
-            f"model.name_or_path={name} is an adapter, not a model; merge it first: "
-            f"python -m lab.export RUN --to DIR --format merged."
+            f"{named} is an adapter, not a model; merge it first: python -m lab.export RUN --to DIR --format merged."
         )
     if not (folder / "config.json").is_file():
-        raise UsageError(f"model.name_or_path={name} holds no config.json, so it is no Hugging Face model folder.")
+        raise UsageError(f"{named} holds no config.json, so it is no Hugging Face model folder.")
     if not any((folder / file).is_file() for file in WEIGHTS + WEIGHT_INDICES):
-        raise UsageError(f"model.name_or_path={name} holds no weights ({', '.join(WEIGHTS)}, or their index).")
+        raise UsageError(f"{named} holds no weights ({', '.join(WEIGHTS)}, or their index).")
 
 
-def _check_hub(name: str, revision: str | None) -> None:
+def _check_hub(name: str, revision: str | None, key: str) -> None:
     """One request for config.json, given up after REQUEST_SECONDS: a blocked name look-up ignores client timeouts."""
     outcome: list[BaseException | None] = []
 
@@ -155,22 +176,25 @@ def _check_hub(name: str, revision: str | None) -> None:
     request.start()
     request.join(REQUEST_SECONDS)
     if not outcome:
-        raise UsageError(f"{_named(name, revision)}: the hub did not answer in {REQUEST_SECONDS:g} s; {OFFLINE_REMEDY}")
+        raise UsageError(
+            f"{_named(name, revision)}: the hub did not answer in {REQUEST_SECONDS:g} s; {_offline_remedy(key)}"
+        )
     if outcome[0] is not None:
-        raise UsageError(reason(name, revision, outcome[0])) from outcome[0]
+        raise UsageError(reason(name, revision, outcome[0], key)) from outcome[0]
 
 
-OFFLINE_REMEDY = (
-    "download it where there is a network (hf download NAME) and share the cache, give a local folder as "
-    "model.name_or_path, or use model=tiny, which needs none."
-)
+def _offline_remedy(key: str) -> str:
+    return (
+        f"download it where there is a network (hf download NAME) and share the cache, give a local folder as {key}, "
+        f"or use model=tiny, which needs none."
+    )
 
 
 def _named(name: str, revision: str | None) -> str:
     return f"model {name}" + (f" at revision {revision}" if revision else "")
 
 
-def reason(name: str, revision: str | None, error: BaseException) -> str:
+def reason(name: str, revision: str | None, error: BaseException, key: str = "model.name_or_path") -> str:
     """Why a model cannot be had, and what to do, in one sentence."""
     from huggingface_hub import errors as hub
 
@@ -186,10 +210,10 @@ def reason(name: str, revision: str | None, error: BaseException) -> str:
         return f"{what} has no config.json on the hub, so transformers cannot load it; choose another model."
     here = is_folder(resolve(name)) or is_cached(name, revision)
     if not here and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return f"{what} is not in the local cache and HF_HUB_OFFLINE is set: unset it, {OFFLINE_REMEDY}"
+        return f"{what} is not in the local cache and HF_HUB_OFFLINE is set: unset it, {_offline_remedy(key)}"
     first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
     if any(isinstance(item, hub.LocalEntryNotFoundError) or _is_network(item) for item in chain):
-        return f"{what} is not in the local cache and the hub cannot be reached ({first}): {OFFLINE_REMEDY}"
+        return f"{what} is not in the local cache and the hub cannot be reached ({first}): {_offline_remedy(key)}"
     return f"{what} cannot be loaded ({first}); check that its files are whole and are a causal language model's."
 
 

@@ -80,6 +80,7 @@ class Pretrained:
         """
         from transformers import AutoModelForCausalLM
 
+        hub.show_bars_to_people()
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": self.attn_implementation}
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused below, by name
         if self.quantization is not None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+KEY = "model.tokenizer_name_or_path"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
@@ -37,11 +39,11 @@ class Scratch:
 
     def check(self) -> None:
         """Raise UsageError within 3 s where the tokenizer cannot be had."""
-        hub.check(self.tokenizer_name_or_path, None, needs_weights=False)
+        hub.check(self.tokenizer_name_or_path, None, needs_weights=False, key=KEY)
 
     def fetch(self) -> None:
         """Download the tokenizer into the hub's cache; raises UsageError where it cannot be had."""
-        hub.fetch(self.tokenizer_name_or_path, None, needs_weights=False)
+        hub.fetch(self.tokenizer_name_or_path, None, needs_weights=False, key=KEY)
 
     def skeleton(self) -> "PreTrainedModel":
         """The architecture on the meta device; raises UsageError for an unknown model type or number."""
@@ -64,6 +66,7 @@ class Scratch:
         """The model, drawn by transformers' own initialisation in float32 from `seed`, then cast to `dtype`."""
         import torch
 
+        hub.show_bars_to_people()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net: Any = self._build()

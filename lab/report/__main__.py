@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from lab import command
 from lab.errors import UsageError
 from lab.record import RESULT
 
@@ -13,15 +13,15 @@ def main() -> None:
 
     1 where every contrast was refused because data or base models differ.
     """
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="lab-report",
         description="Report a study, compare two studies, or show the card of a single run. Needs no GPU and no torch.",
     )
-    parser.add_argument("study", type=Path, help="a study directory, or a single run's")
-    parser.add_argument("study2", type=Path, nargs="?", help="a second study, judged against the first")
+    parser.add_argument("study", type=command.path, help="a study directory, or a single run's")
+    parser.add_argument("study2", type=command.path, nargs="?", help="a second study, judged against the first")
     parser.add_argument("--baseline", help="the arm that others are compared with (default: as declared)")
     parser.add_argument("--margin", help="equivalence margin, in units of the metric or as 1%% of the baseline")
-    parser.add_argument("--to", type=Path, help="where the report goes (default: STUDY/report)")
+    parser.add_argument("--to", type=command.path, help="where the report goes (default: STUDY/report)")
     options = parser.parse_args()
     print(f"Reading {options.study}{f' and {options.study2}' if options.study2 else ''}", flush=True)
     try:
@@ -45,6 +45,13 @@ def report(options: argparse.Namespace) -> int:
         return 0
     first = load_study(options.study)
     second = load_study(options.study2) if options.study2 else None
+    for study in filter(None, (first, second)):
+        if not (study.declared or study.runs or study.problems):
+            raise UsageError(
+                f"{study.path} holds no run and no study; name a study, such as multirun/rank_sweep/<time>."
+            )
+    folder = options.to or first.path / "report" / (f"vs_{second.path.name}" if second else "")
+    command.check_folder(folder, f"--to {folder}")
     # numpy, scipy and matplotlib take a second or two, and a wrong path should not.
     from lab.report.analysis import analysis_of
     from lab.report.pair import analyse_pair
@@ -52,7 +59,6 @@ def report(options: argparse.Namespace) -> int:
 
     chosen = {"baseline": options.baseline, "margin": options.margin}
     analysis = analyse_pair(first, second, **chosen) if second else analysis_of(first, **chosen)
-    folder = options.to or first.path / "report" / (f"vs_{second.path.name}" if second else "")
     show(summary(analysis))
     print(f"Report: {write_report(analysis, folder)}")
     refused = [row.reason for row in analysis.contrasts if row.reason.startswith("refused")]

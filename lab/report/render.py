@@ -42,10 +42,10 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         blocks = findings.report(analysis, drawn, not_drawn)
         title = analysis.study.name
         prose = document.markdown(blocks)
-        (folder / "README.md").write_text(prose)
+        (folder / "README.md").write_text(prose, encoding="utf-8")
         write_events(analysis, prose, folder / "tensorboard")
-        (folder / "report.html").write_text(document.page(title, blocks, folder))
-        (folder / "methods.md").write_text(methods(analysis))
+        (folder / "report.html").write_text(document.page(title, blocks, folder), encoding="utf-8")
+        (folder / "methods.md").write_text(methods(analysis), encoding="utf-8")
         _json(folder / "all_results.json", all_results(analysis))
         _json(folder / "comparisons.json", [row.row() for row in analysis.comparisons])
         _runs(folder / "runs.csv", analysis)
@@ -53,7 +53,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
             old.unlink()
         for block in blocks:
             if isinstance(block, Table):
-                (folder / "tables" / f"{block.name}.tex").write_text(document.latex(block))
+                (folder / "tables" / f"{block.name}.tex").write_text(document.latex(block), encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"could not write the report to {folder}: {error.strerror}; choose a folder with --to."
@@ -77,13 +77,13 @@ def _draw(analysis: Analysis, folder: Path) -> tuple[list[Figure], list[str]]:
 
 
 def _json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(strict(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(strict(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _runs(path: Path, analysis: Analysis) -> None:
     rows = [strict(run_row(run)) for run in analysis.study.runs]
     columns = list(dict.fromkeys(column for row in rows for column in row)) or ["run", "status"]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)  # None is written as an empty cell

@@ -10,6 +10,7 @@ from typing import Any
 
 from lab import files, record
 from lab.errors import UsageError
+from lab.paths import at_home
 from lab.record import RunRecord, Study
 
 METRICS = "metrics.csv"
@@ -158,7 +159,7 @@ class LoadedStudy:
 
 def load_run(run_dir: str | Path) -> Run:
     """The run in a directory; raises UsageError where it holds no readable record."""
-    path = Path(run_dir).resolve()
+    path = Path(at_home(str(run_dir))).resolve()
     read = record.read(path)
     fault = _fault(read)
     if fault:
@@ -168,7 +169,7 @@ def load_run(run_dir: str | Path) -> Run:
 
 def load_study(study_dir: str | Path) -> LoadedStudy:
     """Every run below a directory; what cannot be read becomes a Problem. Raises UsageError for no directory."""
-    path = Path(study_dir).resolve()
+    path = Path(at_home(str(study_dir))).resolve()
     if not path.is_dir():
         raise UsageError(f"{study_dir} is no directory; name a study, such as multirun/rank_sweep/<time>.")
     problems: list[Problem] = []

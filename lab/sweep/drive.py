@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lab import record
+from lab.paths import quoted
 from lab.record import Study
 from lab.sweep import runs
 from lab.sweep.job import Job, Plan, Seen
@@ -100,11 +101,10 @@ def _directory(study_dir: Path, study: Study, job: Job) -> str | None:
 
 def _overrides(job: Job, directory: str) -> list[str]:
     """Hydra's overrides of one job, its directory quoted: arms are named as `svd[gradient]` is."""
-    quoted = directory.replace("\\", "\\\\").replace("'", "\\'")
     own = list(job.overrides)
     if job.resume is not None:
-        own += [f"resume='{str(job.resume).replace(chr(39), chr(92) + chr(39))}'", "hydra.output_subdir=null"]
-    return [*own, f"hydra.sweep.subdir='{quoted}'"]
+        own += [f"resume={quoted(str(job.resume))}", "hydra.output_subdir=null"]
+    return [*own, f"hydra.sweep.subdir={quoted(directory)}"]
 
 
 def _next_number(study_dir: Path, study: Study) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lab.paths import quoted
 from lab.record import Study
 
 MOST_ATTEMPTS = 2  # a failed job is retried once
@@ -101,9 +102,9 @@ class State:
             f"seed={seed}",
             f"data_seed={data_seed}",
             *([] if steps is None else [f"schedule.max_steps={steps}"]),
-            f"study={_quoted(study.name)}",
+            f"study={quoted(study.name)}",
             f"stage={stage}",
-            f"arm={_quoted(arm)}",
+            f"arm={quoted(arm)}",
         ]
         job = Job(
             stage=stage,
@@ -147,11 +148,6 @@ def _never(job: Job) -> Seen:
         seed=job.seed,
         status="failed",
     )
-
-
-def _quoted(name: str) -> str:
-    """A name as Hydra's grammar takes it whatever it holds; `svd[gradient]` unquoted would not parse."""
-    return "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _resumed(job: Job, run: Seen) -> Job:

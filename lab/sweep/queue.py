@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 
 from lab.errors import UsageError
+from lab.paths import quoted
 
 SUBMITTED, RESULT = "_submitted.pkl", "_result.pkl"  # submitit's: <job id>_submitted.pkl, <job id>_<task>_result.pkl
 SLURM, LOCAL = "SlurmLauncher", "LocalLauncher"  # the classes of hydra-submitit-launcher
@@ -30,7 +31,7 @@ def still_queued(study_dir: Path, jobs: Mapping[str, Mapping[str, Any]]) -> set[
     kinds = {entry["launcher"] for entry in asked.values()}
     in_slurm = _slurm_queue() if pending and SLURM in kinds else set()
     texts = [path.read_bytes() for name, path in pending.items() if name in in_slurm or _runs(name)]
-    wanted = {key: f"hydra.sweep.subdir='{entry['directory']}'".encode() for key, entry in asked.items()}
+    wanted = {key: f"hydra.sweep.subdir={quoted(entry['directory'])}".encode() for key, entry in asked.items()}
     return {key for key, subdir in wanted.items() if any(subdir in text for text in texts)}
 
 

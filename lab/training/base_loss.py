@@ -5,17 +5,14 @@ machine computes. So a run that finds it records the same numbers as the run tha
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from lab import __version__
-from lab.cache import cache_dir, write_atomically
+from lab.cache import cache_dir, keep_json, read_json
 from lab.data.encode import Sample
 from lab.training import evaluate as evaluation
 from lab.training.evaluate import Evaluation
@@ -31,26 +28,15 @@ def base_loss(
 ) -> Evaluation:
     """The evaluation of a pristine model whose weights have this digest; every process returns the same."""
     name = _name(scorer, samples, weights_sha256, hardware)
-    path = cache_dir("base_loss") / f"{name}.json"
-    known = from_rank_0(lambda: _read(path))  # whether all compute together must not depend on who sees the file
+    folder = cache_dir("base_loss")
+    path = folder and folder / f"{name}.json"
+    known = from_rank_0(lambda: read_json(path))  # whether all compute together must not depend on who sees the file
     if known is not None:
-        log.info("the base's loss on %d samples is known: %s", len(samples), path.name)
+        log.info("the base's loss on %d samples is known: %s", len(samples), name)
         return Evaluation(**known)
     result = evaluation.evaluate(scorer, samples, pad_id)
-    text = json.dumps(asdict(result))
-    from_rank_0(lambda: write_atomically(path, lambda temporary: temporary.write_text(text)))
+    from_rank_0(lambda: keep_json(path, asdict(result)))
     return result
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError:
-        log.warning("%s is not readable and is computed again", path)
-        return None
-    return found
 
 
 def _name(scorer: Scorer, samples: Sequence[Sample], weights_sha256: str, hardware: Resolved) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
+from lab import heartbeat
 from lab.errors import UsageError
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -56,6 +57,7 @@ class Checkpoint(CheckpointIO):
         Path(path).unlink()
 
 
+@heartbeat.long()
 def save(run_dir: Path, name: str, write: Callable[[Path], None], main: bool) -> Path:
     """Write a checkpoint beside its name and move it there; `last` first becomes `previous`.
 

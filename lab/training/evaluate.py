@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lab import heartbeat
 from lab.data.encode import Sample
 from lab.training.loader import collate
 from lab.training.loss import Scorer
@@ -51,6 +52,7 @@ def batches_of(samples: Sequence[Sample], tokens: int = TOKENS_PER_BATCH) -> Ite
         yield batch
 
 
+@heartbeat.strict()
 @torch.no_grad()
 def evaluate(scorer: Scorer, samples: Sequence[Sample], pad_id: int) -> Evaluation:
     """The loss of a model on samples, shared over the processes; leaves mode and random state as they were."""

@@ -9,6 +9,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from lab import heartbeat
 from lab.data.encode import Sample
 from lab.errors import UsageError
 from lab.init import Evidence, Need
@@ -153,6 +154,7 @@ class _Sums:
         return Evidence(**found, num_tokens=self.labels)
 
 
+@heartbeat.strict()
 def _pass(
     net: nn.Module,
     gate: LabelGate,

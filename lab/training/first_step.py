@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lab import heartbeat
 from lab.adapter.layer import adapted_layers
 from lab.adapter.learned import first_step
 from lab.layer import Target, evenly_spaced
@@ -60,6 +61,7 @@ class FirstStepWatch(AfterStep):
         if self.before:
             self.gradients = self.layers.gradients(list(self.before), dict.fromkeys(self.before, 0))
 
+    @heartbeat.long()
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         """After the first step, measure and let everything go."""
         if not self.before:

@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lab import __version__
 from lab.config import Hardware
 from lab.errors import UsageError
-from lab.process_group import RENDEZVOUS
+from lab.process_group import LONGEST_WAIT, RENDEZVOUS
 
 MICRO_BATCH = {"gpu": 16, "cpu": 8}  # examples, where the config leaves it open; a CPU gains nothing from more
 
@@ -123,7 +123,8 @@ def join_group(resolved: Resolved) -> None:
             torch.cuda.set_device(resolved.device)
         backend = "nccl" if resolved.accelerator == "gpu" else "gloo"
         meet = f"file://{os.environ[RENDEZVOUS]}"
-        dist.init_process_group(backend, init_method=meet, rank=int(os.environ["RANK"]), world_size=resolved.devices)
+        rank, world = int(os.environ["RANK"]), resolved.devices
+        dist.init_process_group(backend, init_method=meet, timeout=LONGEST_WAIT, rank=rank, world_size=world)
     found: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(found, versions())
     for name, mine in found[0].items():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from lab import heartbeat
 from lab.adapter.delta import delta_factors, pristine_weight
 from lab.adapter.layer import adapted_layers
 from lab.adapter.learned import learned
@@ -47,6 +48,7 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
     rows: list[Row] = []
     shown: dict[str, Any] = {"console": console, "disable": not console.is_terminal, "transient": True}
     for name, L, R in track(delta_factors(model), "what was learned", total=len(layers), **shown):
+        heartbeat.beat()
         layer = layers[name]
         weight, rank = pristine_weight(layer), layer.rank
         k, smaller = min(K, *weight.shape), min(weight.shape)

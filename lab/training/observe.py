@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from rich.text import Text
 
-from lab import ledger
+from lab import heartbeat, ledger
 from lab.config import RunConfig
 from lab.ledger import Ledger, Row, row_of
 from lab.spectral.cadence import analysis_flops, cohorts, due, owners
@@ -128,6 +128,7 @@ class Observer(AfterStep):
             self.tick_seconds = 0.0
             self.layers.listen(self.due)
 
+    @heartbeat.long()
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         """All gradients are there, unclipped: measure, and keep what the update will be measured against."""
@@ -142,6 +143,7 @@ class Observer(AfterStep):
         self.bytes = max(self.bytes, kept + _bytes(self.tracker.state_dict()))
         self._spent(pl_module, began)
 
+    @heartbeat.long()
     @torch.no_grad()
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         """The optimizer has stepped: measure its update, gather, write, decide and show."""

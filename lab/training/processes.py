@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lab import heartbeat
+
 T = TypeVar("T")
 
 
@@ -28,14 +30,16 @@ def world() -> int:
 def all_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
     """In place, over all processes; nothing where there is one."""
     if _grouped():
-        dist.all_reduce(tensor, op=op)
+        with heartbeat.strict():
+            dist.all_reduce(tensor, op=op)
 
 
 def any_of(flag: bool, device: torch.device) -> bool:
     """True on every rank where it is on one."""
     found = torch.tensor([flag], dtype=torch.int32, device=device)
-    all_reduce(found, dist.ReduceOp.MAX)
-    return bool(found)
+    with heartbeat.strict():  # a GPU's collective is over when its result is looked at
+        all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
 
 
 def from_rank_0(decide: Callable[[], T]) -> T:
@@ -43,7 +47,8 @@ def from_rank_0(decide: Callable[[], T]) -> T:
     if world() == 1:
         return decide()
     shared: list[Any] = [decide() if rank() == 0 else None]
-    dist.broadcast_object_list(shared, src=0)
+    with heartbeat.strict():
+        dist.broadcast_object_list(shared, src=0)
     result: T = shared[0]
     return result
 
@@ -53,7 +58,8 @@ def at_rank_0(own: T) -> list[T]:
     if world() == 1:
         return [own]
     parts: list[Any] | None = [None] * world() if rank() == 0 else None
-    dist.gather_object(own, parts, dst=0)
+    with heartbeat.strict():
+        dist.gather_object(own, parts, dst=0)
     return parts or []
 
 
@@ -62,7 +68,8 @@ def of_all(own: T) -> list[T]:
     if world() == 1:
         return [own]
     parts: list[Any] = [None] * world()
-    dist.all_gather_object(parts, own)
+    with heartbeat.strict():
+        dist.all_gather_object(parts, own)
     return parts
 
 

@@ -91,24 +91,6 @@ def test_a_corrupted_file_is_computed_again_and_said_so(damage, cache_folder, ca
     assert not caplog.text
 
 
-def test_a_cache_that_cannot_be_written_costs_the_cache_and_not_the_run(monkeypatch, caplog):
-    def refuse(path, write):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(svd_cache, "write_atomically", refuse)
-    with caplog.at_level(logging.WARNING):
-        assert leading_triples(weight(), 4, "exact").exact
-    assert "No space left on device" in caplog.text
-
-
-def test_a_cache_folder_that_cannot_be_made_costs_the_cache_and_not_the_run(monkeypatch, tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "file"))
-    with caplog.at_level(logging.WARNING):
-        leading_triples(weight(), 4, "randomised")
-    assert "set LAB_CACHE to a folder that can be written" in caplog.text
-
-
 def test_the_least_recently_used_files_go_first(monkeypatch, cache_folder):
     old, used, new = weight(seed=1), weight(seed=2), weight(seed=3)
     leading_triples(old, 4, "randomised")

@@ -133,7 +133,11 @@ def test_every_study_has_its_words(tmp_path, make):
     assert "nan" not in text.lower().replace("nan at step", "")
 
 
-def test_an_empty_study_says_so(tmp_path, monkeypatch, capsys):
+def test_a_study_without_a_run_yet_says_so_and_a_folder_that_is_none_is_refused(tmp_path, monkeypatch, capsys):
+    code, _, err = run(monkeypatch, capsys, tmp_path)
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert "holds no run and no study" in err
+    declare(tmp_path, {"a": [], "b": []}, "a")
     code, out, _ = run(monkeypatch, capsys, tmp_path)
     assert code == 0
     assert "0 runs were read: none" in out

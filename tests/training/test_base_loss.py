@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lab.cache import cache_dir
+from lab.cache import cache_dir, read_json
 from lab.config import Hardware
 from lab.data.encode import Sample
 from lab.training import base_loss as module
@@ -58,9 +57,21 @@ def test_other_weights_texts_labels_or_ways_to_compute_are_other_files(scorer):
     assert len(files()) == 6
 
 
+@pytest.mark.parametrize("damage", ["doubled", "from before there were checksums"])
+def test_a_number_that_was_changed_is_not_believed(damage, scorer, caplog):
+    made = base_loss(scorer, SAMPLES, 0, "w", HARDWARE)
+    path = files()[0]
+    checksum, _, text = path.read_text().partition(" ")
+    other = text.replace(str(made.nats), str(2 * made.nats))
+    assert other != text
+    path.write_text(f"{checksum} {other}" if damage == "doubled" else other)
+    assert base_loss(scorer, SAMPLES, 0, "w", HARDWARE) == made
+    assert "does not match its checksum" in caplog.text
+
+
 def test_a_file_that_is_cut_short_is_computed_again_and_said_so(scorer, caplog):
     made = base_loss(scorer, SAMPLES, 0, "w", HARDWARE)
     files()[0].write_text('{"nats": 3')
     assert base_loss(scorer, SAMPLES, 0, "w", HARDWARE) == made
     assert "not readable" in caplog.text
-    assert json.loads(files()[0].read_text())["nats"] == made.nats
+    assert read_json(files()[0])["nats"] == made.nats

@@ -29,7 +29,8 @@ def asked(tokenizer, val, prompts, monkeypatch):
         return [yes] * len(ids)
 
     monkeypatch.setattr(answers, "complete", complete)
-    corpus = SimpleNamespace(splits=SimpleNamespace(val=val), eos_id=0, pad_id=1)
+    monkeypatch.setattr(answers, "room_for_prompt", lambda net, longest, key: None)
+    corpus = SimpleNamespace(splits=SimpleNamespace(train=val, val=val, test=()), eos_id=0, pad_id=1)
     settings = Evaluate(num_samples=2, sample_tokens=8, max_new_tokens=8, accuracy=False, prompts=prompts)
     shown = Answers(SimpleNamespace(template="auto"), corpus, tokenizer, settings, torch.device("cpu")).samples(None)
     return [ids.tolist() for ids in seen], shown

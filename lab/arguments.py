@@ -1,0 +1,100 @@
+"""lab-train's command line before Hydra reads it: overrides on both sides of options, paths as users write them."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.errors import HydraException
+
+from lab import paths
+from lab.errors import UsageError
+
+
+def arranged(arguments: Sequence[str]) -> list[str]:
+    """The arguments as Hydra takes them: overrides first, then options; each path one value of Hydra's grammar.
+
+    Raises UsageError for an option that Hydra does not know, and for what no file could record.
+    """
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):  # bytes that are no UTF-8
+            shown = argument.encode(errors="replace").decode()
+            raise UsageError(f"{shown} is not valid UTF-8 and could be recorded nowhere; rename what it names.")
+    overrides = _overrides(arguments)
+    waiting, options = list(overrides), []
+    for argument in arguments:
+        if waiting and argument == waiting[0]:
+            waiting.pop(0)
+        else:
+            options.append(_at_home(argument))
+    return [*(with_path(override) for override in overrides), *options]
+
+
+def _overrides(arguments: Sequence[str]) -> list[str]:
+    """What is no option, nor the value of one, wherever it stands."""
+    parser = get_args_parser()
+
+    def error(message: str) -> Any:
+        hint = "; an override has no dashes, as in rank=8" if "unrecognized" in message else ""
+        raise UsageError(f"{message}{hint}; python -m lab.train --hydra-help lists the options.")
+
+    parser.error = error  # type: ignore[method-assign,assignment]
+    return list(parser.parse_intermixed_args(list(arguments)).overrides)
+
+
+def _at_home(option: str) -> str:
+    """`--config-dir=~/conf`, which no shell expands."""
+    name, equals, value = option.partition("=")
+    return f"{name}{equals}{paths.at_home(value)}" if value.startswith("~") else option
+
+
+def with_path(override: str) -> str:
+    """An override whose value, if its key holds a path, is quoted where it exists or Hydra could not read it.
+
+    A list of paths, each of which exists, stays a list, to be swept over. Raises UsageError for an empty path, and for
+    an existing one with `${` in it.
+    """
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+~")
+    whole = name.startswith(("hydra.", "resume"))  # never a list
+    if not equals or not (paths.is_path(name) or name == "hydra.sweep.subdir"):
+        return override
+    if not value:
+        raise UsageError(f"{key}= is an empty path; give one, or leave {name} out.")
+    if os.path.lexists(paths.at_home(value)):
+        return f"{key}={_quoted(value, key)}"
+    parts = value.split(",")
+    if not whole and len(parts) > 1 and all(os.path.lexists(paths.at_home(part)) for part in parts):
+        return f"{key}={','.join(_quoted(part, key) for part in parts)}"
+    try:
+        found = _parsed(override).value()
+    except HydraException:
+        return f"{key}={paths.quoted(paths.at_home(value))}"
+    if isinstance(found, str) and found.startswith("~"):
+        return f"{key}={paths.quoted(paths.at_home(found))}"
+    if whole and isinstance(found, list | dict | ChoiceSweep):
+        return f"{key}={paths.quoted(value)}"
+    return override
+
+
+def _quoted(place: str, key: str) -> str:
+    if "${" in place:
+        raise UsageError(f"{key}={place} has ${{ in its name, which Hydra reads as a reference; rename it.")
+    return paths.quoted(paths.at_home(place))
+
+
+def value_of(arguments: Sequence[str], *keys: str) -> str | None:
+    """The text that the last override of one of the keys gives it; None where none does, or gives it null."""
+    found = None
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if equals and key.lstrip("+") in keys:
+            value = _parsed(argument)._value
+            found = value.text if isinstance(value, QuotedString) else None if value is None else str(value)
+    return found
+
+
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)

@@ -1,0 +1,126 @@
+"""How a run or a study goes on: the arguments it was started with, its saved config, and what may change beside it."""
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from lab import config as configuration
+from lab import launch, record
+from lab.arguments import arranged, value_of
+from lab.config import RunConfig
+from lab.errors import UsageError
+from lab.paths import quoted
+
+MAY_CHANGE = ("hardware", "schedule.max_steps", "resume")  # of a run
+MAY_STAND_BESIDE = ("hydra", "dry_run", "keep_checkpoints")  # a study
+
+
+def in_place(arguments: list[str]) -> list[str]:
+    """Arguments for Hydra in which `resume=RUN` and `resume_study=DIR` write where they lie; others as they are.
+
+    A study goes on in the folder where it was started, while there is one, so that what it declared means the same.
+    Raises UsageError where the folder is no such thing, still live, or not to be had beside another argument.
+    """
+    run, study = value_of(arguments, "resume"), value_of(arguments, "resume_study")
+    if run is not None and study is not None:
+        raise UsageError(f"resume={run} and resume_study={study} exclude each other; give one.")
+    if run is not None:
+        others = [argument for argument in arguments if argument.split("=", 1)[0].lstrip("+") != "resume"]
+        where = launch.resume_in_place(Path(run))
+        _make_importable(Path(run) / ".hydra" / "hydra.yaml")
+        return arranged([*others, f"resume={quoted(str(Path(run).absolute()))}", *where])
+    if study is not None:
+        others = [argument for argument in arguments if argument.split("=", 1)[0].lstrip("+") != "resume_study"]
+        return arranged(as_started(study, others))
+    return arguments
+
+
+def _make_importable(saved: Path) -> None:
+    """The user's own classes, where the run was started in another folder than this."""
+    try:
+        started = OmegaConf.select(OmegaConf.load(saved), "hydra.runtime.cwd") if saved.is_file() else None
+    except (OmegaConfBaseException, YAMLError, OSError):  # Hydra's note, of which a run needs nothing else
+        return
+    if started is not None and Path(started).is_dir():
+        launch.make_importable(Path(started))
+
+
+def as_started(study_dir: str, beside: list[str]) -> list[str]:
+    """The arguments a study was started with, and those given beside `resume_study=DIR`, which replace them.
+
+    Raises UsageError where the directory is no study's, and for an argument that would change what it declared.
+    """
+    folder = Path(study_dir).absolute()
+    if (folder / record.RESULT).is_file() and not (folder / record.STUDY).is_file():
+        raise UsageError(f"resume_study={study_dir} is a single run; go on with it by resume={study_dir}.")
+    if not (folder / "multirun.yaml").is_file() or not (folder / record.STUDY).is_file():
+        raise UsageError(f"resume_study={study_dir} is no study: it needs {record.STUDY} and multirun.yaml there.")
+    for argument in beside:
+        if not argument.startswith(("-", *MAY_STAND_BESIDE)):
+            raise UsageError(
+                f"resume_study={study_dir} runs what that study declared; {argument!r} is not allowed beside it, only "
+                f"{', '.join(MAY_STAND_BESIDE)}."
+            )
+    try:
+        saved = OmegaConf.load(folder / "multirun.yaml").hydra
+        started, known = Path(saved.runtime.cwd), [*saved.overrides.hydra, *saved.overrides.task]
+        own = [source.path for source in saved.runtime.config_sources if source.provider == "command-line"]
+    except (OmegaConfBaseException, YAMLError, AttributeError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"{folder / 'multirun.yaml'} is not what Hydra wrote there ({said}); restore it.") from None
+    keys = {argument.split("=", 1)[0] for argument in beside} | {
+        *("dry_run", "keep_checkpoints", "resume_study", "hydra.sweep.dir")
+    }
+    before = [item for item in known if item.split("=", 1)[0] not in keys]
+    options = [argument for argument in beside if argument.startswith("-")]
+    if not any(option.startswith("--config-dir") for option in options):
+        options += [f"--config-dir={path}" for path in own]
+    given = [argument for argument in beside if not argument.startswith("-")]
+    if started.is_dir():
+        os.chdir(started)
+    place = quoted(str(folder))
+    return [*before, *given, f"resume_study={place}", f"hydra.sweep.dir={place}", *options]
+
+
+def config_of(cfg: DictConfig, overrides: list[str]) -> RunConfig:
+    """The saved config of the run to resume, with the few overrides that resume allows."""
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
+            raise UsageError(
+                f"resume={cfg.resume} takes its config from that run; {override!r} is not allowed beside it, only "
+                f"hardware, the launcher and a larger schedule.max_steps."
+            )
+    saved = configuration.load(Path(cfg.resume))
+    plain = OmegaConf.structured(saved)
+    if any(override.startswith("hardware=") for override in overrides):
+        plain.hardware = cfg.hardware
+    for override in overrides:
+        key = override.split("=", 1)[0]
+        if key.startswith("hardware."):
+            OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
+        elif key == "schedule.max_steps":
+            extend(plain, cfg.schedule.max_steps)
+    return configuration.check(plain)
+
+
+def extend(plain: DictConfig, max_steps: int | None) -> None:
+    """Move the end of a run; raises UsageError where its past depends on its end, or the new one is no later."""
+    if max_steps is None:
+        raise UsageError("schedule.max_steps=null takes the end from a run; give resume a larger number of steps.")
+    if plain.schedule.lr_scheduler != "constant":
+        raise UsageError(
+            f"schedule.max_steps={max_steps} cannot be raised on resume: the run's lr_scheduler is "
+            f"{plain.schedule.lr_scheduler}, whose past depends on its end; only a constant one can be extended."
+        )
+    if str(plain.rank_strategy.get("_target_")).endswith("adalora.Adalora"):
+        raise UsageError(
+            f"schedule.max_steps={max_steps} cannot be raised on resume: rank_strategy=adalora has cut its ranks by a "
+            "schedule that depends on its end; start a longer run anew."
+        )
+    if plain.schedule.max_steps is not None and max_steps < plain.schedule.max_steps:
+        raise UsageError(f"schedule.max_steps={max_steps} is below the run's own {plain.schedule.max_steps}.")
+    plain.schedule.max_steps, plain.schedule.max_epochs = max_steps, None
