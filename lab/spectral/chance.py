@@ -11,6 +11,8 @@ from typing import Literal
 Side = Literal["left", "right", "core", "either"]
 SIDES: tuple[Side, ...] = ("left", "right", "core", "either")
 
+FLAT = 1e-5  # relative excess of a concentration over its least value that is rounding of float32: X is orthogonal
+
 
 def chance(side: Side, k: int, shape: tuple[int, int]) -> float:
     """Expected energy fraction of k random directions in a matrix of `shape` (m, n); 0 to 1.
@@ -22,52 +24,45 @@ def chance(side: Side, k: int, shape: tuple[int, int]) -> float:
     return {"left": left, "right": right, "core": left * right, "either": 1 - (1 - left) * (1 - right)}[side]
 
 
-def _moments(k: int, d: int) -> tuple[float, float]:
-    """α, β of E[tr(PA)²] = α tr(A)² + β tr(A²) for a Haar projector P of rank k in d dimensions, A symmetric.
-
-    Source: second-order Weingarten calculus on O(d) (Collins and Śniady, Comm. Math. Phys. 264, 2006).
-    """
-    if k >= d:
-        return 1.0, 0.0
-    p = k / d
-    v = 2 * p * (1 - p) / (d + 2)
-    return p * p - v / (d - 1), v * d / (d - 1)
-
-
 def variance(side: Side, k: int, shape: tuple[int, int], concentration: float) -> float:
-    """Variance of an energy fraction under the null.
+    """Variance of an energy fraction under the null; 0 where nothing is left to chance.
 
     `concentration` is Σ wᵢ² with wᵢ = σᵢ²/Σσ² of X: 1/rank for equal singular values, 1 for rank one. The usual i.i.d.
-    formula forgets it and is several times too small for a gradient of low rank. Exact; derived for issue 5 by taking
-    `_moments` over U and then over V; `either` is the core of the complements, hence its variance is theirs.
+    formula forgets it and is several times too small for a gradient of low rank. Exact; `either` is the core of the
+    complements, hence its variance is theirs.
+
+    E tr(PA)² = p² tr(A)² + s (d tr(A²) − tr(A)²) for a Haar projector P of rank k in d dimensions, p = k/d, s by
+    `_slope` (Collins and Śniady, Comm. Math. Phys. 264, 2006), taken over U and then over V; p²q² is taken off by hand,
+    so that nothing cancels.
     """
-    m, n = shape
-    k_left, k_right = min(k, m), min(k, n)
-    if side == "left":
-        return _one_sided(k_left, m, concentration)
-    if side == "right":
-        return _one_sided(k_right, n, concentration)
-    if side == "either":
-        k_left, k_right = m - k_left, n - k_right
-    alpha_m, beta_m = _moments(k_left, m)
-    alpha_n, beta_n = _moments(k_right, n)
-    # With B = XᵀX/‖X‖², tr B = 1 and tr B² = concentration; Q = VVᵀ.
-    trace_squared = alpha_n + beta_n * concentration  # E tr(QB)²
-    square_trace = (alpha_n + beta_n / 2) * concentration + beta_n / 2  # E tr(QBQB)
-    mean = (k_left / m) * (k_right / n)
-    return max(0.0, alpha_m * trace_squared + beta_m * square_trace - mean * mean)
-
-
-def _one_sided(k: int, d: int, concentration: float) -> float:
-    alpha, beta = _moments(k, d)
-    return max(0.0, alpha + beta * concentration - (k / d) ** 2)
+    (k_left, k_right), (m, n) = counts(side, k, shape), shape
+    p, q, s, t = k_left / m, k_right / n, _slope(k_left, m), _slope(k_right, n)
+    of_right = t * _excess(n, concentration)
+    across = t * ((n / 2 - 1) * m * concentration - n * concentration + 1 + n * m / 2)
+    return p * p * of_right + s * (q * q * _excess(m, concentration) + across)
 
 
 def z_score(side: Side, fraction: float, k: int, shape: tuple[int, int], concentration: float) -> float | None:
     """How many standard deviations of the null a fraction lies from chance; None where the null has no spread.
 
-    A score, not a Gaussian quantile: with X close to rank one the core's null is a product of Betas, with a heavy tail.
+    A score, not a Gaussian quantile: upper tails are heavy where X is near rank one (`lab.spectral.tail`).
     """
     spread = variance(side, k, shape, concentration)
-    # Below rounding there is no spread to measure in: k spans the whole side.
-    return (fraction - chance(side, k, shape)) / math.sqrt(spread) if spread > 1e-18 else None
+    return (fraction - chance(side, k, shape)) / math.sqrt(spread) if spread > 0 else None
+
+
+def counts(side: Side, k: int, shape: tuple[int, int]) -> tuple[int, int]:
+    """Of how many left and right directions a side is the core; `either` is the complement of one."""
+    m, n = shape
+    left, right = min(k, m), min(k, n)
+    return {"left": (left, n), "right": (m, right), "core": (left, right), "either": (m - left, n - right)}[side]
+
+
+def _slope(k: int, d: int) -> float:
+    """2p(1 − p)/((d + 2)(d − 1)), p = k/d; 0 where P is nothing or everything."""
+    return 2 * k * (d - k) / (d * d * (d + 2) * (d - 1)) if 0 < k < d else 0.0
+
+
+def _excess(d: int, concentration: float) -> float:
+    found = d * min(1.0, concentration) - 1
+    return found if found > FLAT else 0.0

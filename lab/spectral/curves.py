@@ -1,5 +1,6 @@
 """From bases and matrices to the float32 curves of a diagnosis."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from lab.spectral.diagnosis import (
 )
 from lab.spectral.energy import concentration, sketched_concentration
 from lab.spectral.noise import intruders, spikes
-from lab.spectral.spectrum import energy, entropy_rank, singular_values, squares, stable_rank
+from lab.spectral.scale import LEAST, MOST, Scale, energy, extreme_scale_of, scale_of, squares
+from lab.spectral.spectrum import entropy_rank, singular_values, stable_rank
 from lab.spectral.subspace import gram, leading_angles, leading_overlaps, leading_sums, rotation, split
 
 
@@ -112,10 +114,13 @@ def _turn(old: Directions, new: Directions, k: int, sides: Sequence[tuple[Curve,
 def changed(weight: Tensor, initial: Tensor, known: Tensor, U: Tensor, k: int) -> dict[str, Any]:
     """Of W − W₀ (out, in): its spectrum, what of it stands above noise, and the intruders among W's U (out, ≤ k).
 
-    `known` are W₀'s `left_directions`.
+    `known` are W₀'s `left_directions`. Nothing, where the difference is not finite.
     """
     difference = weight - initial.detach().to(weight.device).float()
-    S, total = singular_values(difference), energy(difference)
+    total = energy(difference)
+    if not math.isfinite(total):
+        return {}
+    S = singular_values(difference)
     found = Change(
         energy=total, singular_values=curve(S[:k]), stable_rank=stable_rank(S, total), entropy_rank=entropy_rank(S)
     )
@@ -126,17 +131,23 @@ def changed(weight: Tensor, initial: Tensor, known: Tensor, U: Tensor, k: int) -
 def norm_ratios(
     weight: Tensor, now: Directions, before: Directions | None, gradient: Tensor | None, k: int
 ) -> NormRatios:
-    """Seed 001's metrics by its own formulas, in its own order of operations, float32 throughout."""
+    """Seed 001's metrics by its own formulas, in its own order of operations, float32 throughout.
+
+    On matrices of extreme scale, whose squares are no float32 numbers, after a power of two that leaves the ratios.
+    """
     U, norm = now.U, torch.linalg.norm
     U_k, U_m = U[:, :k], U[:, k:]
     angle = principal = minor = None
     if before is not None:
         cosines = torch.linalg.svdvals(before.U[:, :k].mT @ U_k)
         angle = float(torch.acos(torch.clamp(cosines.min(), -1.0, 1.0)))
-    if gradient is not None and float(norm(G := gradient.detach().float())) > 0:
+    if gradient is not None and (scale := scale_of(gradient.detach().float())).sound:
+        G = scale.down(gradient.detach().float())
         principal = float(norm(U_k @ (U_k.mT @ G)) / norm(G))
         minor = float(norm(U_m @ (U_m.mT @ G)) / norm(G))
-    kept = U_k @ torch.diag(now.S[:k]) @ now.V[:, :k].mT
+    scale = scale_of(weight)
+    weight, S = scale.down(weight), scale.down(now.S[:k])
+    kept = U_k @ torch.diag(S) @ now.V[:, :k].mT
     error = float(norm(weight - kept) / norm(weight))
     return NormRatios(k=k, angle=angle, principal=principal, minor=minor, reconstruction_error=error)
 
@@ -157,7 +168,7 @@ class Spread:
     def shares(self, i: int, counts: Counts) -> Shares:
         """The i-th matrix's energy curves at `counts`; empty curves for a zero or non-finite one."""
         total = self.totals[i]
-        if not 0 < total < float("inf"):
+        if not 0 < total < math.inf:
             none = np.zeros(0, np.float32)
             given = 0.0 if total == 0 else None
             return Shares(total=given, concentration=0.0, sketched=False, left=none, right=none, core=none)
@@ -205,7 +216,7 @@ def spread(
     b, K = len(matrices), V[0].shape[1]
     left, right = torch.zeros(b, K, dtype=torch.float64), torch.zeros(b, K, dtype=torch.float64)
     grams = torch.zeros(3 if rates else 1, b, K, K, dtype=torch.float64)  # UᵀXV, of XV, of XᵀU
-    totals, concentrations = [0.0] * b, [0.0] * b
+    scales, concentrations = [Scale(0, 0.0)] * b, [0.0] * b
     groups: dict[Any, list[int]] = defaultdict(list)
     for place, matrix in enumerate(matrices):
         groups[matrix.shape, matrix.device].append(place)
@@ -217,32 +228,41 @@ def spread(
         for i, place in enumerate(places):  # all of one matrix before the next, while it is in the cache
             X = matrices[place].detach().float()
             found.append(squares(X))
-            torch.mm(X, wide[i], out=image[i])
-            torch.mm(lefts[i].mT, X, out=UX[i])
+            _project(X, wide[i], lefts[i], image[i], UX[i])
+        for i, (place, total) in enumerate(zip(places, torch.stack(found).tolist(), strict=True)):
+            if LEAST <= total <= MOST:
+                scales[place] = Scale(0, total)
+                continue
+            X = matrices[place].detach().float()
+            scales[place] = extreme_scale_of(X)
+            _project(scales[place].down(X), wide[i], lefts[i], image[i], UX[i])
         XV = image[..., :K]
         grams[0, places] = (UX @ rights).double().cpu()
         left[places] = torch.linalg.vector_norm(UX, dim=-1).double().square().cpu()
         right[places] = torch.linalg.vector_norm(XV, dim=-2).double().square().cpu()
         if rates:
             grams[1, places], grams[2, places] = gram(XV).cpu(), gram(UX.mT).cpu()
-        for place, total in zip(places, torch.stack(found).tolist(), strict=True):
-            totals[place] = total
         if probes is None:
             sketches = [
-                concentration(matrices[place].detach().float()) if _sound(totals[place]) else 0.0 for place in places
+                concentration(matrices[place].detach().float()) if scales[place].sound else 0.0 for place in places
             ]
         else:
             sketches = sketched_concentration(image[..., K:]).tolist()
         for place, value in zip(places, sketches, strict=True):
             concentrations[place] = value
-    sound = torch.tensor([_sound(total) for total in totals])
-    scale = torch.tensor(totals, dtype=torch.float64).where(sound, 1.0)[:, None]
+    sound = torch.tensor([scale.sound for scale in scales])
+    totals = torch.tensor([scale.total for scale in scales], dtype=torch.float64).where(sound, 1.0)[:, None]
     grams = grams.where(sound[:, None, None], 0.0)
-    left, right = (side.where(sound[:, None], 0.0).cumsum(-1) / scale for side in (left, right))
-    core = leading_sums(grams[0].square()) / scale
+    left, right = (side.where(sound[:, None], 0.0).cumsum(-1) / totals for side in (left, right))
+    core = leading_sums(grams[0].square()) / totals
+    for i, scale in enumerate(scales):
+        grams[0, i], grams[1:, i] = scale.up(grams[0, i]), scale.up(scale.up(grams[1:, i]))
     across = (grams[1], grams[2]) if rates else None
-    return Spread(totals, concentrations, probes is not None, curve(left), curve(right), curve(core), grams[0], across)
+    energies = [scale.energy for scale in scales]
+    shares = curve(left), curve(right), curve(core)
+    return Spread(energies, concentrations, probes is not None, *shares, grams[0], across)
 
 
-def _sound(total: float) -> bool:
-    return 0 < total < float("inf")
+def _project(X: Tensor, wide: Tensor, left: Tensor, image: Tensor, UX: Tensor) -> None:
+    torch.mm(X, wide, out=image)
+    torch.mm(left.mT, X, out=UX)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.spectral.spectrum import energy
+from lab.spectral.scale import energy, scale_of
 from lab.spectral.subspace import leading_sums
 
 
@@ -33,12 +33,13 @@ def energies(X: Tensor, U: Tensor, V: Tensor) -> Energies:
 
     Raises ValueError for an X that is zero or not finite: it has no fractions.
     """
-    total = energy(X)
-    if not 0 < total < float("inf"):
+    scale = scale_of(X)
+    if not scale.sound:
         raise ValueError("X is zero or not finite; it has no energy fractions.")
+    X = scale.down(X)
     UX = U.mT @ X
-    left, right, core = fractions(UX, X @ V, UX @ V, torch.tensor(total, dtype=torch.float64, device=X.device))
-    return Energies(total, concentration(X), left, right, core)
+    left, right, core = fractions(UX, X @ V, UX @ V, torch.tensor(scale.total, dtype=torch.float64, device=X.device))
+    return Energies(scale.energy, concentration(X), left, right, core)
 
 
 def fractions(UX: Tensor, XV: Tensor, UXV: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,6 +53,7 @@ def fractions(UX: Tensor, XV: Tensor, UXV: Tensor, total: Tensor) -> tuple[Tenso
 
 def concentration(X: Tensor) -> float:
     """Σσ⁴/(Σσ²)² of X = ‖XᵀX‖_F²/‖X‖_F⁴, exactly, by a Gram matrix of the smaller side: 2·m·n·min(m, n) FLOPs."""
+    X = scale_of(X).down(X)  # its squares are squared
     gram = X @ X.mT if X.shape[0] <= X.shape[1] else X.mT @ X
     trace = float(gram.diagonal().double().sum())
     return energy(gram) / (trace * trace)
@@ -65,6 +67,8 @@ def sketched_concentration(sketch: Tensor) -> Tensor:
     2·m·n·h FLOPs.
     """
     h = sketch.shape[-1]
+    exponent = torch.frexp(sketch.double().abs().amax((-2, -1), keepdim=True)).exponent
+    sketch = torch.ldexp(sketch.double(), -exponent).to(sketch.dtype)
     M = (sketch.mT @ sketch).double()
     diagonal = M.diagonal(dim1=-2, dim2=-1)
     off = M.square().sum((-2, -1)) - diagonal.square().sum(-1)

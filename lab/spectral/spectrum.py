@@ -1,11 +1,13 @@
 """The singular values of a weight and what they say; every measure is undefined (None), not NaN, where it must be."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-PART = 2**18  # entries whose squares are summed in float32: off by 4e-7 at most, in trials
+from lab.spectral.scale import Scale, normal, scale_of
+
 ZERO, DEFICIENT, NON_FINITE = "zero_matrix", "rank_deficient", "non_finite"
 
 
@@ -43,14 +45,17 @@ def decompose(matrix: Tensor, k: int | None = None, dtype: torch.dtype = torch.f
     out_features, in_features = matrix.shape
     if k is not None and not 1 <= k <= min(matrix.shape):
         raise ValueError(f"k={k} directions of a {out_features}x{in_features} matrix; it has {min(matrix.shape)}.")
-    W = matrix.detach().to(dtype)
-    if not bool(torch.isfinite(W).all()):
+    scale = scale_of(matrix.detach())
+    if not math.isfinite(scale.total):
         raise ValueError("the matrix has entries that are not finite; it has no spectrum.")
+    W = scale.down(matrix.detach()).to(dtype)
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     U, S, V = U[:, :k], S[:k], Vh[:k].mT
     if signs:
         U, V = fix_signs(U, V)
-    return Spectrum(U, S, V, energy(W), (out_features, in_features), numerical_rank(S, (out_features, in_features)))
+    shape = (out_features, in_features)
+    total = Scale(scale.exponent, scale_of(W).energy).energy
+    return Spectrum(U, scale.up(S), V, total, shape, numerical_rank(S, shape))
 
 
 def fix_signs(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,24 +64,11 @@ def fix_signs(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
     return U * sign, V * sign
 
 
-def energy(matrix: Tensor) -> float:
-    """‖W‖_F², of 2¹⁸ entries at a time in float32 at least, these in float64; not finite exactly where W is not."""
-    return float(squares(matrix))
-
-
-def squares(matrix: Tensor) -> Tensor:
-    """`energy` as a float64 scalar on the matrix's device, where many are asked for before one is read."""
-    whole = (matrix if matrix.is_contiguous() else matrix.mT).reshape(-1)
-    whole = whole.to(torch.promote_types(matrix.dtype, torch.float32))
-    if len(whole) <= PART:
-        return torch.dot(whole, whole).double()
-    return torch.stack([torch.dot(part, part) for part in whole.split(PART)]).double().sum()
-
-
 def numerical_rank(S: Tensor, shape: tuple[int, int]) -> int:
     """How many singular values stand above rounding: σ > max(shape) · eps · σ₁, the rule of LAPACK and NumPy."""
     if len(S) == 0 or float(S[0]) == 0.0:
         return 0
+    S = normal(S)
     eps = torch.finfo(S.dtype).eps if S.dtype != torch.float64 else torch.finfo(torch.float32).eps
     return int((max(shape) * eps * S[0] < S).sum())
 
@@ -87,9 +79,10 @@ def singular_values(matrix: Tensor) -> Tensor:
     Half the cost of an SVD's values. A float32 Gram would lose everything below 1e-3 σ₁ (relative error
     eps · (σ₁/σᵢ)²); in float64 the error is below float32 rounding down to 1e-4 σ₁.
     """
-    W = matrix.detach().double()
+    scale = scale_of(matrix.detach())
+    W = scale.down(matrix.detach()).double()
     gram = W @ W.mT if W.shape[0] <= W.shape[1] else W.mT @ W
-    return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1)
+    return scale.up(torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(-1))
 
 
 def stable_rank(S: Tensor, energy: float) -> float | None:
@@ -111,7 +104,7 @@ def participation_ratio(S: Tensor) -> float | None:
 
 
 def _shares(S: Tensor) -> Tensor | None:
-    squares = S.double().square()
+    squares = normal(S.double()).square()
     total = squares.sum()
     return squares / total if float(total) > 0 else None
 

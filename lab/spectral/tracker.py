@@ -12,6 +12,7 @@ from lab.spectral.curves import changed, curve, empty, norm_ratios, spread, turn
 from lab.spectral.diagnosis import Diagnosis, Engine, Which, angle_counts_for, counts_for
 from lab.spectral.iteration import first_effort, iterate
 from lab.spectral.noise import left_directions
+from lab.spectral.scale import Scale, scale_of
 from lab.spectral.spectrum import (
     DEFICIENT,
     NON_FINITE,
@@ -21,7 +22,6 @@ from lab.spectral.spectrum import (
     numerical_rank,
     participation_ratio,
     singular_values,
-    squares,
     stable_rank,
 )
 
@@ -96,23 +96,24 @@ class Tracker:
         for name, weight in weights.items():
             if self.k > min(weight.shape):
                 raise ValueError(f"k={self.k} directions of {name}, which is {weight.shape[0]}x{weight.shape[1]}.")
-        energies = {name: float(squares(weight.detach())) for name, weight in weights.items()}
+        scales = {name: scale_of(weight.detach().float()) for name, weight in weights.items()}
         groups: dict[Any, list[str]] = defaultdict(list)
         for name, weight in weights.items():
-            if 0 < energies[name] < float("inf"):
+            # Curves are float32: a weight whose norm is beyond that has none.
+            if scales[name].sound and scales[name].energy < torch.finfo(torch.float32).max ** 2:
                 # A first look starts from noise and must not slow down those that have a basis.
                 groups[weight.shape, weight.device, name in self._bases].append(name)
             else:
-                reason = ZERO if energies[name] == 0 else NON_FINITE
+                reason = ZERO if scales[name].total == 0 else NON_FINITE
                 self._without[name] = empty(tick, _shape(weight), self.engine, reason, self.k)
         looks: dict[str, Look] = {}
         for names in groups.values():
             chosen = [weights[name].detach().float() for name in names]
-            looks |= zip(names, self._decompose(tick, names, chosen, [energies[name] for name in names]), strict=True)
+            looks |= zip(names, self._decompose(tick, names, chosen, [scales[name] for name in names]), strict=True)
         turned = self._turned(tick, looks)
         for name, look in looks.items():
             weight = weights[name].detach()
-            fields = turned.get(name, {}) | self._spectrum(look, energies[name])
+            fields = turned.get(name, {}) | self._spectrum(look, scales[name].energy)
             if self.is_exact(tick) and initial and name in initial:
                 strongest = look.basis.U[:, : min(self.k, look.basis.directions)]
                 known = left_directions(initial[name].to(weight.device)) if directions is None else directions[name]
@@ -186,9 +187,9 @@ class Tracker:
         }
 
     def _decompose(
-        self, tick: int, names: Sequence[str], weights: Sequence[Tensor], energies: Sequence[float]
+        self, tick: int, names: Sequence[str], weights: Sequence[Tensor], scales: Sequence[Scale]
     ) -> list[Look]:
-        """Look at weights of one shape, by the engine chosen."""
+        """Look at weights of one shape, of these scales, by the engine chosen."""
         if self.engine == "exact":
             # Raw signs: no measure sees them, but the seed's float32 arccos does, in its last bits.
             exact = [decompose(weight, signs=False) for weight in weights]
@@ -200,19 +201,20 @@ class Tracker:
                 self._look(tick, name, s.U[:, :q], s.S[:q], s.V[:, :q], spectrum=s.S if self.is_exact(tick) else None)
                 for name, s in zip(names, exact, strict=True)
             ]
+        scaled = [scale.down(weight) for scale, weight in zip(scales, weights, strict=True)]
         wide = weights[0].shape[0] < weights[0].shape[1]  # then on the left, which is the smaller side
-        upright = [weight.mT for weight in weights] if wide else weights
+        upright = [weight.mT for weight in scaled] if wide else scaled
         start = self._guess(tick, names, weights[0], q, "U" if wide else "V")
         known = [self._bases.get(name) for name in names]
         effort = [basis.depth if basis and basis.depth else first_effort(n) for basis in known]
-        last = [float(basis.S[-1]) ** 2 if basis else 0.0 for basis in known]
-        edges = [edge or total / n for edge, total in zip(last, energies, strict=True)]
+        last = [float(s.down(basis.S[-1])) ** 2 if basis else 0.0 for s, basis in zip(scales, known, strict=True)]
+        edges = [edge or scale.total / n for edge, scale in zip(last, scales, strict=True)]
         found = iterate(upright, start, edges, self.k, effort, TURN)
         left, right = (found.V, found.U) if wide else (found.U, found.V)
         self.products += found.products
         looks, reached = [], found.residual.tolist()
         for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
-            U, S, V = left[i], found.S[i], right[i]
+            U, S, V = left[i], scales[i].up(found.S[i]), right[i]
             residual: float | None = reached[i]
             whole = singular_values(weight) if self.is_exact(tick) else None
             if whole is not None and float((whole[: self.k] - S[: self.k]).abs().max()) > STALE * float(whole[0]):

@@ -1,7 +1,6 @@
 """The rule of seed 001, decision for decision: what it did, and why it never switched for a good reason."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,6 @@ import numpy as np
 
 from lab.errors import UsageError
 from lab.ledger import Row
-from lab.spectral.chance import variance
 from lab.spectral.diagnosis import NotHeld
 from lab.svd_policy import Action, Clause, Decision, Reach, State, clause
 from lab.svd_policy.observing import Observing, undecided
@@ -139,13 +137,18 @@ class Phase1(Observing):
         return max(self.rank_min, min(chosen, g - 1))
 
     def null_limits(self, row: Row, false_alarm: float) -> Mapping[str, float]:
-        """The principal norm ratio that a gradient unrelated to W exceeds with this probability (normal tail)."""
+        """The principal norm ratio that a gradient unrelated to W exceeds with at most about this probability.
+
+        Exact for a gradient of rank one; `lab.spectral.tail.quantile` says how near it is for others. None where chance
+        has no spread: k directions are all there are, or the gradient is orthogonal.
+        """
+        from lab.spectral.tail import quantile  # scipy, a third of a second, needed nowhere else
+
         shares = row.gradient
         if shares is None or not shares.total or self.k > row.directions:
             return {}
-        spread = math.sqrt(variance("left", self.k, row.shape, shares.concentration))
-        z = statistics.NormalDist().inv_cdf(1 - false_alarm)
-        return {"principal_danger": math.sqrt(min(1.0, row.chance("left", self.k) + z * spread))}
+        share = quantile("left", false_alarm, self.k, row.shape, shares.concentration)
+        return {} if share is None else {"principal_danger": math.sqrt(share)}
 
     def reach(self, row: Row) -> tuple[Reach, ...]:
         """Whether each clause can hold at this spectrum."""

@@ -35,7 +35,7 @@ class NullLimits(Protocol):
     """A policy that knows what chance alone would do to its clauses."""
 
     def null_limits(self, row: Row, false_alarm: float) -> Mapping[str, float]:
-        """Limits that unrelated directions cross with about this probability per row."""
+        """Limits that unrelated directions cross with at most about this probability per row."""
         ...
 
 
@@ -119,7 +119,7 @@ def _by_null(rows: Sequence[Row], policy: Any) -> list[Suggestion]:
     for row in rows:
         for name, limit in policy.null_limits(row, each).items():
             limits.setdefault(name, []).append(limit)
-    says = f"chance alone would cross it about {FALSE_ALARMS:g} times in {layers} layers x {ticks} ticks"
+    says = f"chance alone would cross it at most about {FALSE_ALARMS:g} times in {layers} layers x {ticks} ticks"
     return [
         Suggestion("null", rule, {name: statistics.median(limits[name]) for name in names}, says)
         for rule, names in policy.rules.items()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from lab.spectral.scale import energy
 from lab.spectral.spectrum import (
     decompose,
-    energy,
     entropy_rank,
     participation_ratio,
     singular_values,

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import scipy.stats
 import torch
 import yaml
 
@@ -152,6 +153,42 @@ def test_a_gaussian_weight_cannot_meet_the_seeds_rule_and_the_arithmetic_says_so
     assert str(blocked).startswith(
         "optimal_lowrank_conditions cannot fire: reconstruction_safe < 0.01 can hold at 0 of 1"
     )
+
+
+def null_row(gradient):
+    W = torch.randn(64, 48, generator=torch.Generator().manual_seed(0))
+    tracker = Tracker(k=K, oversample=8, engine="exact", exact_every_n_ticks=1, seed=0)
+    row = row_of(tracker.tick(0, {"q": W}, {"q": gradient})["q"], step=20, layer="q", mode="full", rank=None)
+    return row, torch.linalg.svd(W).U[:, :K]
+
+
+@pytest.mark.parametrize("false_alarm", [0.01, 0.001])
+@pytest.mark.parametrize("rank", [1, 2, 8])
+def test_unrelated_gradients_cross_the_null_limit_no_more_often_than_stated(rank, false_alarm):
+    draws, generator = 40_000, torch.Generator().manual_seed(1)
+    # gradients L Rᵀ of equal singular values: L orthonormal, and what R is does not matter on the left
+    L = torch.linalg.qr(torch.randn(draws, 64, rank, generator=generator)).Q
+    row, U = null_row(L[0] @ torch.eye(48)[:rank])
+    limit = make_policy(settings()).null_limits(row, false_alarm)["principal_danger"]
+    rate = float(((U.mT @ L).square().sum((1, 2)) / rank > limit**2).float().mean())
+    error = 3.5 * math.sqrt(false_alarm / draws)  # binomial
+    assert rate < false_alarm + error
+    assert rank > 1 or rate > false_alarm - error  # exact for rank one
+
+
+def test_the_null_limit_of_a_rank_one_gradient_is_the_root_of_a_beta_quantile():
+    row, _ = null_row(torch.ones(64, 48))
+    expected = math.sqrt(scipy.stats.beta.isf(1e-4, K / 2, (64 - K) / 2))
+    # float32's rounding of the concentration
+    assert make_policy(settings()).null_limits(row, 1e-4) == {"principal_danger": pytest.approx(expected, rel=1e-5)}
+
+
+def test_where_chance_has_no_spread_there_is_no_null_limit():
+    Q = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(2))).Q
+    tracker = Tracker(k=K, oversample=8, engine="exact", exact_every_n_ticks=1, seed=0)
+    for gradient in (Q, torch.zeros(48, 48), torch.full((48, 48), math.nan)):
+        row = row_of(tracker.tick(0, {"q": Q * 2}, {"q": gradient})["q"], step=20, layer="q", mode="full", rank=None)
+        assert make_policy(settings()).null_limits(row, 0.01) == {}
 
 
 def test_low_rank_mode_follows_the_seed_back_to_full():
