@@ -43,8 +43,8 @@ def launch(
     with _environment_restored():
         try:
             result = _launch(config, run_dir, choices, overrides, alone, own_gpu)
-        except Hung as error:
-            raise JobFailed(f"the job in {run_dir} failed: {error}") from error
+        except Hung as hung:
+            raise JobFailed(f"the job in {run_dir} failed: {hung}") from hung
     error = result.error or {}
     if result.status == "failed":
         raise _failure(run_dir, error, config.hardware.devices)

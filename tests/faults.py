@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from jobs import SMALL
 
@@ -125,8 +126,8 @@ class Job:
         """Its exit status and all it has said; raises TimeoutError where it does not end."""
         self.process.join(seconds)
         if self.process.exitcode is None:
-            self.process.terminate()
-            self.process.join(20)
+            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                process.kill()
             raise TimeoutError(f"the job in {self.run_dir} did not end:\n{self.console.read_text()}")
         return self.process.exitcode, self.console.read_text()
 
