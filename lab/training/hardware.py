@@ -123,8 +123,8 @@ def join_group(resolved: Resolved) -> None:
             torch.cuda.set_device(resolved.device)
         backend = "nccl" if resolved.accelerator == "gpu" else "gloo"
         meet = f"file://{os.environ[RENDEZVOUS]}"
-        rank, world = int(os.environ["RANK"]), resolved.devices
-        dist.init_process_group(backend, init_method=meet, timeout=LONGEST_WAIT, rank=rank, world_size=world)
+        own, world = int(os.environ["RANK"]), resolved.devices
+        dist.init_process_group(backend, init_method=meet, timeout=LONGEST_WAIT, rank=own, world_size=world)
     found: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(found, versions())
     for name, mine in found[0].items():
