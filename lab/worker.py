@@ -55,7 +55,7 @@ def run(run_dir: Path) -> RunRecord:
         try:
             from lab.session import Session
 
-            Session(run_dir, configuration.load(run_dir), result, main).run()
+            Session(run_dir, configuration.load_own(run_dir), result, main).run()
             result.status = "completed"
         except Diverged as error:
             details = {"step": error.step, "examples": error.examples, "module": error.module}
