@@ -46,6 +46,8 @@ def _run(given: argparse.Namespace) -> None:
     if not given.run.is_dir():
         raise UsageError(f"{given.run} is no folder; name a run's, such as multirun/single/<time>.")
     to = given.to or given.run / "replay"
+    if given.to is None and any(path.is_symlink() for path in (to, *to.rglob("*"))):
+        raise UsageError(f"{to} is, or holds, a link, and what is written there would land elsewhere; give --to DIR.")
     command.check_folder(to, f"--to {to}")
     check_whole(given.run, ledger.NAME)
     check_whole(given.run, decisions.FILE)
