@@ -8,7 +8,7 @@ from rich.text import Text
 
 from lab.adapter.readers import damping
 from lab.assemble import Adapted
-from lab.config import RunConfig, plain_of
+from lab.config import RunConfig, for_files
 from lab.environment import environment
 from lab.layer import Target
 from lab.record import RunRecord
@@ -24,7 +24,7 @@ def describe(
     net = adapted.net
     words = int(net.get_input_embeddings().weight.shape[0])
     result.seed, result.data_seed = config.seed, config.data_seed
-    result.config = plain_of(config)
+    result.config = for_files(config)
     result.model = {
         "name_or_path": model.name_or_path,
         "revision": model.revision,

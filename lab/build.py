@@ -9,7 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from lab.errors import UsageError
 from lab.record import METRICS
@@ -55,6 +55,14 @@ def _group(node: dict[str, Any]) -> str:
     """Where the user wrote the values: `init` for lab.init.svd.Svd, and the class's own path for anybody else's."""
     target = str(node.get("_target_"))
     return target.split(".")[1] if target.startswith("lab.") else target
+
+
+def located(target: str) -> Any:
+    """What a dotted path names, imported and not called; raises ImportError, in a line, where it cannot be."""
+    try:
+        return get_object(target)
+    except Exception as error:  # of Hydra, or whatever a module raises at its import
+        raise ImportError(_innermost(error, target) or type(error).__name__) from error
 
 
 def _found(target: str) -> Any:

@@ -10,6 +10,8 @@ from typing import Any, NoReturn, TextIO
 from lab.errors import UsageError
 from lab.paths import at_home
 
+TRUST = "run this package's code where a directory that was not started here names it"
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's, answering a mistake with one sentence; a folder may be named `-run` where one lies there."""

@@ -1,25 +1,29 @@
 """The typed root of the configuration, its checks, and `compose` for tests and notebooks. No torch here."""
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lab import paths
+from lab import paths, trust
 from lab.allowed import problems
 from lab.cache import write_atomically
 from lab.errors import UsageError, nearest
+from lab.references import Place, escaped, made_absolute, put, references
 
 _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"  # wheel, else checkout
 
 GROUPS = ("model", "data", "init", "rank_strategy", "svd_policy", "hardware", "optim", "logger")
+CONFIG = "config.yaml"  # in a run directory
+DEEPEST = 50  # levels of a YAML
 
 
 class ConfigError(CompactHydraException):
@@ -136,6 +140,9 @@ class RunConfig:
     dry_run: bool = MISSING
     keep_checkpoints: bool = MISSING
 
+    def __post_init__(self) -> None:
+        self.references: dict[Place, str] = {}  # no key: what the environment gave, as files keep it
+
 
 ConfigStore.instance().store(name="run_schema", node=RunConfig)
 
@@ -158,7 +165,10 @@ def check(cfg: DictConfig, start: Path | None = None) -> RunConfig:
         found = problems(plain)
         if found:
             raise ConfigError("\n".join(found))
-        return typed(paths.absolute(plain, start or Path.cwd()))
+        whole = paths.absolute(plain, start or Path.cwd())
+        config = typed(whole)
+        config.references = made_absolute(references(cfg, plain), plain, whole)
+        return config
     except OmegaConfBaseException as error:
         raise ConfigError(f"{said(error)}.") from None
 
@@ -171,16 +181,30 @@ def said(error: OmegaConfBaseException) -> str:
 
 
 def plain_of(config: Any) -> dict[str, Any]:
-    """A config, typed or composed, in plain types and resolved."""
+    """A config, typed or composed, in plain types and resolved: of the live process, and for no file."""
+    if isinstance(config, RunConfig):
+        return asdict(config)
     node = config if OmegaConf.is_config(config) else OmegaConf.structured(config)
     plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
+def for_files(config: RunConfig) -> dict[str, Any]:
+    """A config in plain types as files keep it: what came from the environment is a reference."""
+    return put(plain_of(config), config.references)
+
+
+def composed(config: RunConfig) -> DictConfig:
+    """A typed config as Hydra would have composed it, references and all."""
+    node = OmegaConf.merge(OmegaConf.structured(RunConfig), put(escaped(plain_of(config)), config.references))
+    assert isinstance(node, DictConfig)
+    return node
+
+
 def typed(plain: dict[str, Any]) -> RunConfig:
     """The typed root of a plain mapping, such as a saved config.yaml."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), plain))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), escaped(plain)))
     assert isinstance(config, RunConfig)
     return config
 
@@ -194,17 +218,45 @@ def compose(*overrides: str) -> RunConfig:
         return check(hydra_compose("config", overrides=list(overrides)))
 
 
-def load(run_dir: Path) -> RunConfig:
-    """The config a run directory was started from; raises UsageError where there is none that this version reads."""
-    path = Path(run_dir) / "config.yaml"
+def load(run_dir: Path, start: Path | None = None) -> RunConfig:
+    """The config of a run directory that may be anybody's, as `trust.check` allows it; `start` as there.
+
+    Raises UsageError where it does not, and where there is no config that this version reads.
+    """
+    return _read(run_dir, start or Path.cwd(), anybodys=True, live=True)
+
+
+def load_for_weights(run_dir: Path) -> RunConfig:
+    """As `load`, for who trains no more: without the logger, which may need what only the run's environment had."""
+    return _read(run_dir, Path.cwd(), anybodys=True, live=False)
+
+
+def load_own(run_dir: Path) -> RunConfig:
+    """The config that a job's starter has just written, or checked; for its processes alone."""
+    return _read(run_dir, Path.cwd(), anybodys=False, live=True)
+
+
+def _read(run_dir: Path, start: Path, *, anybodys: bool, live: bool) -> RunConfig:
+    path = Path(run_dir) / CONFIG
     if not path.is_file():
-        raise UsageError(f"{run_dir} is no run directory: it holds no config.yaml.")
+        raise UsageError(f"{run_dir} is no run directory: it holds no {CONFIG}.")
     try:
-        loaded = OmegaConf.load(path)
+        text = path.read_text()
+        check_shape(text)
+        loaded = OmegaConf.create(text)
         if not isinstance(loaded, DictConfig):
             raise YAMLError("it holds no mapping")
-        return typed(plain_of(loaded))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        if anybodys and trust.started(Path(run_dir), text) is None:
+            raw = OmegaConf.to_container(loaded, resolve=False)
+            assert isinstance(raw, dict)
+            trust.check({str(key): value for key, value in raw.items()}, Path(run_dir), str(path), start)
+        if not live:
+            loaded.logger = {"_target_": None}
+        plain = plain_of(loaded)
+        config = typed(plain)
+        config.references = references(loaded, plain)
+        return config
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError, AssertionError) as error:
         why = said(error) if isinstance(error, OmegaConfBaseException) else " ".join(str(error).split())
         raise UsageError(
             f"{path} is not a config that this version reads ({why}); mend it, or use the version that wrote it, "
@@ -212,8 +264,26 @@ def load(run_dir: Path) -> RunConfig:
         ) from None
 
 
-def save(config: RunConfig, run_dir: Path) -> None:
-    """Write config.yaml, the resolved config in plain types, where it does not say so already."""
-    path, text = Path(run_dir) / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config))
+def check_shape(text: str) -> None:
+    """Raise YAMLError for a YAML that would cost its reader all time or memory: none of ours refers back or goes deep.
+
+    Read as events, which make nothing.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise YAMLError("it refers back to a part of itself")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise YAMLError(f"it is nested more than {DEEPEST} deep")
+
+
+def save(config: RunConfig, run_dir: Path, start: Path | None = None) -> None:
+    """Write config.yaml, resolved but for the environment's, in plain types, where it does not say so already.
+
+    The user's cache remembers that this run was started here, from the folder `start` (None: the working directory).
+    """
+    path, text = Path(run_dir) / CONFIG, OmegaConf.to_yaml(composed(config))
     if not path.is_file() or path.read_text() != text:
         write_atomically(path, lambda temporary: temporary.write_text(text))
+    trust.remember(Path(run_dir), text, start or Path.cwd())

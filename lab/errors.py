@@ -1,10 +1,26 @@
 """The one exception that a user's mistake raises."""
 
+import unicodedata
 from collections.abc import Sequence
+
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (bidirectional overrides), lone surrogates, line breaks
+HARMLESS = "\n\t\u200c\u200d"  # lines, and what joins letters and emoji
+
+
+def visible(text: str) -> str:
+    """Text from anywhere, for a terminal or a page: what would act there instead of being seen is escaped."""
+    if text.isprintable():
+        return text
+    acts = {each for each in text if unicodedata.category(each) in UNSEEN and each not in HARMLESS}
+    return "".join(each.encode("unicode_escape").decode() if each in acts else each for each in text)
 
 
 class UsageError(ValueError):
     """A mistake its user can mend: shown as one sentence with the value, the reason and the remedy, no traceback."""
+
+    def __str__(self) -> str:
+        """The sentence, which may hold what was read from anywhere."""
+        return visible(super().__str__())
 
 
 def closest(name: str, known: Sequence[str], cutoff: float = 0.5) -> list[str]:

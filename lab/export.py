@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab import command, selected
+from lab import command, selected, trust
 from lab import config as configuration
 from lab.adapter.readers import NOT_CUT, NOT_PORTABLE, caveats
 from lab.cache import new_folder, share_weights
@@ -33,7 +33,7 @@ def export_run(run_dir: Path, to: Path, format: str, rank: int | None) -> dict[s
 
     The folder is whole or not there.
     """
-    _check_asked(run_dir, configuration.load(run_dir), format, rank)
+    _check_asked(run_dir, configuration.load_for_weights(run_dir), format, rank)
     _check_place(to, run_dir)
     found = selected.load(run_dir)
     with _refusals_of_the_disk(to), new_folder(to.resolve()) as folder:
@@ -177,10 +177,12 @@ def main(arguments: list[str] | None = None) -> None:
         "whole model in the dtype of the base's files",
     )
     parser.add_argument("--rank", type=int, metavar="R", help="re-truncate each layer's change to rank R")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=command.TRUST)
     given = parser.parse_args(arguments)
     sys.path.append(str(Path.cwd()))  # a class of the user's own
     quiet_not_ours()
     try:
+        trust.allow_each(given.trust)
         said = export_run(given.run, given.to, given.format, given.rank)
     except UsageError as error:
         sys.exit(str(error))

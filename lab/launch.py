@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import config as configuration
-from lab import ending, fetch, gpus, process_group, record, workers
+from lab import ending, fetch, gpus, process_group, record, trust, workers
 from lab.config import RunConfig
 from lab.errors import UsageError
 from lab.hang import Hung
@@ -41,11 +41,12 @@ def launch(
     exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
     """
     with _environment_restored():
-        make_importable(start or Path.cwd())
+        start = start or Path.cwd()
+        make_importable(start)
         if config.dry_run:
             return _dry_run(config)
         try:
-            result = _launch(config, run_dir, choices, overrides, alone, own_gpu)
+            result = _launch(config, run_dir, choices, overrides, alone, own_gpu, start)
         except Hung as hung:
             raise JobFailed(f"the job in {run_dir} failed: {hung}") from hung
     error = result.error or {}
@@ -64,7 +65,13 @@ def launch(
 
 
 def _launch(
-    config: RunConfig, run_dir: Path, choices: dict[str, str], overrides: list[str], alone: bool, own_gpu: bool
+    config: RunConfig,
+    run_dir: Path,
+    choices: dict[str, str],
+    overrides: list[str],
+    alone: bool,
+    own_gpu: bool,
+    start: Path,
 ) -> record.RunRecord:
     group = process_group.outside()
     if group is not None:
@@ -78,7 +85,7 @@ def _launch(
     if record.is_live(run_dir):
         raise UsageError(f"{run_dir} is still live: another process is running it.")
     early_checks(config)
-    configuration.save(config, run_dir)
+    configuration.save(config, run_dir, start)
     if previous is None:
         previous = record.RunRecord(study=config.study, stage=config.stage, arm=config.arm, choices=choices)
     previous.overrides = [*previous.overrides, *overrides]
@@ -250,6 +257,14 @@ def early_checks(config: RunConfig) -> None:
         check()
 
 
+def started_from(folder: Path) -> Path | None:
+    """The folder from which a run was started, where it was here; None of anybody else's."""
+    try:
+        return trust.started(folder, (folder / configuration.CONFIG).read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def resume_in_place(folder: Path) -> list[str]:
     """The Hydra arguments that make a resumed run write into its own directory; raises UsageError if it cannot."""
     if (folder / record.STUDY).is_file():
@@ -259,6 +274,8 @@ def resume_in_place(folder: Path) -> list[str]:
     record.read(folder)  # raises where there is none
     if record.is_live(folder):
         raise UsageError(f"resume={folder}: that run is still live; stop it first or wait for its end.")
-    if not (folder / "config.yaml").is_file():
+    if not (folder / configuration.CONFIG).is_file():
         raise UsageError(f"resume={folder}: the folder holds no config.yaml, so it is no run directory.")
+    if started_from(folder) is None:
+        trust.check_links(folder)
     return [f"hydra.run.dir={quoted(str(folder.resolve()))}", "hydra.output_subdir=null"]

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lab.errors import UsageError
+from lab import record
+from lab.errors import UsageError, visible
 from lab.spectral.diagnosis import Diagnosis
 
 SCHEMA = 1
@@ -105,7 +106,14 @@ def read(run_dir: Path) -> Recorded:
     if not lines or lines[0].get("schema") != SCHEMA:
         found = lines[0].get("schema") if lines else "no header"
         raise UsageError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}.")
-    return Recorded(lines[0], [_decode(Row, line) for line in lines[1:]], cut)
+    try:
+        rows = [_decode(Row, line) for line in lines[1:]]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path} holds a row that is none ({error}); restore the file.") from None
+    for row in rows:
+        if not isinstance(row.layer, str) or visible(row.layer) != row.layer or type(row.step) is not int:
+            raise UsageError(f"{path} holds a row of step {row.step!r} and layer {row.layer!r}; restore the file.")
+    return Recorded(lines[0], rows, cut)
 
 
 def cut_back(run_dir: Path, step: int) -> None:
@@ -135,8 +143,12 @@ def _parse(data: bytes) -> dict[str, Any] | None:
     checksum, _, text = data.rstrip(b"\n").partition(b" ")
     if not data.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None
-    value = json.loads(text)
-    assert isinstance(value, dict)
+    try:
+        value = record.parse(text.decode())
+    except ValueError as error:
+        raise UsageError(f"a ledger has a line that is no JSON of ours ({error}); restore the file.") from None
+    if not isinstance(value, dict):
+        raise UsageError("a ledger has a line that is no mapping; restore the file.")
     return value
 
 

@@ -17,7 +17,7 @@ WITHIN = ("subdir", "sub_dir")  # the end of a path that another key begins
 
 def is_path(key: str) -> bool:
     """True where a dotted key such as `data.val_path` or `hydra.run.dir` holds a path."""
-    return _leaf(key) in NAMED or _is_output(key) or _last_word(key) in INPUTS
+    return _leaf(key) in NAMED or is_output(key) or _last_word(key) in INPUTS
 
 
 def _leaf(key: str) -> str:
@@ -28,7 +28,8 @@ def _last_word(key: str) -> str:
     return _leaf(key).rsplit("_", 1)[-1]
 
 
-def _is_output(key: str) -> bool:
+def is_output(key: str) -> bool:
+    """True where a key holds a path that is written to."""
     return _last_word(key) in OUTPUTS and _leaf(key) not in WITHIN
 
 
@@ -48,7 +49,7 @@ def _absolute(value: Any, start: Path, key: str) -> Any:
     if not isinstance(value, str) or not is_path(key) or not value or "://" in value or value.startswith("{"):
         return value
     place = at_home(value)
-    relative = value.startswith((".", "~")) or _is_output(key) or lexists(start / place)
+    relative = value.startswith((".", "~")) or is_output(key) or lexists(start / place)
     return str(start / place) if relative else place
 
 

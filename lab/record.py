@@ -16,6 +16,7 @@ from lab.errors import UsageError
 
 SCHEMA = 1
 STATUSES = ("running", "completed", "diverged", "failed", "interrupted", "stopped")
+MOST_DIGITS = 40  # of a whole number: no count of parameters, tokens or bytes has as many
 RESULT, LOCK, STUDY = "result.json", ".lock", "study.json"
 LOCK_SECONDS = 1.0
 
@@ -88,14 +89,61 @@ def write(run_dir: Path, record: RunRecord) -> None:
         ) from error
 
 
+def parse(text: str) -> Any:
+    """The value of a JSON text of ours; raises ValueError for what none holds, and JSON's readers disagree about."""
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text}, which strict JSON does not know")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def text_of(path: Path) -> str:
+    """The text of a record's file, as `check_own` allows it."""
+    check_own(path)
+    return path.read_text()
+
+
+def check_own(path: Path) -> None:
+    """Raise UsageError where a file of a record is a link, or no file that could end."""
+    if path.is_symlink():
+        raise UsageError(
+            f"{path} is a link to {path.readlink()}, and a record is read from its own folder; copy it in."
+        )
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file; restore it.")
+
+
 def read(run_dir: Path) -> RunRecord:
     """The record of a run; raises UsageError where there is none, it is not JSON, or its schema is another."""
     path = Path(run_dir) / RESULT
     try:
-        raw = json.loads(path.read_text())
+        raw = parse(text_of(path))
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{run_dir} is no run directory: it holds no {RESULT}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UsageError:
+        raise
+    except ValueError as error:
         raise UsageError(f"{path} is not valid JSON ({error}).") from None
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
@@ -134,6 +182,8 @@ def lock(run_dir: Path) -> Iterator[None]:
 def is_live(run_dir: Path) -> bool:
     """True while some process holds the run's lock; asking takes no right to write, and others may ask meanwhile."""
     path = run_dir / LOCK
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(f"{path} is no file, so whether the run is live is unknown; remove it.")
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -198,18 +248,53 @@ def read_study(study_dir: Path) -> Study | None:
     """What the study declared, None where there is no study.json; raises UsageError where it cannot be read."""
     path = Path(study_dir) / STUDY
     try:
-        raw = json.loads(path.read_text())
+        raw = parse(text_of(path))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UsageError:
+        raise
+    except ValueError as error:
         raise UsageError(f"{path} is not valid JSON ({error}).") from None
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
         found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
         raise UsageError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}.")
     try:
-        return Study(**raw)
-    except TypeError as error:
+        study = Study(**raw)
+        _check_declared(study)
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{path} does not declare a study ({error}); was it edited by hand?") from None
+    return study
+
+
+def _check_declared(study: Study) -> None:
+    """Raise ValueError for fields of other types than a study has, and for names that lead out of its folder."""
+    texts = {"name": study.name, "question": study.question, "baseline": study.baseline, "metric": study.metric}
+    lists = {"common": study.common, **{f"arms.{name}": own for name, own in _mapping("arms", study.arms).items()}}
+    for key, value in (texts | {"selection_metric": study.selection_metric}).items():
+        if not isinstance(value, str):
+            raise ValueError(f"{key} is {type(value).__name__}, not text")
+    for key, value in (lists | {"contrasts": study.contrasts}).items():
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise ValueError(f"{key} is no list of texts")
+    for key, seeds in {"seeds": study.seeds, "twin_seeds": study.twin_seeds, "tune_seeds": study.tune_seeds}.items():
+        if not isinstance(seeds, list) or not all(type(each) is int for each in seeds):
+            raise ValueError(f"{key} is no list of whole numbers")
+    for arm, grid in _mapping("learning_rates", study.learning_rates).items():
+        if not isinstance(grid, list) or not all(type(each) in (int, float) for each in grid):
+            raise ValueError(f"learning_rates.{arm} is no list of numbers")
+    for arm in study.arms:
+        if ".." in Path(arm).parts or arm.startswith("/"):
+            raise ValueError(f"the arm {arm!r} would name a folder outside the study")
+    for job, entry in _mapping("jobs", study.jobs).items():
+        directory = _mapping(f"jobs.{job}", entry).get("directory", "")
+        if not isinstance(directory, str) or ".." in Path(directory).parts or directory.startswith("/"):
+            raise ValueError(f"jobs.{job} lies in {directory!r}, outside the study")
+
+
+def _mapping(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is {type(value).__name__}, not a mapping")
+    return value
 
 
 def best_learning_rate(outcomes: Mapping[float, Sequence[float | None]]) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lab import command, files, record
+from lab import command, config, files, record, trust
 from lab.errors import UsageError, nearest
 from lab.ledger import Recorded
 from lab.svd_policy import SvdPolicy
@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--config-dir", type=command.path, metavar="DIR", help="where your own svd_policy/*.yaml are")
     parser.add_argument("--mark", metavar="LAYER", help="a layer to draw boldly in clauses.png")
     parser.add_argument("--to", type=command.path, metavar="DIR", help="where results go; default RUN/replay")
+    parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=command.TRUST)
     given = parser.parse_intermixed_args(arguments)
     try:
         _run(given)
@@ -45,6 +46,8 @@ def _run(given: argparse.Namespace) -> None:
     if not given.run.is_dir():
         raise UsageError(f"{given.run} is no folder; name a run's, such as multirun/single/<time>.")
     to = given.to or given.run / "replay"
+    if given.to is None and any(path.is_symlink() for path in (to, *to.rglob("*"))):
+        raise UsageError(f"{to} is, or holds, a link, and what is written there would land elsewhere; give --to DIR.")
     command.check_folder(to, f"--to {to}")
     check_whole(given.run, ledger.NAME)
     check_whole(given.run, decisions.FILE)
@@ -55,6 +58,8 @@ def _run(given: argparse.Namespace) -> None:
         print(note)
     if given.mark is not None and given.mark not in (layers := {row.layer for row in recorded.rows}):
         raise UsageError(f"--mark {given.mark} is no layer of this ledger{nearest(given.mark, sorted(layers)) or '.'}")
+    trust.allow_each(given.trust)
+    _check_header(given.run, recorded)
     policy, swept = _asked(recorded, given.overrides, given.config_dir)
     try:
         if given.suggest:
@@ -74,6 +79,22 @@ def _run(given: argparse.Namespace) -> None:
                 print(f"wrote {drawn}")
     except NotHeld as error:
         raise UsageError(f"the ledger of {given.run} cannot answer this: {error}") from None
+
+
+def _check_header(run_dir: Path, recorded: Recorded) -> None:
+    """Refuse a ledger whose policy is a stranger's to choose; raises UsageError."""
+    import_from_here()
+    policy, path = recorded.header.get("policy"), run_dir / config.CONFIG
+    if not isinstance(policy, dict):
+        raise UsageError(f"the ledger of {run_dir} names no policy in its header; restore the file.")
+    if not path.is_file() or trust.started(run_dir, path.read_text(errors="replace")) is None:
+        trust.check_policy(policy, run_dir, f"the ledger of {run_dir}")
+
+
+def import_from_here() -> None:
+    """A class of the user's own, behind everything that is installed."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def check_whole(run_dir: Path, name: str) -> None:
@@ -180,7 +201,7 @@ def make_policy(settings: Mapping[str, Any]) -> SvdPolicy:
     """The policy of plain settings with a `_target_`; the invoking directory is importable."""
     from lab import build
 
-    sys.path.append(str(Path.cwd()))
+    import_from_here()
     made: SvdPolicy = build.make(dict(settings))
     return made
 

@@ -2,50 +2,54 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lab import config as configuration
-from lab import launch, record
+from lab import launch, record, trust
 from lab.arguments import arranged, value_of
 from lab.config import RunConfig
 from lab.errors import UsageError
 from lab.paths import quoted
 
 MAY_CHANGE = ("hardware", "schedule.max_steps", "resume")  # of a run
+MULTIRUN = "multirun.yaml"  # what Hydra writes of a sweep's start
 MAY_STAND_BESIDE = ("hydra", "dry_run", "keep_checkpoints")  # a study
 
 
 def in_place(arguments: list[str]) -> list[str]:
     """Arguments for Hydra in which `resume=RUN` and `resume_study=DIR` write where they lie; others as they are.
 
+    `trust=PACKAGE` beside them is taken here, and is no key of a config.
+
     A study goes on in the folder where it was started, while there is one, so that what it declared means the same.
     Raises UsageError where the folder is no such thing, still live, or not to be had beside another argument.
     """
+    allowed = value_of(arguments, "trust")
+    arguments = [argument for argument in arguments if argument.split("=", 1)[0].lstrip("+") != "trust"]
     run, study = value_of(arguments, "resume"), value_of(arguments, "resume_study")
+    if allowed is not None:
+        if run is None and study is None:
+            raise UsageError(
+                f"trust={allowed} is for directories from elsewhere: give it beside resume=RUN or resume_study=DIR."
+            )
+        trust.allow(allowed)
     if run is not None and study is not None:
         raise UsageError(f"resume={run} and resume_study={study} exclude each other; give one.")
     if run is not None:
         others = [argument for argument in arguments if argument.split("=", 1)[0].lstrip("+") != "resume"]
         where = launch.resume_in_place(Path(run))
-        _make_importable(Path(run) / ".hydra" / "hydra.yaml")
+        started = launch.started_from(Path(run))
+        if started is not None and started.is_dir():  # the user's own classes, where it was another folder than this
+            launch.make_importable(started)
         return arranged([*others, f"resume={quoted(str(Path(run).absolute()))}", *where])
     if study is not None:
         others = [argument for argument in arguments if argument.split("=", 1)[0].lstrip("+") != "resume_study"]
         return arranged(as_started(study, others))
     return arguments
-
-
-def _make_importable(saved: Path) -> None:
-    """The user's own classes, where the run was started in another folder than this."""
-    try:
-        started = OmegaConf.select(OmegaConf.load(saved), "hydra.runtime.cwd") if saved.is_file() else None
-    except (OmegaConfBaseException, YAMLError, OSError):  # Hydra's note, of which a run needs nothing else
-        return
-    if started is not None and Path(started).is_dir():
-        launch.make_importable(Path(started))
 
 
 def as_started(study_dir: str, beside: list[str]) -> list[str]:
@@ -56,8 +60,8 @@ def as_started(study_dir: str, beside: list[str]) -> list[str]:
     folder = Path(study_dir).absolute()
     if (folder / record.RESULT).is_file() and not (folder / record.STUDY).is_file():
         raise UsageError(f"resume_study={study_dir} is a single run; go on with it by resume={study_dir}.")
-    if not (folder / "multirun.yaml").is_file() or not (folder / record.STUDY).is_file():
-        raise UsageError(f"resume_study={study_dir} is no study: it needs {record.STUDY} and multirun.yaml there.")
+    if not (folder / MULTIRUN).is_file() or not (folder / record.STUDY).is_file():
+        raise UsageError(f"resume_study={study_dir} is no study: it needs {record.STUDY} and {MULTIRUN} there.")
     for argument in beside:
         if not argument.startswith(("-", *MAY_STAND_BESIDE)):
             raise UsageError(
@@ -65,12 +69,16 @@ def as_started(study_dir: str, beside: list[str]) -> list[str]:
                 f"{', '.join(MAY_STAND_BESIDE)}."
             )
     try:
-        saved = OmegaConf.load(folder / "multirun.yaml").hydra
-        started, known = Path(saved.runtime.cwd), [*saved.overrides.hydra, *saved.overrides.task]
-        own = [source.path for source in saved.runtime.config_sources if source.provider == "command-line"]
-    except (OmegaConfBaseException, YAMLError, AttributeError, TypeError) as error:
+        text = (folder / MULTIRUN).read_text()
+        configuration.check_shape(text)
+        saved = _unresolved(OmegaConf.create(text))["hydra"]
+        cwd, own = str(saved["runtime"]["cwd"]), saved["runtime"]["config_sources"]
+        known = [str(override) for kind in ("hydra", "task") for override in saved["overrides"][kind]]
+        own = [str(source["path"]) for source in own if source["provider"] == "command-line"]
+    except (OmegaConfBaseException, YAMLError, LookupError, TypeError, ValueError, OSError) as error:
         said = " ".join(str(error).split())
         raise UsageError(f"{folder / 'multirun.yaml'} is not what Hydra wrote there ({said}); restore it.") from None
+    started = _of_study(folder, Path(cwd), known, own, beside)
     keys = {argument.split("=", 1)[0] for argument in beside} | {
         *("dry_run", "keep_checkpoints", "resume_study", "hydra.sweep.dir")
     }
@@ -79,14 +87,36 @@ def as_started(study_dir: str, beside: list[str]) -> list[str]:
     if not any(option.startswith("--config-dir") for option in options):
         options += [f"--config-dir={path}" for path in own]
     given = [argument for argument in beside if not argument.startswith("-")]
-    if started.is_dir():
+    if started is not None and started.is_dir():
         os.chdir(started)
     place = quoted(str(folder))
     return [*before, *given, f"resume_study={place}", f"hydra.sweep.dir={place}", *options]
 
 
-def config_of(cfg: DictConfig, overrides: list[str]) -> RunConfig:
-    """The saved config of the run to resume, with the few overrides that resume allows."""
+def _unresolved(loaded: DictConfig | ListConfig) -> Any:
+    return OmegaConf.to_container(loaded, resolve=False)
+
+
+def _of_study(folder: Path, started: Path, known: list[str], own: list[str], beside: list[str]) -> Path | None:
+    """The folder to go on in, of a study that was started here; None of anybody else's, which is checked first."""
+    declared = record.read_study(folder)
+    if trust.started(folder, (folder / MULTIRUN).read_text()) is not None or declared is None:
+        return started
+    named = f"resume_study={folder}"
+    trust.check_links(folder)
+    trust.check_overrides(known, folder, f"{named}: its {MULTIRUN}")
+    for overrides in (declared.common, *declared.arms.values()):
+        trust.check_declared(overrides, folder, f"{named}: its {record.STUDY}")
+    if own and not any(argument.startswith("--config-dir") for argument in beside):
+        raise UsageError(
+            f"{named} takes options from {', '.join(own)}, and this study was not started here; if you trust what lies "
+            f"there, add --config-dir={own[0]}."
+        )
+    return None
+
+
+def config_of(cfg: DictConfig, overrides: list[str], start: Path | None = None) -> RunConfig:
+    """The saved config of the run to resume, with the few overrides that resume allows; `start` as in trust.check."""
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
@@ -94,8 +124,8 @@ def config_of(cfg: DictConfig, overrides: list[str]) -> RunConfig:
                 f"resume={cfg.resume} takes its config from that run; {override!r} is not allowed beside it, only "
                 f"hardware, the launcher and a larger schedule.max_steps."
             )
-    saved = configuration.load(Path(cfg.resume))
-    plain = OmegaConf.structured(saved)
+    launch.make_importable(start or Path.cwd())
+    plain = configuration.composed(configuration.load(Path(cfg.resume), start))
     if any(override.startswith("hardware=") for override in overrides):
         plain.hardware = cfg.hardware
     for override in overrides:
@@ -104,7 +134,7 @@ def config_of(cfg: DictConfig, overrides: list[str]) -> RunConfig:
             OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
         elif key == "schedule.max_steps":
             extend(plain, cfg.schedule.max_steps)
-    return configuration.check(plain)
+    return configuration.check(plain, start)
 
 
 def extend(plain: DictConfig, max_steps: int | None) -> None:

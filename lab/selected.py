@@ -40,7 +40,7 @@ def load(run_dir: Path) -> Selected:
     Raises UsageError where the folder is no run, its base is gone or another, or its weights are gone or broken.
     """
     before = record.read(run_dir).environment.get("precision")
-    config = configuration.load(run_dir)
+    config = configuration.load_for_weights(run_dir)
     check(run_dir, config)
     model = build.make(config.model)
     _check_base(run_dir, model)

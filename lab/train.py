@@ -30,7 +30,7 @@ def job(cfg: DictConfig) -> float:
     assert isinstance(overrides, list)
     start = Path(hydra_cfg.runtime.cwd)  # with hydra.job.chdir=true another than the working directory
     try:
-        config = resume.config_of(cfg, overrides) if cfg.get("resume") else configuration.check(cfg, start)
+        config = resume.config_of(cfg, overrides, start) if cfg.get("resume") else configuration.check(cfg, start)
         return launch.launch(
             config,
             Path(hydra_cfg.runtime.output_dir),

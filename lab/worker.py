@@ -51,7 +51,7 @@ def run(run_dir: Path) -> RunRecord:
         heartbeat.own.strict = False  # a job of this process before this one may have ended anywhere
         heartbeat.beat()
         try:
-            config = configuration.load(run_dir)
+            config = configuration.load_own(run_dir)
             with _watched(run_dir, config.hardware.timeout_s, result, rank):
                 _import_quietly()
                 from lab.session import Session

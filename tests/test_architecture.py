@@ -13,7 +13,19 @@ ORDER = (
     *("errors", "heartbeat", "paths", "command", "cache", "files", "record", "gpus", "hang", "process_group"),
     *("workers", "ending", "spectral", "ledger", "layer", "model", "data"),
     *("init", "rank_strategy", "svd_policy", "adapter", "switch", "sweep", "report"),
-    *("build", "incompatible", "allowed", "config", "arguments", "suggest", "training", "environment", "assemble"),
+    *(
+        "build",
+        "references",
+        "trust",
+        "incompatible",
+        "allowed",
+        "config",
+        "arguments",
+        "suggest",
+        "training",
+        "environment",
+        "assemble",
+    ),
     *(
         "fetch",
         "dry_run",
@@ -46,7 +58,7 @@ SEES_ONLY = {
     "report": {"errors", "paths", "command", "cache", "files", "record", "sweep"},
     "replay": {
         *("errors", "command", "cache", "files", "record", "ledger", "svd_policy", "spectral", "layer"),
-        *("config", "build"),
+        *("config", "build", "trust"),
     },
 }
 # Who alone may import a framework; bench compares us with them, so it may import each.
@@ -55,7 +67,7 @@ ONLY_IMPORTERS = {
     "lightning": {"training", "session", "worker", "bench"},  # session starts the Trainer, worker quiets it
     "hydra": {"build", "config", "arguments", "suggest", "before", "train", "replay"},
     # gpus is a resolver
-    "omegaconf": {"build", "config", "suggest", "resume", "before", "train", "replay", "gpus", "bench"},
+    "omegaconf": {"build", "references", "config", "suggest", "resume", "before", "train", "replay", "gpus", "bench"},
 }
 # Parts that must start fast or know nothing of training.
 NEVER = {

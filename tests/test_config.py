@@ -47,7 +47,7 @@ def test_a_saved_config_comes_back_equal():
         ("adapter.exclude_modules=[q_proj,3]", "adapter.exclude_modules=['q_proj', 3] is neither"),
         ("optim.betas=[0.9]", "optim.betas must be two numbers"),
         ("optim.betas=[0.9,1]", "optim.betas must be two numbers from 0 to below 1"),
-        ("hardware.timeout_s=0", "above 0 and finite, in seconds (null: never); got 0"),
+        ("hardware.timeout_s=0", "hardware.timeout_s must be above 0 (or null); got 0"),
         ("hardware.devices=3", "nearest batch sizes are 15 or 18"),
         ("hardware.micro_batch_size=5", "nearest batch sizes are 15 or 20"),
     ],

@@ -46,6 +46,8 @@ class StudySweeper(Sweeper):
     def _sweep(self, arguments: list[str]) -> list[str]:
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
+        from lab import trust
+        from lab.resume import MULTIRUN
         from lab.sweep import drive, runs
 
         study_dir = Path(str(self.config.hydra.sweep.dir)).absolute()
@@ -57,7 +59,9 @@ class StudySweeper(Sweeper):
             return []
         study_dir.mkdir(parents=True, exist_ok=True)
         if not self.config.resume_study:
-            OmegaConf.save(self.config, study_dir / "multirun.yaml")  # as Hydra's own sweeper does
+            OmegaConf.save(self.config, study_dir / MULTIRUN)  # as Hydra's own sweeper does
+        if (study_dir / MULTIRUN).is_file():
+            trust.remember(study_dir, (study_dir / MULTIRUN).read_text(), Path.cwd())
         return drive.drive(
             study_dir,
             study,
@@ -71,6 +75,7 @@ class StudySweeper(Sweeper):
         """What an earlier start declared in the directory, else what the YAML and the command line say."""
         from lab import record
         from lab.errors import UsageError
+        from lab.references import with_references
         from lab.sweep.declaration import declare
 
         earlier = record.read_study(study_dir)
@@ -90,7 +95,7 @@ class StudySweeper(Sweeper):
                 given[key] = list(override.sweep_string_iterator())
             else:
                 given[key] = [str(override.get_value_element_as_str())]
-        block: Any = OmegaConf.to_container(self.study, resolve=True)
+        block: Any = with_references(self.config, "hydra.sweeper.study")  # for study.json, and for its jobs to resolve
         study = declare(block, str(self.config.study_size), given)
         if earlier is not None and record.strict({**vars(earlier), "jobs": {}}) != record.strict(vars(study)):
             raise UsageError(

@@ -50,6 +50,8 @@ def report(options: argparse.Namespace) -> int:
             raise UsageError(
                 f"{study.path} holds no run and no study; name a study, such as multirun/rank_sweep/<time>."
             )
+    if options.to is None and (first.path / "report").is_symlink():
+        raise UsageError(f"{first.path / 'report'} is a link; remove it, or choose a folder with --to.")
     folder = options.to or first.path / "report" / (f"vs_{second.path.name}" if second else "")
     command.check_folder(folder, f"--to {folder}")
     # numpy, scipy and matplotlib take a second or two, and a wrong path should not.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.errors import visible
+
 MISSING = "–"  # a value nobody measured; never 0
 
 
@@ -79,28 +81,36 @@ def markdown(blocks: Sequence[Block]) -> str:
     for block in blocks:
         match block:
             case Heading(text, level):
-                parts.append(f"{'#' * level} {_md(text)}")
+                parts.append(f"{'#' * level} {in_markdown(text)}")
             case Paragraph(text):
-                parts.append(_md(text))
+                parts.append(in_markdown(text))
             case Bullets(items):
-                parts.append("\n".join(f"- {_md(item)}" for item in items))
+                parts.append("\n".join(f"- {in_markdown(item)}" for item in items))
             case Figure(name, caption):
-                parts.append(f"![{_md(caption)}]({name}.png)\n\n*{_md(caption)}*")
+                parts.append(f"![{in_markdown(caption)}]({name}.png)\n\n*{in_markdown(caption)}*")
             case Table():
                 rule = ["---" if c in block.text or i == 0 else "---:" for i, c in enumerate(block.columns)]
                 rows = [list(map(_cell, block.columns)), rule, *(list(map(_cell, row)) for row in block.rows)]
-                parts.append(_md(block.caption) + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
+                parts.append(in_markdown(block.caption) + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
     return "\n\n".join(parts) + "\n"
 
 
-def _md(text: str) -> str:
+def _flat(text: str) -> str:
+    return visible(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    return html.escape(visible(text))
+
+
+def in_markdown(text: str) -> str:
     """Text that Markdown shows as it is: no tags, no emphasis, no links, one line."""
-    flat = " ".join(text.split())
+    flat = _flat(text)
     return re.sub(r"([\\`*]|<(?=[A-Za-z/!?])|^>|(?<=\])\(|(?<!\w)_|_(?!\w)|^#|^[-+](?= ))", r"\\\1", flat)
 
 
 def _cell(text: str) -> str:
-    return _md(text).replace("|", "\\|")
+    return in_markdown(text).replace("|", "\\|")
 
 
 def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
@@ -109,7 +119,7 @@ def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        f"<title>{_escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
         "</body>\n</html>\n"
     )
 
@@ -117,14 +127,14 @@ def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
 def _html(block: Block, figures: Path) -> str:
     match block:
         case Heading(text, level):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
+            return f"<h{level}>{_escaped(text)}</h{level}>"
         case Paragraph(text):
-            return f"<p>{html.escape(text)}</p>"
+            return f"<p>{_escaped(text)}</p>"
         case Bullets(items):
-            return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in items) + "</ul>"
+            return "<ul>" + "".join(f"<li>{_escaped(item)}</li>" for item in items) + "</ul>"
         case Figure(name, caption):
             data = base64.b64encode((figures / f"{name}.png").read_bytes()).decode()
-            shown = html.escape(caption)
+            shown = _escaped(caption)
             return (
                 f'<figure><img src="data:image/png;base64,{data}" alt="{shown}">'
                 f"<figcaption>{shown}</figcaption></figure>"
@@ -133,14 +143,14 @@ def _html(block: Block, figures: Path) -> str:
             left = [i == 0 or column in block.text for i, column in enumerate(block.columns)]
             rows = [
                 "".join(
-                    f"<{tag}{' class=t' if is_left else ''}>{html.escape(cell)}</{tag}>"
+                    f"<{tag}{' class=t' if is_left else ''}>{_escaped(cell)}</{tag}>"
                     for cell, is_left in zip(row, left, strict=True)
                 )
                 for tag, row in [("th", block.columns), *(("td", row) for row in block.rows)]
             ]
             body = "".join(f"<tr>{row}</tr>" for row in rows[1:])
             return (
-                f'<p class="caption">{html.escape(block.caption)}</p><div class="scroll"><table>'
+                f'<p class="caption">{_escaped(block.caption)}</p><div class="scroll"><table>'
                 f"<thead><tr>{rows[0]}</tr></thead><tbody>{body}</tbody></table></div>"
             )
 
@@ -188,4 +198,4 @@ _TEX = {
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(c, c) for c in " ".join(text.split()))
+    return "".join(_TEX.get(c, c) for c in _flat(text))

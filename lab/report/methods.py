@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lab.report.analysis import Analysis
-from lab.report.document import number
+from lab.report.document import in_markdown, number
 from lab.report.knee import SHARE
 from lab.report.statistics import AA_LEVEL, FEWEST_PAIRS, LEVEL
 from lab.report.study import Run
@@ -35,7 +35,7 @@ ALWAYS = ("holm1979", "schuirmann1987", "wilcoxon1945", "efron1979")
 def methods(analysis: Analysis) -> str:
     """The whole of methods.md."""
     runs = [run for arm in analysis.arms for run in (*arm.runs, *arm.twins)]
-    parts = ["# Methods", " ".join(protocol(analysis)), "## Versions", *versions(runs), "## References"]
+    parts = ["# Methods", in_markdown(" ".join(protocol(analysis))), "## Versions", *versions(runs), "## References"]
     return "\n\n".join([*parts, "```bibtex\n" + references(cited(analysis)) + "\n```"]) + "\n"
 
 
@@ -101,7 +101,7 @@ def versions(runs: Iterable[Run]) -> list[str]:
     for run in runs:
         for key, value in run.record.environment.items():
             found.setdefault(key, {})[str(value)] = None
-    lines = [f"- {key}: {', '.join(values)}" for key, values in found.items()]
+    lines = [f"- {in_markdown(key)}: {in_markdown(', '.join(values))}" for key, values in found.items()]
     return ["\n".join(lines) if lines else "No run has completed."]
 
 

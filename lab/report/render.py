@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from lab.errors import UsageError
+from lab.errors import UsageError, visible
 from lab.record import strict
 from lab.report import document, findings
 from lab.report.analysis import Analysis, all_results, run_row
@@ -28,6 +28,7 @@ NOTHING = {
     "rank_heatmap": "every module of an arm has the same rank",
     "forgetting_gain": "no run measured forgetting",
 }
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four as wide as a kanji
 NARROWEST = 120  # columns of a console that is no terminal: a log keeps whole tables
 
 
@@ -36,6 +37,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
 
     Raises UsageError where the folder cannot be written.
     """
+    check_place(folder)
     try:
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         drawn, not_drawn = _draw(analysis, folder)
@@ -61,6 +63,13 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
     return folder / "README.md"
 
 
+def check_place(folder: Path) -> None:
+    """Raise UsageError where what is written into a folder would land elsewhere."""
+    for path in folder.rglob("*") if folder.is_dir() else ():
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link to {path.readlink()}, and a report replaces files; remove the link.")
+
+
 def _draw(analysis: Analysis, folder: Path) -> tuple[list[Figure], list[str]]:
     """Draw what can be drawn; returns the figures, and a phrase for each that has nothing to show."""
     drawn, not_drawn = [], []
@@ -77,16 +86,26 @@ def _draw(analysis: Analysis, folder: Path) -> tuple[list[Figure], list[str]]:
 
 
 def _json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(strict(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(strict(content), indent=2, allow_nan=False, ensure_ascii=False)
+    seen = "".join(each if each == "\n" or visible(each) == each else f"\\u{ord(each):04x}" for each in text)
+    path.write_text(seen + "\n", encoding="utf-8")
 
 
 def _runs(path: Path, analysis: Analysis) -> None:
     rows = [strict(run_row(run)) for run in analysis.study.runs]
     columns = list(dict.fromkeys(column for row in rows for column in row)) or ["run", "status"]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)  # None is written as an empty cell
+        writer = csv.writer(file)
+        writer.writerow([_plain(column) for column in columns])
+        writer.writerows([_plain(row.get(column, "")) for column in columns] for row in rows)  # None: an empty cell
+
+
+def _plain(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula; a number stays one."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) or text.startswith(("\t", "\n")) else text
 
 
 def show(blocks: Sequence[Block]) -> None:
@@ -97,19 +116,19 @@ def show(blocks: Sequence[Block]) -> None:
     for block in blocks:
         match block:
             case Heading(text):
-                console.print(Text(text, style="bold"))
+                console.print(Text(visible(text), style="bold"))
             case Paragraph(text):
-                console.print(Text(text))
+                console.print(Text(visible(text)))
             case Bullets(items):
                 for item in items:
-                    console.print(Text(f"- {item}"))
+                    console.print(Text(visible(f"- {item}")))
             case Table():
-                table = RichTable(title=Text(block.caption), title_justify="left", show_edge=False)
+                table = RichTable(title=Text(visible(block.caption)), title_justify="left", show_edge=False)
                 for index, column in enumerate(block.columns):
                     is_text = index == 0 or column in block.text
-                    table.add_column(Text(column), justify="left" if is_text else "right", overflow="fold")
+                    table.add_column(Text(visible(column)), justify="left" if is_text else "right", overflow="fold")
                 for row in block.rows:
-                    table.add_row(*map(Text, row))
+                    table.add_row(*(Text(visible(cell)) for cell in row))
                 console.print(table)
                 console.print()
 

@@ -95,6 +95,7 @@ class Run:
     def curves(self) -> dict[str, list[float | None]]:
         """The columns of metrics.csv, None where a cell is empty; raises UsageError where it cannot be read."""
         path = self.path / METRICS
+        record.check_own(path)
         recorded = self.record.files.get(METRICS) if self.status == "completed" else None
         if recorded is not None and (found := files.damage(path, recorded, whole=True)) is not None:
             raise UsageError(f"{found}; its curves are left out.")
@@ -180,6 +181,9 @@ def load_study(study_dir: str | Path) -> LoadedStudy:
         problems.append(Problem(path / record.STUDY, str(error)))
     runs = []
     for run_dir in _run_dirs(path):
+        if run_dir.is_symlink():
+            problems.append(Problem(run_dir, f"{run_dir} is a link, and a study holds its own runs; copy it in."))
+            continue
         try:
             run = load_run(run_dir)
         except UsageError as error:
@@ -205,11 +209,17 @@ def _know_stored(runs: Sequence[Run]) -> None:
 
 
 def _run_dirs(root: Path) -> Iterator[Path]:
-    """Directories that are, or were meant to be, runs: with a result.json, or with Hydra's folder and none."""
+    """Directories that are, or were meant to be, runs: with a result.json, or with Hydra's folder and none.
+
+    Of links those that lead to a run, for it to be said that they are not followed.
+    """
     for child in sorted(root.iterdir(), key=_by_number):
-        if child.is_symlink() or not child.is_dir() or child.name in ("report", ".hydra"):
+        if not child.is_dir() or child.name in ("report", ".hydra"):
             continue
-        if (child / record.RESULT).exists() or (child / ".hydra").is_dir():
+        if child.is_symlink():
+            if (child / record.RESULT).exists():
+                yield child
+        elif (child / record.RESULT).exists() or (child / ".hydra").is_dir():
             yield child
         else:
             yield from _run_dirs(child)

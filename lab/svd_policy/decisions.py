@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lab import record
 from lab.errors import UsageError
 from lab.ledger import Row
 from lab.record import strict
@@ -78,7 +79,7 @@ def _whole(path: Path, file: BinaryIO) -> Iterator[tuple[int, Decided]]:
         if not line.endswith(b"\n"):
             return
         try:
-            row = json.loads(line)
+            row = record.parse(line.decode())
             row["step"], row["layer"]
         except (ValueError, TypeError, KeyError):
             raise UsageError(f"line {number} of {path} is damaged; restore the file.") from None

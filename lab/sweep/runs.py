@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import record
-from lab.errors import UsageError
+from lab.errors import UsageError, visible
 from lab.record import Study
 from lab.sweep.job import Seen, Stop
 from lab.sweep.planner import extensions_per_arm, jobs_before_extensions
@@ -113,4 +113,4 @@ def describe(study: Study, seen: Iterable[Seen] = ()) -> str:
     margin = study.margin if isinstance(study.margin, str) else f"{study.margin:g}"
     lines.append(f"  judged by {study.metric}, equivalent within {margin}")
     lines.append(f"  {cost.jobs} jobs, {cost.done} done; {hours} hours one after another; {disk} GB of disk")
-    return "\n".join(lines)
+    return visible("\n".join(lines))
