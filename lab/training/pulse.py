@@ -11,9 +11,9 @@ from lab import heartbeat
 def beat_at_every_pass(net: nn.Module) -> None:
     """Count the forward passes of a causal language model: batches in training and evaluation, tokens in generation.
 
-    On what every pass goes through as a module: adapters call the model's own forward past its hooks.
+    At the head, which every pass goes through as a module: adapters call the model's own forward past its hooks.
     """
-    net.get_input_embeddings().register_forward_pre_hook(_beat)  # type: ignore[operator]
+    net.get_output_embeddings().register_forward_pre_hook(_beat)  # type: ignore[operator]
 
 
 def _beat(module: nn.Module, args: tuple[Any, ...]) -> None:
