@@ -3,16 +3,20 @@
 import csv
 import json
 import os
+import pickle
 import sys
 import zlib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from in_process import call, tree
+from jobs import SMALL
 
 from lab import config, export, ledger, record, replay, train, trust
 from lab.errors import UsageError, visible
+from lab.model import hub
 from lab.report import __main__ as report
 from lab.report.study import load_study
 from lab.testing import example_rows
@@ -355,3 +359,40 @@ def test_no_code_that_a_study_names_runs(attack, tmp_path):
     saved = {"runtime": {"cwd": str(path), "config_sources": sources}, "overrides": {"hydra": [], "task": overrides}}
     (path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": saved}))
     assert str(path) in refused(train.main, f"resume_study={path}", "dry_run=true", cwd=tmp_path)
+
+
+class Bomb:
+    """A pickle of it makes a file where it is loaded."""
+
+    def __reduce__(self):
+        return os.system, ("touch canary",)
+
+
+@pytest.mark.parametrize("protocol", ["a pickle", "torch's zip", "torch's old file"])
+def test_a_checkpoint_with_code_in_it_is_refused(protocol, came, tmp_path):
+    (came / "checkpoints").mkdir()
+    path = came / "checkpoints/last.ckpt"
+    pickled(path, protocol)
+    assert "can be read" in refused(export.main, came, "--to", "out", cwd=tmp_path)
+
+
+def pickled(path, protocol):
+    if protocol == "a pickle":
+        path.write_bytes(pickle.dumps({"structure": Bomb()}))
+    else:
+        torch.save({"structure": Bomb()}, path, _use_new_zipfile_serialization=protocol == "torch's zip")
+
+
+@pytest.mark.parametrize("protocol", ["a pickle", "torch's zip", "torch's old file"])
+def test_a_models_weights_with_code_in_them_are_refused(protocol, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in hub.shipped("base").glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    pickled(folder / "pytorch_model.bin", protocol)
+    before = tree(tmp_path)
+    given = [each for each in SMALL if not each.startswith("model")]
+    said = call(train.main, *given, "model=pretrained", "model.name_or_path=model", "hydra.run.dir=run", cwd=tmp_path)
+    assert "cannot be loaded" in said.err.strip().splitlines()[-1]
+    assert "Traceback" not in said.err
+    assert {name: value for name, value in tree(tmp_path).items() if not name.startswith("run")} == before
