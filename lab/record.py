@@ -276,8 +276,9 @@ def _check_declared(study: Study) -> None:
     for key, value in (lists | {"contrasts": study.contrasts}).items():
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise ValueError(f"{key} is no list of texts")
-    for key, seeds in {"seeds": study.seeds, "twin_seeds": study.twin_seeds, "tune_seeds": study.tune_seeds}.items():
-        if not isinstance(seeds, list) or not all(type(each) is int for each in seeds):
+    seeds = {"seeds": study.seeds, "twin_seeds": study.twin_seeds, "tune_seeds": study.tune_seeds}
+    for key, numbers in seeds.items():
+        if not isinstance(numbers, list) or not all(type(each) is int for each in numbers):
             raise ValueError(f"{key} is no list of whole numbers")
     for arm, grid in _mapping("learning_rates", study.learning_rates).items():
         if not isinstance(grid, list) or not all(type(each) in (int, float) for each in grid):

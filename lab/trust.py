@@ -110,8 +110,7 @@ def check_overrides(overrides: list[str], place: Path, named: str) -> None:
         if "." not in key and not re.fullmatch(r"[^/\\]*", value.replace("..", "/")):
             _refuse(f"{named} has the override {override!r}, which names a file by its path", "hydra")
         for found in re.finditer(r"_target_['\"]?\s*[=:]\s*['\"]?([^\s,'\"}\]]*)", override):
-            group = re.split(r"[.@]", key)[0]
-            _check_target(f"{group}.{key}", found[1], place, f"{named} ({override})", Path.cwd())
+            _check_target(key.removesuffix("._target_"), found[1], place, f"{named} ({override})", Path.cwd())
 
 
 def check_declared(overrides: list[str], place: Path, named: str) -> None:

@@ -3,16 +3,20 @@
 import csv
 import json
 import os
+import pickle
 import sys
 import zlib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from in_process import call, tree
+from jobs import SMALL
 
-from lab import config, export, ledger, record, replay, train, trust
+from lab import config, export, ledger, record, replay, resume, train, trust
 from lab.errors import UsageError, visible
+from lab.model import hub
 from lab.report import __main__ as report
 from lab.report.study import load_study
 from lab.testing import example_rows
@@ -103,14 +107,14 @@ def test_no_code_that_a_config_names_runs(attack, came, honest, tmp_path):
     group, node = CODE[attack]
     write(came, {**honest, group: node})
     for main, arguments in ((export.main, (came, "--to", "out")), (train.main, (f"resume={came}",))):
-        assert str(came) in refused(main, *arguments, cwd=tmp_path)
+        assert f"{came / config.CONFIG} has {group}" in refused(main, *arguments, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("attack", [each for each in CODE if CODE[each][0] not in ("logger", "metrics", "adapter")])
 def test_no_code_that_a_ledger_names_runs(attack, came, tmp_path):
     write_ledger(came, CODE[attack][1])
-    assert "ledger" in refused(replay.main, came, cwd=tmp_path)
-    assert "ledger" in refused(replay.main, came, "svd_policy=phase1", cwd=tmp_path)
+    for arguments in ((came,), (came, "svd_policy=phase1")):
+        assert f"the ledger of {came} has svd_policy" in refused(replay.main, *arguments, cwd=tmp_path)
 
 
 def write_ledger(run, policy):
@@ -354,4 +358,58 @@ def test_no_code_that_a_study_names_runs(attack, tmp_path):
     sources = [{"path": each, "provider": "command-line", "schema": "file"} for each in folders]
     saved = {"runtime": {"cwd": str(path), "config_sources": sources}, "overrides": {"hydra": [], "task": overrides}}
     (path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": saved}))
-    assert str(path) in refused(train.main, f"resume_study={path}", "dry_run=true", cwd=tmp_path)
+    sentence = refused(train.main, f"resume_study={path}", "dry_run=true", cwd=tmp_path)
+    assert any(said in sentence for said in ("has the override", "takes options from", "_target_='os.system'")), (
+        sentence
+    )
+
+
+def test_what_names_nothing_of_its_own_is_not_refused(came, tmp_path):
+    """Beside which the refusals above mean something."""
+    assert "holds no checkpoints" in refused(export.main, came, "--to", "out", cwd=tmp_path)
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/study.json").write_text(json.dumps(PLAIN))
+    runtime = {"cwd": str(came), "config_sources": []}
+    saved = {"runtime": runtime, "overrides": {"hydra": ["hydra.mode=MULTIRUN"], "task": ["model=micro", "rank=4"]}}
+    (tmp_path / "study/multirun.yaml").write_text(yaml.safe_dump({"hydra": saved}))
+    before = Path.cwd()
+    taken = resume.as_started(str(tmp_path / "study"), ["dry_run=true"])
+    assert taken[:3] == ["hydra.mode=MULTIRUN", "model=micro", "rank=4"]
+    assert Path.cwd() == before, "no command goes on in a folder that a stranger names"
+
+
+class Bomb:
+    """A pickle of it makes a file where it is loaded."""
+
+    def __reduce__(self):
+        return os.system, ("touch canary",)
+
+
+@pytest.mark.parametrize("protocol", ["a pickle", "torch's zip", "torch's old file"])
+def test_a_checkpoint_with_code_in_it_is_refused(protocol, came, tmp_path):
+    (came / "checkpoints").mkdir()
+    path = came / "checkpoints/last.ckpt"
+    pickled(path, protocol)
+    assert "can be read" in refused(export.main, came, "--to", "out", cwd=tmp_path)
+
+
+def pickled(path, protocol):
+    if protocol == "a pickle":
+        path.write_bytes(pickle.dumps({"structure": Bomb()}))
+    else:
+        torch.save({"structure": Bomb()}, path, _use_new_zipfile_serialization=protocol == "torch's zip")
+
+
+@pytest.mark.parametrize("protocol", ["a pickle", "torch's zip", "torch's old file"])
+def test_a_models_weights_with_code_in_them_are_refused(protocol, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in hub.shipped("base").glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    pickled(folder / "pytorch_model.bin", protocol)
+    before = tree(tmp_path)
+    given = [each for each in SMALL if not each.startswith("model")]
+    said = call(train.main, *given, "model=pretrained", "model.name_or_path=model", "hydra.run.dir=run", cwd=tmp_path)
+    assert "cannot be loaded" in said.err.strip().splitlines()[-1]
+    assert "Traceback" not in said.err
+    assert {name: value for name, value in tree(tmp_path).items() if not name.startswith("run")} == before
