@@ -29,6 +29,7 @@ TURN = 3e-3  # radians, estimated; the k directions were found to be off by less
 LEAST_BLOCKS = 4  # blocks that make a layer's smaller side; a narrower one is decomposed whole, which is cheap anyway
 BLOCK = 16  # columns come in multiples of it: 18 cost a processor's matrix unit as much as 32
 STALE = 1e-3  # of σ₁; a spectrum further than this from the exact one was followed from a basis that missed something
+STALE_EDGE = 2.0**-56  # of the energy; filters above an edge below it leave float32, and no λ_q that counts is there
 FRESH = 2  # columns drawn anew at each tick, so that a direction the basis has never seen is found
 
 
@@ -208,7 +209,10 @@ class Tracker:
         known = [self._bases.get(name) for name in names]
         effort = [basis.depth if basis and basis.depth else first_effort(n) for basis in known]
         last = [float(s.down(basis.S[-1])) ** 2 if basis else 0.0 for s, basis in zip(scales, known, strict=True)]
-        edges = [edge or scale.total / n for edge, scale in zip(last, scales, strict=True)]
+        edges = [
+            edge if STALE_EDGE * scale.total < edge <= scale.total / q else scale.total / n
+            for edge, scale in zip(last, scales, strict=True)
+        ]
         found = iterate(upright, start, edges, self.k, effort, TURN)
         left, right = (found.V, found.U) if wide else (found.U, found.V)
         self.products += found.products

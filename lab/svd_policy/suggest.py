@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -46,7 +45,7 @@ def suggest(rows: Sequence[Row], policy: SvdPolicy) -> list[Suggestion]:
     for rule, names in policy.rules.items():
         found += [*_by_quantile(decisions, rule, names), *_by_target(rows, decisions, policy, rule, names)]
     if isinstance(policy, NullLimits):
-        found += _by_null(rows, policy)
+        found += _by_null(rows, decisions, policy)
     return found
 
 
@@ -112,7 +111,8 @@ def _by_target(
     return [Suggestion("target", rule, limits, says)]
 
 
-def _by_null(rows: Sequence[Row], policy: Any) -> list[Suggestion]:
+def _by_null(rows: Sequence[Row], decisions: Sequence[Decided], policy: Any) -> list[Suggestion]:
+    """The strictest limit of all rows, since chance catches the more, the narrower a layer is."""
     layers, ticks = len({row.layer for row in rows}), len({row.step for row in rows})
     each = FALSE_ALARMS / max(1, layers * ticks)
     limits: dict[str, list[float]] = {}
@@ -120,8 +120,10 @@ def _by_null(rows: Sequence[Row], policy: Any) -> list[Suggestion]:
         for name, limit in policy.null_limits(row, each).items():
             limits.setdefault(name, []).append(limit)
     says = f"chance alone would cross it at most about {FALSE_ALARMS:g} times in {layers} layers x {ticks} ticks"
-    return [
-        Suggestion("null", rule, {name: statistics.median(limits[name]) for name in names}, says)
-        for rule, names in policy.rules.items()
-        if all(name in limits for name in names)
-    ]
+    found = []
+    for rule, names in policy.rules.items():
+        ops = {name: op for name, (op, _) in values_of(decisions, names).items()}
+        if all(name in limits and name in ops for name in names):
+            strictest = {name: (max if ops[name] in (">", ">=") else min)(limits[name]) for name in names}
+            found.append(Suggestion("null", rule, strictest, says))
+    return found

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -13,8 +14,10 @@ from lab.errors import UsageError
 from lab.ledger import Row, row_of
 from lab.replay import make_policy
 from lab.spectral.diagnosis import NotHeld
+from lab.spectral.energy import sketched_concentration
 from lab.spectral.tracker import Tracker
 from lab.svd_policy.reachability import amdahl, blocked_rules
+from lab.svd_policy.suggest import FALSE_ALARMS, suggest
 
 K, EVERY = 10, 20
 
@@ -181,6 +184,41 @@ def test_the_null_limit_of_a_rank_one_gradient_is_the_root_of_a_beta_quantile():
     expected = math.sqrt(scipy.stats.beta.isf(1e-4, K / 2, (64 - K) / 2))
     # float32's rounding of the concentration
     assert make_policy(settings()).null_limits(row, 1e-4) == {"principal_danger": pytest.approx(expected, rel=1e-5)}
+
+
+def test_a_sketched_concentration_does_not_make_the_null_limit_too_low():
+    m, r, draws, generator = 64, 33, 60_000, torch.Generator().manual_seed(1)
+    weights = torch.tensor([0.5] + [0.5 / (r - 1)] * (r - 1))  # on a spike above a bulk a sketch errs most
+    row, _ = null_row(torch.eye(64, 48))
+    probes = torch.randn(draws, r, 16, generator=generator)
+    sketched = sketched_concentration(weights.sqrt()[:, None] * probes).numpy()
+    grid = np.geomspace(sketched.min(), sketched.max(), 100)
+    policy = make_policy(settings())
+    limits = [
+        policy.null_limits(replace(row, gradient=replace(row.gradient, concentration=float(c), sketched=True)), 0.01)
+        for c in grid
+    ]
+    limit = np.interp(sketched, grid, [found["principal_danger"] for found in limits])
+    # the spike's own share is Beta; the bulk's directions are taken from normals: squares of (m, K) rows, normalised
+    frames = torch.linalg.qr(torch.randn(draws, m, K, generator=generator)).Q[:, :r]
+    share = (frames.square().sum(-1) @ weights).numpy()
+    assert float((np.sqrt(share) > limit).mean()) < 0.01 + 3.5 * math.sqrt(0.01 / draws)  # binomial
+
+
+def test_the_limit_suggested_for_layers_of_several_shapes_holds_for_the_narrowest():
+    policy, generator = make_policy(settings()), torch.Generator().manual_seed(0)
+    tracker = Tracker(k=K, oversample=8, engine="exact", exact_every_n_ticks=1, seed=0)
+    shapes = {"narrow": (32, 24), "tall": (160, 24), "taller": (192, 24)}
+    rows = []
+    for tick in range(3):
+        weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        gradients = {name: torch.ones(shape) for name, shape in shapes.items()}
+        found = tracker.tick(tick, weights, gradients)
+        rows += [row_of(found[name], step=20 * tick, layer=name, mode="full", rank=None) for name in shapes]
+    (suggested,) = [one for one in suggest(rows, policy) if one.kind == "null"]
+    limit = suggested.limits["principal_danger"]
+    crossings = [scipy.stats.beta.sf(limit**2, K / 2, (m - K) / 2) for m, _ in shapes.values()]
+    assert 3 * sum(crossings) < FALSE_ALARMS  # the number that it states, over all layers and ticks
 
 
 def test_where_chance_has_no_spread_there_is_no_null_limit():
