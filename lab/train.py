@@ -19,7 +19,7 @@ from lab.arguments import arranged
 from lab.config import CONF, ConfigError
 from lab.errors import UsageError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -80,7 +80,10 @@ def _run_job() -> None:
     except OSError as error:
         if given or error.errno not in NO_ROOM:
             raise
-        sys.exit(f"could not write {error.filename}: {error.strerror}; free space, or choose hydra.run.dir elsewhere.")
+        sys.exit(
+            f"could not write {error.filename}: {error.strerror}; choose another place by hydra.run.dir, or of a sweep "
+            f"by hydra.sweep.dir and hydra.sweep.subdir."
+        )
     finally:
         if given is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)

@@ -387,13 +387,21 @@ def test_overrides_stand_on_both_sides_of_an_option(tmp_path):
     assert said.out.count("dry run: 1 x") == 2
 
 
+def test_a_name_too_long_for_a_folder_is_said(tmp_path):
+    """As Hydra makes of a line of overrides."""
+    said = call(
+        train.main, *MICRO, "-m", "rank=4", "hydra.sweep.dir=out", f"hydra.sweep.subdir={300 * 'a'}", cwd=tmp_path
+    )
+    assert "File name too long; choose another place by hydra.run.dir, or of a sweep by" in said.sentence
+
+
 def test_a_full_disk_where_hydra_writes_is_said(monkeypatch, tmp_path):
     def full(cfg, filename, output_dir):
         raise OSError(28, "No space left on device", str(output_dir / filename))
 
     monkeypatch.setattr("hydra.core.utils._save_config", full)
     said = call(train.main, *MICRO, cwd=tmp_path)
-    assert "No space left on device; free space, or choose hydra.run.dir elsewhere." in said.sentence
+    assert "No space left on device; choose another place by hydra.run.dir" in said.sentence
 
 
 IN_PROCESSES = [

@@ -11,7 +11,7 @@ import torch
 from jobs import command, losses, run, shell
 from safetensors.torch import load_file
 
-from lab import launch, record, train
+from lab import config, launch, record, resume
 from lab.errors import UsageError
 from lab.training.base_loss import base_loss
 
@@ -229,6 +229,6 @@ def test_resume_with_another_override_is_refused_in_one_sentence(whole, tmp_path
 def test_only_a_constant_learning_rate_can_be_extended(whole):
     from omegaconf import OmegaConf
 
-    saved = OmegaConf.structured(train.configuration.load(whole))
+    saved = OmegaConf.structured(config.load(whole))
     with pytest.raises(UsageError, match="only a constant one can be extended"):
-        train._extend(saved, 100)
+        resume.extend(saved, 100)
