@@ -31,6 +31,8 @@ class CheckFirst(Callback):
             HydraConfig.instance().set_config(config)  # for ${hydra:…} in the folder's name
             folder = Path(str(config.hydra.run.dir))
             checked = _checked(config)
+            if not config.get("resume"):
+                resume.check_same(checked, folder)
             launch.make_importable(Path.cwd())
             if checked.dry_run:
                 launch.launch(checked, folder, {}, [], alone=True)
@@ -70,7 +72,7 @@ def _one_starts(config: DictConfig) -> None:
 def _checked(config: DictConfig) -> configuration.RunConfig:
     overrides = OmegaConf.to_container(config.hydra.overrides.task)
     assert isinstance(overrides, list)
-    given = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    given = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return resume.config_of(given, overrides) if given.get("resume") else configuration.check(given)
 
 

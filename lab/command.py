@@ -14,7 +14,7 @@ from lab.paths import at_home
 class Parser(argparse.ArgumentParser):
     """argparse's, answering a mistake with one sentence; a folder may be named `-run` where one lies there."""
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, behind a console that can show everything."""
         show_everything()
         given = sys.argv[1:] if args is None else args

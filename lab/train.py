@@ -30,10 +30,15 @@ def job(cfg: DictConfig) -> float:
     assert isinstance(overrides, list)
     start = Path(hydra_cfg.runtime.cwd)  # with hydra.job.chdir=true another than the working directory
     try:
-        config = resume.config_of(cfg, overrides) if cfg.get("resume") else configuration.check(cfg, start)
+        folder = Path(hydra_cfg.runtime.output_dir)
+        if cfg.get("resume"):
+            config = resume.config_of(cfg, overrides)
+        else:
+            config = configuration.check(cfg, start)
+            resume.check_same(config, folder)
         return launch.launch(
             config,
-            Path(hydra_cfg.runtime.output_dir),
+            folder,
             choices={key: str(value) for key, value in hydra_cfg.runtime.choices.items() if "/" not in key},
             overrides=overrides,
             alone=hydra_cfg.mode == RunMode.RUN,

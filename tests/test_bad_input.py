@@ -186,6 +186,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("data._target_=lab.data.hub.Hub",), "got an unexpected keyword argument"),
     (("data.train_examples=abc",), "data.train_examples='abc' is not a whole number."),
     # runs and studies to go on with
+    (("hydra.run.dir=run",), "run holds a run of other settings (data.max_length is 128 there and 512 here)"),
+    (("hydra.run.dir=run", "rank=8"), "choose another hydra.run.dir, or go on with it by resume=run."),
     (("resume=",), "resume= is an empty path"),
     (("resume=nowhere",), "resume=nowhere is no folder"),
     (("resume=afile",), "resume=afile is no folder"),

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from in_process import call, tree
 from jobs import SMALL, losses
-from test_paths import NAMES
 
 import lab
 import lab.export
@@ -51,7 +50,13 @@ def done(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "\n" not in name])
+NAMES = (
+    *("init=svd,rank=4", "p(1)[2]{3}", "#3 $y 50%", 'it\'s "hi"', "-dash", "größe 日本", "a\\b\\", "tab\tx:*?"),
+    *("~tilde", "+plus@at", "null", "3", "|&;<>!", " lead trail ", "''"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_command_takes_a_run_of_any_name(name, done, tmp_path):
     run = tmp_path / name
     shutil.copytree(done, run)
@@ -61,11 +66,11 @@ def test_every_command_takes_a_run_of_any_name(name, done, tmp_path):
         assert (said.code, said.err) == (0, ""), arguments
         assert said.out == f"{run.resolve()} is completed: skipped.\n"
     assert tree(run) == before
-    said = call(train.main, *SMALL, f"hydra.run.dir={name}", "hydra.output_subdir=null", cwd=tmp_path)
+    again = (*SMALL, *QUICK, *WATCHED, "schedule.max_steps=2", "hydra.output_subdir=null")
+    said = call(train.main, *again, f"hydra.run.dir={name}", cwd=tmp_path)
     assert said.out == f"{run.resolve()} is completed: skipped.\n", said.err
     for main, arguments in (
         (lab.export.main, [name, "--to", "out"]),
-        (lab.export.main, ["--to", "other", name]),
         (lab.report.__main__.main, [name]),
         (lab.replay.main, [name, "--to", "replayed"]),
     ):
@@ -219,7 +224,7 @@ def test_the_home_is_known_by_its_sign_wherever_a_path_is_given(done, tmp_path, 
     for main, arguments in (
         (train.main, ["resume=~/run"]),
         (train.main, ["resume='~/run'"]),
-        (train.main, [*MICRO, "hydra.run.dir=~/run", "hydra.output_subdir=null"]),
+        (train.main, [*SMALL, *QUICK, *WATCHED, "schedule.max_steps=2", "hydra.run.dir=~/run"]),
         (
             train.main,
             [*MICRO, "data=jsonl", "data.path=~/mine.jsonl", "--config-dir=~/conf", "init=mine", "dry_run=true"],

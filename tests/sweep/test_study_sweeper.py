@@ -130,7 +130,7 @@ def test_a_study_for_gpus_is_refused_where_there_are_none_but_planned(here, monk
 
 def test_an_arm_that_hydra_cannot_compose_is_refused_before_any_job(here, monkeypatch, capfd):
     assert main(monkeypatch, *STUDY, "hydra.sweep.dir=out", "rank=4,zero") == 1
-    assert "'zero'" in capfd.readouterr().err
+    assert "rank=zero is not a whole number." in capfd.readouterr().err
     assert not (here / "out").exists()
 
 
