@@ -49,7 +49,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("schedule.max_steps=nan",), "schedule.max_steps=nan is not a whole number or null."),
     (("schedule.max_steps=99999999999999999999",), "schedule.max_steps must be at most 2147483647"),
     (("schedule.max_epochs=99999999999999999999",), "schedule.max_epochs must be at most 2147483647"),
-    (("schedule.batch_size=99999999999999999999",), "schedule.batch_size must be at most 2147483647"),
+    (("schedule.batch_size=99999999999999999999",), "schedule.batch_size must be at most 1048576"),
     (("schedule.batch_size=0",), "schedule.batch_size must be at least 1; got 0."),
     (("schedule.warmup_steps=-1",), "schedule.warmup_steps must be at least 0; got -1."),
     (("hardware.threads=100000",), "hardware.threads must be at most 1024; got 100000."),
@@ -341,7 +341,9 @@ def test_no_whole_number_is_beyond_32_bits():
     whole = [key for key in _whole_numbers() if key not in ("seed", "data_seed")]
     assert len(whole) > 15
     for key in whole:
-        with pytest.raises(config.ConfigError, match=rf"{key} must be at most (2147483647|1024); got 99999999999"):
+        with pytest.raises(
+            config.ConfigError, match=rf"{key} must be at most (2147483647|1048576|1024); got 99999999999"
+        ):
             config.compose(f"{key}=99999999999999")
 
 
