@@ -44,6 +44,7 @@ MOST = 2**31 - 1  # of any whole number without a limit of its own: beyond, a li
 AT_MOST = {
     "seed": 2**32 - 1,  # numpy's generator takes no more
     "data_seed": 2**32 - 1,
+    "schedule.batch_size": 2**20,  # examples; each micro-batch of a step takes its time, an empty one too
     "hardware.devices": 1024,  # processes and threads that no machine has crash it before a library can say so
     "hardware.threads": 1024,
     "hardware.num_workers": 1024,

@@ -31,6 +31,8 @@ class CheckFirst(Callback):
             HydraConfig.instance().set_config(config)  # for ${hydra:…} in the folder's name
             folder = Path(str(config.hydra.run.dir))
             checked = _checked(config)
+            if not config.get("resume"):
+                resume.check_same(checked, folder)
             launch.make_importable(Path.cwd())
             if checked.dry_run:
                 launch.launch(checked, folder, {}, [], alone=True)

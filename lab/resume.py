@@ -1,6 +1,7 @@
 """How a run or a study goes on: the arguments it was started with, its saved config, and what may change beside it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from lab.paths import quoted
 
 MAY_CHANGE = ("hardware", "schedule.max_steps", "resume")  # of a run
 MULTIRUN = "multirun.yaml"  # what Hydra writes of a sweep's start
+# What a run is on, and how it is shown and kept: no part of what it is.
+NO_SETTINGS = ("hardware", "logger", "keep_checkpoints", "dry_run", "resume", "resume_study", "study_size")
 MAY_STAND_BESIDE = ("hydra", "dry_run", "keep_checkpoints")  # a study
 
 
@@ -135,6 +138,30 @@ def config_of(cfg: DictConfig, overrides: list[str], start: Path | None = None) 
         elif key == "schedule.max_steps":
             extend(plain, cfg.schedule.max_steps)
     return configuration.check(plain, start)
+
+
+def check_same(config: RunConfig, folder: Path) -> None:
+    """Raise UsageError where the folder holds a run of other settings, which a start there would overwrite or hide.
+
+    A key that only one version of the lab has does not count.
+    """
+    if not all(os.path.lexists(folder / name) for name in (record.RESULT, "config.yaml")):
+        return
+    held, asked = (dict(_flat(configuration.plain_of(each))) for each in (configuration.load(folder), config))
+    other = [key for key in asked if key in held and held[key] != asked[key] and key.split(".")[0] not in NO_SETTINGS]
+    if other:
+        raise UsageError(
+            f"{folder} holds a run of other settings ({other[0]} is {held[other[0]]!r} there and {asked[other[0]]!r} "
+            f"here); choose another hydra.run.dir, or go on with it by resume={folder}."
+        )
+
+
+def _flat(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def extend(plain: DictConfig, max_steps: int | None) -> None:

@@ -19,7 +19,7 @@ from lab.arguments import arranged
 from lab.config import CONF, ConfigError
 from lab.errors import UsageError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -30,10 +30,15 @@ def job(cfg: DictConfig) -> float:
     assert isinstance(overrides, list)
     start = Path(hydra_cfg.runtime.cwd)  # with hydra.job.chdir=true another than the working directory
     try:
-        config = resume.config_of(cfg, overrides, start) if cfg.get("resume") else configuration.check(cfg, start)
+        folder = Path(hydra_cfg.runtime.output_dir)
+        if cfg.get("resume"):
+            config = resume.config_of(cfg, overrides, start)
+        else:
+            config = configuration.check(cfg, start)
+            resume.check_same(config, folder)
         return launch.launch(
             config,
-            Path(hydra_cfg.runtime.output_dir),
+            folder,
             choices={key: str(value) for key, value in hydra_cfg.runtime.choices.items() if "/" not in key},
             overrides=overrides,
             alone=hydra_cfg.mode == RunMode.RUN,
@@ -80,7 +85,10 @@ def _run_job() -> None:
     except OSError as error:
         if given or error.errno not in NO_ROOM:
             raise
-        sys.exit(f"could not write {error.filename}: {error.strerror}; free space, or choose hydra.run.dir elsewhere.")
+        sys.exit(
+            f"could not write {error.filename}: {error.strerror}; choose another place by hydra.run.dir, or of a sweep "
+            f"by hydra.sweep.dir and hydra.sweep.subdir."
+        )
     finally:
         if given is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)

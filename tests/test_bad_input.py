@@ -49,7 +49,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("schedule.max_steps=nan",), "schedule.max_steps=nan is not a whole number or null."),
     (("schedule.max_steps=99999999999999999999",), "schedule.max_steps must be at most 2147483647"),
     (("schedule.max_epochs=99999999999999999999",), "schedule.max_epochs must be at most 2147483647"),
-    (("schedule.batch_size=99999999999999999999",), "schedule.batch_size must be at most 2147483647"),
+    (("schedule.batch_size=99999999999999999999",), "schedule.batch_size must be at most 1048576"),
     (("schedule.batch_size=0",), "schedule.batch_size must be at least 1; got 0."),
     (("schedule.warmup_steps=-1",), "schedule.warmup_steps must be at least 0; got -1."),
     (("hardware.threads=100000",), "hardware.threads must be at most 1024; got 100000."),
@@ -128,11 +128,11 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("rank=1,2",), "Ambiguous value for argument 'rank=1,2'"),
     (("rank=${nope}",), "rank: Interpolation key 'nope' not found."),
     (("rank=${oc.env:LAB_UNSET}",), "rank: Environment variable 'LAB_UNSET' not found."),
-    (("rank=${method}",), "rank: Value 'lora' of type 'str' could not be converted to Integer"),
+    (("rank=${method}",), "rank: Value 'lora' of type 'str' could not be converted to Integer."),
     # sweeps that could not run a single job
     (("-m", "rank=0"), "rank must be at least 1; got 0."),
     (("rank=0,-1", "-m", "seed=1,2"), "rank must be at least 1; got 0."),
-    (("rank=4,8", "-m", "seed=x,1"), "seed=x is not a whole number"),
+    (("rank=4,8", "-m", "seed=x,1"), "seed=x is not a whole number."),
     (("-m", "rank=interval(1,2)"), "BasicSweeper does not support sweep type"),
     (("-m", "rank=4,8", "hydra.sweep.dir=afile"), "afile is none; choose another place."),
     (("-m", "rank=4", "hydra/launcher=slurm"), "this machine has no Slurm"),
@@ -161,7 +161,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("data=jsonl", "data.path=[good.jsonl]"), "good.jsonl'] is not text or null."),
     ((*JSONL, "data.prompt_field=nope"), "has no field 'nope'"),
     ((*JSONL, "data.max_length=null"), "data.max_length=None is not a whole number."),
-    (("model.tokenizer_name_or_path=./nowhere",), "/nowhere: there is no such folder; give a folder or a hub name"),
+    (("model.tokenizer_name_or_path=./nowhere",), "/nowhere: there is no such folder; give a folder or a hub name."),
     (("model.tokenizer_name_or_path=emptydir",), "emptydir holds no tokenizer"),
     (("model.tokenizer_name_or_path=afile",), "is a file; give the Hugging Face folder"),
     (PRETRAINED, "model.name_or_path has no value; give it one: model.name_or_path=…"),
@@ -171,9 +171,9 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ((*PRETRAINED, "model.name_or_path=./m.gguf"), "is a GGUF file, which is not supported yet"),
     ((*PRETRAINED, "model.name_or_path=emptydir"), "holds no config.json"),
     ((*PRETRAINED, "model.name_or_path=owner/nope"), "model owner/nope is not in the local cache"),
-    ((*SVD, "init.teacher=./nowhere"), "/nowhere: there is no such folder; give a folder or a hub name"),
+    ((*SVD, "init.teacher=./nowhere"), "init.teacher=/"),
     ((*SVD, "init.teacher=m.gguf"), "is a GGUF file"),
-    (("data=planted", "data.base=./nowhere"), "/nowhere: there is no such folder; give a folder or a hub name"),
+    (("data=planted", "data.base=./nowhere"), "data.base=/"),
     # classes
     (("data._target_=no.such",), "_target_=no.such cannot be imported (No module named 'no'); mend the path."),
     (("data._target_=lab.data.files.Nope",), "(lab.data.files has no Nope)"),
@@ -186,6 +186,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("data._target_=lab.data.hub.Hub",), "got an unexpected keyword argument"),
     (("data.train_examples=abc",), "data.train_examples='abc' is not a whole number."),
     # runs and studies to go on with
+    (("hydra.run.dir=run",), "run holds a run of other settings (data.max_length is 128 there and 512 here)"),
+    (("hydra.run.dir=run", "rank=8"), "choose another hydra.run.dir, or go on with it by resume=run."),
     (("resume=",), "resume= is an empty path"),
     (("resume=nowhere",), "resume=nowhere is no folder"),
     (("resume=afile",), "resume=afile is no folder"),
@@ -215,11 +217,18 @@ ALONE = [  # without MICRO, which resume takes from the run
 # Whole numbers and numbers of the typed keys, each with a value that no run could use.
 FLOATS = (
     *("alpha", "optim.lr", "optim.weight_decay", "optim.eps", "optim.max_grad_norm", "optim.lora_plus_ratio"),
-    *("optim.matrix_lr", "optim.embedding_lr", "optim.head_lr", "optim.momentum", "optim.momentum_start"),
+    *(
+        "hardware.timeout_s",
+        "optim.matrix_lr",
+        "optim.embedding_lr",
+        "optim.head_lr",
+        "optim.momentum",
+        "optim.momentum_start",
+    ),
     "adapter.dropout",
 )
 OTHERS = {"export": lab.export, "replay": lab.replay, "report": lab.report.__main__, "bench": lab.bench.__main__}
-MISTAKES_ELSEWHERE = [
+ELSEWHERE = [
     ("export", (), "lab-export: the following arguments are required: RUN, --to; lab-export --help says"),
     ("export", ("run",), "lab-export: the following arguments are required: --to"),
     ("export", ("run", "--to", "out", "--format", "gguf"), "invalid choice: 'gguf'"),
@@ -339,7 +348,9 @@ def test_no_whole_number_is_beyond_32_bits():
     whole = [key for key in _whole_numbers() if key not in ("seed", "data_seed")]
     assert len(whole) > 15
     for key in whole:
-        with pytest.raises(config.ConfigError, match=rf"{key} must be at most (2147483647|1024); got 99999999999"):
+        with pytest.raises(
+            config.ConfigError, match=rf"{key} must be at most (2147483647|1048576|1024); got 99999999999"
+        ):
             config.compose(f"{key}=99999999999999")
 
 
@@ -354,8 +365,8 @@ def _whole_numbers():
 
 @pytest.mark.parametrize(
     ("command", "arguments", "sentence"),
-    MISTAKES_ELSEWHERE,
-    ids=[f"{c} {' '.join(a)}" for c, a, _ in MISTAKES_ELSEWHERE],
+    ELSEWHERE,
+    ids=[f"{c} {' '.join(a)}" for c, a, _ in ELSEWHERE],
 )
 def test_a_mistake_of_another_command_is_one_sentence_too(command, arguments, sentence, here):
     assert sentence in refused(OTHERS[command].main, *arguments, cwd=here)
@@ -387,13 +398,21 @@ def test_overrides_stand_on_both_sides_of_an_option(tmp_path):
     assert said.out.count("dry run: 1 x") == 2
 
 
+def test_a_name_too_long_for_a_folder_is_said(tmp_path):
+    """As Hydra makes of a line of overrides."""
+    said = call(
+        train.main, *MICRO, "-m", "rank=4", "hydra.sweep.dir=out", f"hydra.sweep.subdir={300 * 'a'}", cwd=tmp_path
+    )
+    assert "File name too long; choose another place by hydra.run.dir, or of a sweep by" in said.sentence
+
+
 def test_a_full_disk_where_hydra_writes_is_said(monkeypatch, tmp_path):
     def full(cfg, filename, output_dir):
         raise OSError(28, "No space left on device", str(output_dir / filename))
 
     monkeypatch.setattr("hydra.core.utils._save_config", full)
     said = call(train.main, *MICRO, cwd=tmp_path)
-    assert "No space left on device; free space, or choose hydra.run.dir elsewhere." in said.sentence
+    assert "No space left on device; choose another place by hydra.run.dir" in said.sentence
 
 
 IN_PROCESSES = [
