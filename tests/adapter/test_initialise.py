@@ -174,3 +174,11 @@ def test_the_scheme_sees_each_layers_own_evidence() -> None:
     assert torch.equal(seen[first.name].gradient, torch.ones(first.shape))
     assert seen[targets[1].name].gradient is None
     assert told == [target.name for target in targets]
+
+
+def test_a_layers_generator_depends_on_the_seed_and_on_its_name_and_on_nothing_else() -> None:
+    def draw(seed: int, name: str) -> list[float]:
+        return torch.rand(4, generator=generator_for(seed, name)).tolist()
+
+    assert draw(0, "a") == draw(0, "a")
+    assert len({tuple(draw(seed, name)) for seed in (0, 1) for name in ("a", "b")}) == 4

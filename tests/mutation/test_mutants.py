@@ -114,7 +114,7 @@ MUTANTS = {
         "lab/adapter/initialise.py",
         'f"{seed}:{name}".encode()',
         'f"{name}".encode()',
-        "tests/test_run.py::test_two_runs_of_one_seed_are_bitwise_equal_and_of_two_seeds_are_not",
+        "tests/adapter/test_initialise.py",
     ),
     "the same order in every epoch": Mutant(
         "lab/training/loader.py",
@@ -144,7 +144,10 @@ MUTANTS = {
         "lab/training/muon.py", "(3.4445, -4.7750, 2.0315)", "(1.5, -0.5, 0.0)", "tests/training/test_optim.py"
     ),
     "B at the rate of A": Mutant(
-        "lab/training/optim.py", '"lr": optim.lr * optim.lora_plus_ratio', '"lr": optim.lr', "tests/training"
+        "lab/training/optim.py",
+        '"lr": optim.lr * optim.lora_plus_ratio',
+        '"lr": optim.lr',
+        "tests/training/test_optim.py",
     ),
     "full weights that a resumed ending never loads": Mutant(
         "lab/assemble.py",
@@ -180,7 +183,7 @@ MUTANTS = {
         "lab/record.py",
         "    if isinstance(value, float) and not math.isfinite(value):\n        return None\n",
         "",
-        "tests/test_run.py tests/report",
+        "tests/test_record.py",
     ),
     "Holm without its steps": Mutant(
         "lab/report/statistics.py", "(len(tested) - position) * p", "p", "tests/report/test_statistics.py"

@@ -94,3 +94,14 @@ def test_the_way_through_the_gram_matrix_is_the_direct_one():
     wide /= wide.norm()
     # each of five steps may multiply an error of 1e-7 by 3.4 or so, twice over where G is squared
     assert (muon._through_the_gram(wide) - muon._directly(wide)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("ratio", [1.0, 16.0])
+def test_B_trains_at_the_ratio_of_lora_plus_times_the_rate_of_A(ratio):
+    """arXiv 2402.12354: η_B = λ η_A, and nothing else changes."""
+    net = nn.ModuleDict({"lora_A": nn.Linear(4, 2, bias=False), "lora_B": nn.Linear(2, 4, bias=False)})
+    settings = config.compose("optim.lr=1e-3", f"optim.lora_plus_ratio={ratio}").optim
+    optimizer = make_optimizer(net, settings, torch.device("cpu"))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates[id(net["lora_A"].weight)] == 1e-3
+    assert rates[id(net["lora_B"].weight)] == pytest.approx(ratio * 1e-3)
