@@ -21,7 +21,7 @@ from lab.data.encode import Sample
 from lab.errors import UsageError
 from lab.init import InitScheme
 from lab.layer import Target, find_targets, weight_of
-from lab.model import Model, combined, digests_of
+from lab.model import Model, combined, digests_of, weights_sha256
 from lab.rank_strategy.adalora import Adalora
 from lab.training.first_step import FirstStepWatch
 from lab.training.hardware import Resolved
@@ -49,9 +49,13 @@ class BaseHashes:
 
 def base_hashes(model: Model, net: nn.Module, seed: int) -> BaseHashes:
     """The hashes of a base that was just loaded, in whatever dtype, and not yet trained."""
-    stored = getattr(model, "stored_sha256", None)
     of_each = digests_of(list(net.named_parameters()))
-    return BaseHashes(stored(seed) if stored is not None else None, combined(of_each), of_each)
+    return BaseHashes(_stored_sha256(model, seed), combined(of_each), of_each)
+
+
+def _stored_sha256(model: Model, seed: int) -> str | None:
+    stored = getattr(model, "stored_sha256", None)
+    return stored(seed) if stored is not None else None
 
 
 @dataclass
@@ -127,7 +131,7 @@ def adapt(
     filled = initialise(adapted, scheme, targets, of_scheme, seed=config.seed)
     applied = verify(adapted, targets, plan, scaling, filled, config.adapter.use_dora, adaptive)
     written = {f"{name}.weight" for name, layer in filled.layers.items() if layer.base_sha256 is not None}
-    verify_frozen(adapted, base.of_each, leave_out=written)  # whose own digests were compared just now
+    frozen = verify_frozen(adapted, base.of_each, leave_out=written)  # whose own digests were compared just now
     check_equal({"the base's sha256": base.held, "the rank plan": applied.ranks, "the init": filled.sha256})
     structure = {
         "method": "lora",
@@ -147,7 +151,7 @@ def adapt(
         "seconds": time.perf_counter() - began,
         **filled.decomposed,
     }
-    return Adapted(adapted, targets, structure, applied, record, frozen_digests(adapted), filled)
+    return Adapted(adapted, targets, structure, applied, record, frozen, filled)
 
 
 def readapt(
@@ -158,7 +162,7 @@ def readapt(
     Raises UsageError where the base is not the one that the run began with.
     """
     structure = checkpoint["structure"]
-    _check_base(structure, base_hashes(model, net, config.seed))
+    _check_base(structure, model, net, config.seed)
     if structure["method"] == "full":
         net.requires_grad_(True)
         net.load_state_dict(checkpoint["state_dict"])
@@ -188,19 +192,21 @@ def check_step0(adapted: Adapted, base: float, step0: float, config: RunConfig) 
         )
 
 
-def _check_base(structure: dict[str, Any], found: BaseHashes) -> None:
+def _check_base(structure: dict[str, Any], model: Model, net: nn.Module, seed: int) -> None:
     """Compare what is stored where both sides know it, else what is held, which depends on the precision too."""
     was = structure.get("stored_sha256")
-    if was is not None and found.stored is not None:
-        if was != found.stored:
+    stored = _stored_sha256(model, seed) if was is not None else None
+    if was is not None and stored is not None:
+        if was != stored:
             raise UsageError(
-                f"the base has changed since the run began (sha256 {found.stored[:12]}, was {was[:12]}); give it back "
-                f"the model that the run was started with, or start a new run."
+                f"the base has changed since the run began (sha256 {stored[:12]}, was {was[:12]}); give it back the "
+                f"model that the run was started with, or start a new run."
             )
         return
-    if structure["base_sha256"] != found.held:
+    held = weights_sha256(net)
+    if structure["base_sha256"] != held:
         raise UsageError(
-            f"the base has changed since the run began, or is held in another precision (sha256 {found.held[:12]}, was "
+            f"the base has changed since the run began, or is held in another precision (sha256 {held[:12]}, was "
             f"{structure['base_sha256'][:12]}); give back the model and the precision that the run was started with."
         )
 

@@ -6,6 +6,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lab import __version__
 from lab.training.hardware import Resolved
 
@@ -13,7 +15,7 @@ from lab.training.hardware import Resolved
 def environment(resolved: Resolved) -> dict[str, Any]:
     """The `environment` field of a RunRecord."""
     versions = {}
-    for name in ("torch", "lightning", "transformers", "peft", "hydra-core", "numpy"):
+    for name in ("lightning", "transformers", "peft", "hydra-core", "numpy"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -24,6 +26,7 @@ def environment(resolved: Resolved) -> dict[str, Any]:
     return {
         "lab": __version__,
         "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with its build, which the package's own version may lack
         **versions,
         "accelerator": resolved.accelerator,
         "device": resolved.device_name,

@@ -4,7 +4,6 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,31 +33,20 @@ def closed(run_dir: Path) -> dict[str, Prefix]:
     return prefixes(run_dir, (*GROWING, *WRITTEN_ONCE, *weights))
 
 
-@dataclass(frozen=True)
-class Damage:
-    """What is wrong with a file that was recorded, in words for a sentence."""
-
-    path: Path
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.path} {self.what}"
-
-
-def damage(path: Path, recorded: Prefix, *, whole: bool = False) -> Damage | None:
-    """How a file differs from what was recorded of it; None where it begins (or, `whole`, is) so still."""
+def damage(path: Path, recorded: Prefix, *, whole: bool = False) -> str | None:
+    """How a file differs from what was recorded of it, as a sentence begins; None where it begins (`whole`: is) so."""
     if not path.is_file():
-        return Damage(path, "is gone")
+        return f"{path} is gone"
     size = path.stat().st_size
     if size < recorded["bytes"] or (whole and size != recorded["bytes"]):
-        return Damage(path, f"has {size:,} bytes where {recorded['bytes']:,} were recorded")
+        return f"{path} has {size:,} bytes where {recorded['bytes']:,} were recorded"
     digest, left = hashlib.sha256(), recorded["bytes"]
     with path.open("rb") as file:
         while left and (chunk := file.read(min(left, 1 << 20))):
             digest.update(chunk)
             left -= len(chunk)
     if digest.hexdigest() != recorded["sha256"]:
-        return Damage(path, f"does not hold what was written to it in its first {recorded['bytes']:,} bytes")
+        return f"{path} does not hold what was written to it in its first {recorded['bytes']:,} bytes"
     return None
 
 

@@ -117,13 +117,14 @@ def frozen_digests(model: PeftModel) -> dict[str, bytes]:
     return digests_of(frozen)
 
 
-def verify_frozen(model: PeftModel, before: Mapping[str, bytes], leave_out: Collection[str] = ()) -> None:
-    """Raises Mismatch where a weight of the frozen base is not what it was, but for those named."""
+def verify_frozen(model: PeftModel, before: Mapping[str, bytes], leave_out: Collection[str] = ()) -> dict[str, bytes]:
+    """The digests of the frozen base; raises Mismatch where a weight is not what it was, but for those named."""
     after = frozen_digests(model)
     changed = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
     changed = [name for name in changed if name not in leave_out]
     if changed:
         raise Mismatch(f"{_names(changed)} of the frozen base, and changed ({len(changed)} of {len(before)} weights).")
+    return after
 
 
 def _names(names: Sequence[str]) -> str:

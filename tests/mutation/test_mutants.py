@@ -156,7 +156,7 @@ MUTANTS = {
         "tests/test_kills_in_the_ending.py",
     ),
     "another base that is not noticed": Mutant(
-        "lab/assemble.py", "        if was != found.stored:", "        if False:", "tests/test_other_machines.py"
+        "lab/assemble.py", "        if was != stored:", "        if False:", "tests/test_other_machines.py"
     ),
     "a flipped bit that is trained on": Mutant(
         "lab/training/checkpoint.py",
