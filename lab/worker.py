@@ -48,7 +48,8 @@ def run(run_dir: Path) -> RunRecord:
         if main:
             files.sweep(run_dir)
             record.write(run_dir, result)
-        heartbeat.own.strict = False  # a job of this process before this one may have ended anywhere
+        # A job of this process before this one may have ended anywhere.
+        heartbeat.own.strict, heartbeat.own.word = False, heartbeat.NOTHING
         heartbeat.beat()
         try:
             config = configuration.load_own(run_dir)

@@ -41,6 +41,7 @@ def _stop(seconds: float | None = None) -> None:
         os.kill(os.getppid(), signal.SIGCONT)
         os._exit(0)
     os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.2)  # another thread may take the signal: this one goes on for a moment, and shall be found here
 
 
 def _memory(call: Call) -> None:

@@ -142,6 +142,7 @@ def test_a_worker_that_cannot_start_is_named_and_what_it_said_is_on_the_console(
 def test_a_rank_without_a_timeout_is_never_taken_for_hung(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "WORKER", (sys.executable, "-c", "import time; time.sleep(0.5)"))
     monkeypatch.setattr("lab.hang.GRACE", 0.2)  # it shows no stack
+    monkeypatch.setattr(heartbeat, "own", heartbeat.Slot(bytearray(heartbeat._SIZE)))  # jobs of this process used it
     assert workers.run(tmp_path, 1, 1, 0.1, {}).hang is not None
     assert workers.run(tmp_path, 1, 1, None, {}).hang is None
     assert heartbeat.own.word == NOTHING
