@@ -16,10 +16,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lab import command, launch, record, resume
+from lab import command, record
 from lab import config as configuration
 from lab.config import ConfigError
 from lab.errors import UsageError
+from lab.launch import job, resume
 
 
 class CheckFirst(Callback):
@@ -33,12 +34,12 @@ class CheckFirst(Callback):
             checked = _checked(config)
             if not config.get("resume"):
                 resume.check_same(checked, folder)
-            launch.make_importable(Path.cwd())
+            job.make_importable(Path.cwd())
             if checked.dry_run:
-                launch.launch(checked, folder, {}, [], alone=True)
+                job.launch(checked, folder, {}, [], alone=True)
                 sys.exit(0)
             if not lexists(folder / record.RESULT):  # else nothing is to be made, and a finished run may be skipped
-                launch.early_checks(checked)
+                job.early_checks(checked)
             _make(folder, f"hydra.run.dir={folder}")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -58,9 +59,9 @@ def _one_starts(config: DictConfig) -> None:
     assert isinstance(task, list)
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create(loader).parse_overrides(list(map(str, task))), None)
     first: ConfigError | UsageError | None = None
-    for job in jobs:
+    for overrides in jobs:
         try:
-            _checked(loader.load_sweep_config(config, job))
+            _checked(loader.load_sweep_config(config, overrides))
         except (ConfigError, UsageError) as error:
             first = first or error
         else:
@@ -86,7 +87,7 @@ def _in_a_sentence() -> Iterator[None]:
     except OmegaConfBaseException as error:
         sys.exit(f"{configuration.said(error)}.")
     except HydraException as error:
-        from lab.suggest import explain
+        from lab.config.suggest import explain
 
         sys.exit(explain(error, sys.argv[1:]))
 

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises."""
+"""Errors: of a user's mistake, and of a model that is not as planned; and near names for a wrong one."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -21,6 +21,10 @@ class UsageError(ValueError):
     def __str__(self) -> str:
         """The sentence, which may hold what was read from anywhere."""
         return visible(super().__str__())
+
+
+class Mismatch(RuntimeError):
+    """What was read back from a live model or a saved folder differs from what was asked; the run stops on it."""
 
 
 def closest(name: str, known: Sequence[str], cutoff: float = 0.5) -> list[str]:

@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lab import command, selected, trust
+from lab import command
 from lab import config as configuration
 from lab.adapter.readers import NOT_CUT, NOT_PORTABLE, caveats
-from lab.cache import new_folder, share_weights
-from lab.config import RunConfig
+from lab.config import RunConfig, trust
 from lab.errors import UsageError
-from lab.selected import Selected
-from lab.worker import quiet_not_ours
+from lab.files import new_folder, share_weights
+from lab.launch.worker import quiet_not_ours
+from lab.run import selected
+from lab.run.selected import Selected
 
 FORMATS = ("adapter", "portable", "merged")
 
@@ -98,7 +99,7 @@ def _write_whole(found: Selected, folder: Path) -> dict[str, Any]:
     Raises Mismatch where the files hold another dtype.
     """
     from lab.adapter.delta import merged
-    from lab.adapter.mismatch import Mismatch
+    from lab.errors import Mismatch
     from lab.model.stored import load_as_stored, stored_dtype, weight_files
 
     whole = found.net

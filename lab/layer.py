@@ -1,4 +1,4 @@
-"""The words for linear layers that may be adapted: Target, role, depth, and how they are found."""
+"""Linear layers that may be adapted: Target, its role and depth, how they are found, and Evidence about them."""
 
 import re
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from lab.errors import UsageError, nearest
 
 Role = Literal["attention", "mlp", "other"]
+Need = Literal["gradient", "gradient_square", "activations", "delta"]
 
 ATTENTION_PARTS = ("attn", "attention", "self_attn", "self_attention")
 MLP_PARTS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
@@ -41,6 +42,17 @@ class Target:
     def max_rank(self) -> int:
         """The smaller side, beyond which a low-rank pair is no longer one."""
         return min(self.shape)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What training data said about one layer; only what was needed is filled. float32."""
+
+    gradient: Tensor | None = None  # (out, in), dL/dW of the mean loss over the gathered training batches
+    gradient_square: Tensor | None = None  # (out, in), mean over the examples of each one's own dL/dW squared
+    activations: Tensor | None = None  # (in, in), mean of x xᵀ over all real tokens that reach the layer
+    delta: Tensor | None = None  # (out, in), a weight change: of a warm-up run or of a teacher
+    num_tokens: int = 0  # labelled tokens that the gradient is the mean over
 
 
 def is_linear(module: nn.Module) -> bool:

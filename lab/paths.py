@@ -9,6 +9,10 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
+PACKAGE = Path(__file__).resolve().parent
+# The shipped options: inside the package in a wheel, beside it in a checkout.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+
 INPUTS = ("path", "paths", "file", "files")  # read: what does not exist may be a hub name, and stays as it is
 OUTPUTS = ("dir", "dirs", "folder", "folders")  # written: made where they do not exist
 NAMED = ("teacher", "base", "resume", "resume_study")  # a model, a run, a study

@@ -8,8 +8,8 @@ from typing import get_args
 import torch
 from torch import Generator, Tensor
 
-from lab.init import Evidence, Factors, InitScheme, Need
-from lab.layer import Target
+from lab.init import Factors, InitScheme
+from lab.layer import Evidence, Need, Target
 from lab.ledger import Mode, Row, row_of
 from lab.rank_strategy import RankPlan, RankStrategy
 from lab.spectral.diagnosis import Engine

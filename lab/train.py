@@ -13,11 +13,13 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lab import command, launch, resume
+from lab import command
 from lab import config as configuration
-from lab.arguments import arranged
 from lab.config import CONF, ConfigError
+from lab.config.arguments import arranged
 from lab.errors import UsageError
+from lab.launch import resume
+from lab.launch.job import JobFailed, directory_of_its_rank, launch
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 
@@ -36,7 +38,7 @@ def job(cfg: DictConfig) -> float:
         else:
             config = configuration.check(cfg, start)
             resume.check_same(config, folder)
-        return launch.launch(
+        return launch(
             config,
             folder,
             choices={key: str(value) for key, value in hydra_cfg.runtime.choices.items() if "/" not in key},
@@ -48,7 +50,7 @@ def job(cfg: DictConfig) -> float:
     except Exception as error:
         if hydra_cfg.mode == RunMode.MULTIRUN:  # Hydra tells of it only when the last job has ended
             print(f"failed: {hydra_cfg.runtime.output_dir}: {error}", file=sys.stderr, flush=True)
-        elif isinstance(error, UsageError | ConfigError | launch.JobFailed):
+        elif isinstance(error, UsageError | ConfigError | JobFailed):
             sys.exit(str(error))  # it says all there is to know; lines of ours or Hydra's around it do not help
         if isinstance(error, UsageError):
             raise ConfigError(str(error)) from None
@@ -65,7 +67,7 @@ def main() -> None:
     if "--help" in sys.argv or "-h" in sys.argv:
         # Hydra copies its whole store of configs for each group it lists; the store no longer changes by then.
         ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
-    with launch.directory_of_its_rank():
+    with directory_of_its_rank():
         _run_job()
 
 
@@ -79,7 +81,7 @@ def _run_job() -> None:
     except (HydraException, ValueError) as error:
         if given or not (isinstance(error, HydraException) or _is_hydras(error)):
             raise
-        from lab.suggest import explain
+        from lab.config.suggest import explain
 
         sys.exit(explain(error, sys.argv[1:]))
     except OSError as error:

@@ -23,7 +23,7 @@ from jobs import SMALL
 from lab.errors import UsageError
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["jobs", "lab.session"])
+_forks.set_forkserver_preload(["jobs", "lab.run.run"])
 
 TWO = ("hardware=cpu_ddp2", "hardware.threads=1", "hardware.precision=32-true")
 QUIET = ("evaluate.accuracy=false", "evaluate.num_samples=0", "schedule.max_steps=6", "schedule.max_epochs=null")
@@ -134,7 +134,8 @@ class Job:
 
 
 def _launch(folder: Path, arguments: tuple[str, ...], faults: Faults, grace: float, env: dict[str, str]) -> None:
-    from lab import train, workers
+    from lab import train
+    from lab.process import workers
 
     os.chdir(folder)
     console = (folder / "console").open("w", buffering=1)
@@ -190,7 +191,7 @@ def _work(command: list[str], faults: tuple[Fault, ...], env: dict[str, str], st
             signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
         import logging
 
-        from lab import worker
+        from lab.launch import worker
 
         for handler in list(logging.getLogger().handlers):  # Hydra's, of the process that forked this one
             logging.getLogger().removeHandler(handler)

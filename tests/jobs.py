@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab import config, launch, record
+from lab import config, record
+from lab.launch import job
 
 SMALL = (
     "model=micro",
@@ -33,7 +34,7 @@ def run(run_dir: Path, *overrides: str) -> record.RunRecord:
     """Run a small job in this process and return its record."""
     run_dir.mkdir(parents=True, exist_ok=True)
     given = [*SMALL, *overrides]
-    launch.launch(config.compose(*given), run_dir, choices={}, overrides=given, alone=False)
+    job.launch(config.compose(*given), run_dir, choices={}, overrides=given, alone=False)
     return record.read(run_dir)
 
 

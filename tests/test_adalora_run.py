@@ -8,12 +8,13 @@ from jobs import losses, run
 from peft import PeftModel
 from test_schemes_in_runs import IDS
 
-from lab import build, config, resume
-from lab.adapter.mismatch import Mismatch
-from lab.assemble import _scheme_of
-from lab.errors import UsageError
+from lab import config
+from lab.config import instantiate
+from lab.editors.adaptive import RankSchedule
+from lab.errors import Mismatch, UsageError
 from lab.export import export_run, load_model
-from lab.training.adaptive import RankSchedule
+from lab.launch import resume
+from lab.run.setup import _scheme_of
 
 ADALORA = ("rank_strategy=adalora", "evaluate.accuracy=false", "evaluate.num_samples=0", "optim.lr=3e-3")
 
@@ -67,7 +68,7 @@ def test_the_adapter_is_a_plain_lora_that_gives_the_runs_logits_and_can_be_cut_f
     net, _ = load_model(folder)
     settings = config.load(folder)
     torch.manual_seed(977)
-    pristine = build.make(settings.model).load(torch.float32, settings.seed)
+    pristine = instantiate.make(settings.model).load(torch.float32, settings.seed)
     stock = PeftModel.from_pretrained(pristine, folder / "adapter").eval()
     assert stock.peft_config["default"].peft_type == "LORA"
     with torch.no_grad():
@@ -86,7 +87,7 @@ def test_a_run_whose_ranks_are_never_updated_aborts(tmp_path, monkeypatch):
 
 
 def test_a_run_whose_update_is_not_pefts_aborts(tmp_path, monkeypatch):
-    monkeypatch.setattr("lab.adapter.adalora.AdaLoraModel.update_and_allocate", lambda self, step: None)
+    monkeypatch.setattr("lab.editors.adalora.AdaLoraModel.update_and_allocate", lambda self, step: None)
     with pytest.raises(Mismatch, match="was left out when AdaLoRA cut ranks at step 1"):
         run(tmp_path, *ADALORA)
 
@@ -109,6 +110,6 @@ def test_an_init_it_could_not_use_is_refused_whoever_wrote_it():
     class Mine:
         needs = frozenset()
 
-    strategy = build.make(config.compose(*ADALORA).rank_strategy)
+    strategy = instantiate.make(config.compose(*ADALORA).rank_strategy)
     with pytest.raises(UsageError, match="init=Mine would not be used"):
         _scheme_of(strategy, Mine())

@@ -82,7 +82,7 @@ NEVER = {
 
 
 def part_of(path: Path) -> str:
-    """`init` for lab/init/svd.py, `build` for lab/build.py, `__init__` for the package itself."""
+    """`init` for lab/init/svd.py, `build` for lab/config/instantiate.py, `__init__` for the package itself."""
     return path.relative_to(LAB).with_suffix("").parts[0]
 
 

@@ -13,10 +13,11 @@ from jobs import SMALL, run, shell
 
 import lab.bench.__main__
 import lab.export
-import lab.replay
+import lab.replay.__main__
 import lab.report.__main__
 from lab import config, record, train
 from lab.errors import UsageError
+from lab.record.study import Study, write_study
 from lab.report.study import load_study
 
 MICRO = ("model=micro", "hardware=cpu", "hardware.threads=1", "hardware.precision=32-true", "logger=none")
@@ -227,7 +228,12 @@ FLOATS = (
     ),
     "adapter.dropout",
 )
-OTHERS = {"export": lab.export, "replay": lab.replay, "report": lab.report.__main__, "bench": lab.bench.__main__}
+OTHERS = {
+    "export": lab.export,
+    "replay": lab.replay.__main__,
+    "report": lab.report.__main__,
+    "bench": lab.bench.__main__,
+}
 ELSEWHERE = [
     ("export", (), "lab-export: the following arguments are required: RUN, --to; lab-export --help says"),
     ("export", ("run",), "lab-export: the following arguments are required: --to"),
@@ -294,13 +300,13 @@ def here(tmp_path_factory):
     (folder / "broken/config.yaml").write_text("rank: [")
     content = json.loads((folder / "edited/result.json").read_text())
     (folder / "edited/result.json").write_text(json.dumps(content | {"warmup": 3}))
-    declared = record.Study(
+    declared = Study(
         name="mine", question="?", arms={"a": [], "b": []}, baseline="a", contrasts=["b"], margin="1%",
         seeds=[1], twin_seeds=[1001], tune_seeds=[0], learning_rates={"a": [1e-3], "b": [1e-3]},
     )  # fmt: skip
     for name, saved in (("study", "hydra: {overrides: {hydra: [], task: []}}"), ("torn", "hydra: [")):
         (folder / name).mkdir()
-        record.write_study(folder / name, declared)
+        write_study(folder / name, declared)
         (folder / name / "multirun.yaml").write_text(saved)
     with record.lock(folder / "live"):
         yield folder
@@ -338,7 +344,7 @@ def test_every_number_of_the_schema_is_among_them():
         if name not in config.GROUPS or name in ("optim", "hardware")
         for key in (value if isinstance(value, dict) else [name])
     }
-    from lab.suggest import _kind
+    from lab.config.suggest import _kind
 
     numbers = {key for key in typed if (_kind(key) or "").startswith("a number")}
     assert numbers == set(FLOATS)
@@ -355,7 +361,7 @@ def test_no_whole_number_is_beyond_32_bits():
 
 
 def _whole_numbers():
-    from lab.suggest import _kind
+    from lab.config.suggest import _kind
 
     plain = config.plain_of(config.compose())
     for name, value in plain.items():
@@ -511,11 +517,11 @@ def test_messages_without_a_chat_template(tmp_path):
         "logger=none",
         "hardware=cpu",
     ]
-    from lab import launch
+    from lab.launch import job
 
     (tmp_path / "run").mkdir()
     with pytest.raises(UsageError, match="chat template"):
-        launch.launch(config.compose(*small), tmp_path / "run", {}, small, alone=False)
+        job.launch(config.compose(*small), tmp_path / "run", {}, small, alone=False)
 
 
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from lab import build, config
+from lab import config
+from lab.config import instantiate
 from lab.errors import UsageError
 
 
@@ -22,19 +23,19 @@ from lab.errors import UsageError
 def test_a_value_of_another_type_is_refused_where_the_user_wrote_it(override, sentence):
     settings = config.compose("init=svd", "rank_strategy=linear_decay", override)
     with pytest.raises(UsageError) as error:
-        build.make(getattr(settings, override.split(".")[0]))
+        instantiate.make(getattr(settings, override.split(".")[0]))
     assert str(error.value) == sentence
 
 
 def test_a_value_inside_another_strategy_is_named_by_its_whole_key():
     settings = config.compose("rank_strategy=shuffled", "rank_strategy.of.first=none")
     with pytest.raises(UsageError, match=r"rank_strategy\.of\.first='none' is not a number"):
-        build.make(settings.rank_strategy)
+        instantiate.make(settings.rank_strategy)
 
 
 def test_a_whole_number_is_a_number_and_null_is_one_of_the_types_where_it_says_so():
     settings = config.compose("rank_strategy=linear_decay", "rank_strategy.first=1", "rank_strategy.max_rank=null")
-    assert build.make(settings.rank_strategy).first == 1
+    assert instantiate.make(settings.rank_strategy).first == 1
 
 
 @dataclasses.dataclass
@@ -46,9 +47,9 @@ class Mine:
 
 def test_anothers_class_is_named_by_its_path_and_one_that_does_not_exist_too():
     with pytest.raises(UsageError, match=r"Mine\.width='wide' is not a whole number"):
-        build.make({"_target_": f"{__name__}.Mine", "width": "wide"})
+        instantiate.make({"_target_": f"{__name__}.Mine", "width": "wide"})
     with pytest.raises(UsageError, match="no_such_module"):
-        build.make({"_target_": "no_such_module.Class"})
+        instantiate.make({"_target_": "no_such_module.Class"})
 
 
 @pytest.mark.parametrize(
@@ -72,11 +73,11 @@ def test_anothers_class_is_named_by_its_path_and_one_that_does_not_exist_too():
 def test_a_shape_that_means_nothing_is_refused_by_the_key_that_says_it(strategy, override, sentence):
     settings = config.compose(f"rank_strategy={strategy}", f"rank_strategy.{override}")
     with pytest.raises(UsageError, match=sentence):
-        build.make(settings.rank_strategy)
+        instantiate.make(settings.rank_strategy)
 
 
 @pytest.mark.parametrize("value", [2.5, "four", True])
 def test_a_map_of_ranks_holds_whole_numbers(value):
     node = dict(config.compose("rank_strategy=custom").rank_strategy) | {"ranks": {"q_proj": value}}
     with pytest.raises(UsageError, match=r"rank_strategy\.ranks gives q_proj .* not a whole number"):
-        build.make(node)
+        instantiate.make(node)

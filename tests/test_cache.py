@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lab import cache
-from lab.cache import cache_dir, keep, write_atomically
+from lab.cache import cache_dir, keep
 from lab.config import Hardware, compose
 from lab.data import stdlib
 from lab.data.encode import Sample
 from lab.data.interpreter import Module
 from lab.data.planted import Planted
 from lab.export import main
+from lab.files import write_atomically
 from lab.init.svd_cache import leading_triples
 from lab.training.base_loss import base_loss
 from lab.training.hardware import resolve

@@ -6,8 +6,8 @@ from hydra import initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from lab.allowed import CHOICES
 from lab.config import CONF, ConfigError, RunConfig, compose, typed
+from lab.config.validate import CHOICES
 
 
 def test_the_default_config_is_typed_and_plain():

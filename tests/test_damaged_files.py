@@ -10,9 +10,12 @@ from jobs import losses, run
 from killing import differing
 from safetensors.torch import load_file, save_file
 
-from lab import files, record, replay, selected
+from lab import record
 from lab.errors import UsageError
+from lab.record import run_files
+from lab.replay import __main__ as replay
 from lab.report.study import load_run, load_study
+from lab.run import selected
 from lab.training import checkpoint
 from lab.training.callbacks import StopOnRequest
 
@@ -106,7 +109,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_trained(runs, tmp_path):
 
 def test_a_damaged_best_checkpoint_is_no_reason_to_report_other_weights(tmp_path, monkeypatch):
     best = ("method=full", "optim.lr=0.1", "select=best", "schedule.eval_every_n_steps=2")  # best at step 4 of 8
-    monkeypatch.setattr("lab.session.Session._finish", lambda self, adapted: pytest.exit)
+    monkeypatch.setattr("lab.run.run.Session._finish", lambda self, adapted: pytest.exit)
     run(tmp_path, *best)
     monkeypatch.undo()
     result = record.read(tmp_path)
@@ -204,11 +207,11 @@ def test_damaged_directions_of_them_are_computed_again(runs, tmp_path):
 def test_a_closed_record_names_its_text_files_as_they_are(runs):
     for kind, least in (
         ("lora", {"metrics.csv", "init.csv", "first_step.csv", "learned.csv"}),
-        ("observed", set(files.GROWING[:3])),
+        ("observed", set(run_files.GROWING[:3])),
     ):
         result = record.read(runs / kind)
         assert least <= result.files.keys()
-        assert result.files == files.prefixes(runs / kind, result.files)
+        assert result.files == run_files.prefixes(runs / kind, result.files)
 
 
 def test_exported_weights_that_are_all_that_is_left_are_checked(runs, tmp_path):

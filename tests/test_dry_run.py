@@ -11,14 +11,19 @@ import torch
 from jobs import shell
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lab import config, dry_run
+from lab import config
+from lab.run import dry_run
 
 ROOT = Path(__file__).resolve().parent.parent
 # Trains two steps of a config on its longest examples, as the run would, then asks what dry_run would have said.
 # The kernel keeps the peak of resident memory; imports are in the baseline.
 MEASURE = """
 import json, sys
-from lab import assemble, build, config, dry_run, session
+from lab import config
+from lab.run import setup
+from lab.config import instantiate
+from lab.run import dry_run
+from lab.run import run
 from lab.data.corpus import load_corpus
 from lab.training import hardware, loader, module, optim
 
@@ -28,12 +33,12 @@ def status(key):
 
 asked = config.compose(*sys.argv[1:])
 found = hardware.resolve(asked.hardware, asked.schedule.batch_size)
-model, data = build.make(asked.model), build.make(asked.data)
+model, data = instantiate.make(asked.model), instantiate.make(asked.data)
 corpus = load_corpus(data, model.tokenizer())
 baseline = status("VmRSS")
-net, targets = assemble.load_base(model, asked, found)
-hashes = assemble.base_hashes(model, net, 0)
-adapted = assemble.adapt(net, targets, asked, found, corpus.train.samples, corpus.pad_id, hashes)
+net, targets = setup.load_base(model, asked, found)
+hashes = setup.base_hashes(model, net, 0)
+adapted = setup.adapt(net, targets, asked, found, corpus.train.samples, corpus.pad_id, hashes)
 training = module.CausalLM(adapted.net, asked, found, 2, adapted.structure)
 optimizer = optim.make_optimizer(adapted.net, asked.optim, found.device)
 longest = sorted(corpus.train.samples, key=lambda sample: -len(sample.input_ids))[: found.micro]

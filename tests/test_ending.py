@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
-from lab import ending, heartbeat, workers
-from lab.hang import Hang, Stack
-from lab.heartbeat import DONE, NOTHING, TOLD
-from lab.workers import End, Ending
+from lab.launch import ending
+from lab.process import heartbeat, workers
+from lab.process.hang import Hang, Stack
+from lab.process.heartbeat import DONE, NOTHING, TOLD
+from lab.process.workers import End, Ending
 
 RUNNING = ("running", None)
 BUG = {"type": "KeyError", "message": "a bug", "rank": 0, "traceback": "..."}
@@ -28,7 +29,7 @@ def noted(tmp_path, monkeypatch):
     """A function that notes a word at a time."""
 
     def note(error, at, lost=False, status="failed"):
-        monkeypatch.setattr("lab.ending.time.monotonic", lambda: at)
+        monkeypatch.setattr("lab.launch.ending.time.monotonic", lambda: at)
         return ending.note(tmp_path, status, error, lost)
 
     return note
@@ -141,7 +142,7 @@ def test_a_worker_that_cannot_start_is_named_and_what_it_said_is_on_the_console(
 
 def test_a_rank_without_a_timeout_is_never_taken_for_hung(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "WORKER", (sys.executable, "-c", "import time; time.sleep(0.5)"))
-    monkeypatch.setattr("lab.hang.GRACE", 0.2)  # it shows no stack
+    monkeypatch.setattr("lab.process.hang.GRACE", 0.2)  # it shows no stack
     monkeypatch.setattr(heartbeat, "own", heartbeat.Slot(bytearray(heartbeat._SIZE)))  # jobs of this process used it
     assert workers.run(tmp_path, 1, 1, 0.1, {}).hang is not None
     assert workers.run(tmp_path, 1, 1, None, {}).hang is None

@@ -12,12 +12,13 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lab import build, config, selected
+from lab import config
 from lab.adapter.export import verify_export
-from lab.adapter.mismatch import Mismatch
-from lab.errors import UsageError
+from lab.config import instantiate
+from lab.errors import Mismatch, UsageError
 from lab.export import export_run, load_model, main
 from lab.model.hub import ASSETS
+from lab.run import selected
 
 SHORT = (
     "schedule.max_epochs=null",
@@ -51,7 +52,7 @@ def base(tmp_path_factory):
     @cache
     def of(dtype: str) -> Path:
         folder = tmp_path_factory.mktemp(dtype) / "base"
-        net = build.make(config.compose("model=micro").model).load(torch.float32, 0)
+        net = instantiate.make(config.compose("model=micro").model).load(torch.float32, 0)
         with torch.no_grad():
             for parameter in net.parameters():
                 if parameter.dim() > 1:

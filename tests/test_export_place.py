@@ -8,10 +8,9 @@ import pytest
 from jobs import run
 from test_export import SHORT, exported
 
-from lab import selected
-from lab.adapter.mismatch import Mismatch
-from lab.errors import UsageError
+from lab.errors import Mismatch, UsageError
 from lab.export import export_run
+from lab.run import selected
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from jobs import SMALL
 
-from lab import fetch, record
+from lab import record
 from lab.errors import UsageError
+from lab.launch import fetch
 
 COMMIT = "1" * 40
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,10 +33,11 @@ def environment(net, tokenizer):
 @pytest.fixture(scope="module")
 def some_model(tmp_path_factory):
     """A folder with a whole model, to be served."""
-    from lab import build, config
+    from lab import config
+    from lab.config import instantiate
 
     folder = tmp_path_factory.mktemp("some_model")
-    model = build.make(config.compose("model=micro").model)
+    model = instantiate.make(config.compose("model=micro").model)
     import torch
 
     model.load(torch.float32, 0).save_pretrained(folder)

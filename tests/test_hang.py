@@ -7,16 +7,16 @@ import time
 
 import pytest
 
-from lab import hang, heartbeat
-from lab.hang import Hang, Hung, Stack, Watch
-from lab.heartbeat import Slot
+from lab.process import hang, heartbeat
+from lab.process.hang import Hang, Hung, Stack, Watch
+from lab.process.heartbeat import Slot
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test moves."""
     now = [100.0]
-    monkeypatch.setattr("lab.hang.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("lab.process.hang.time.monotonic", lambda: now[0])
 
     def move(seconds):
         now[0] += seconds
@@ -120,7 +120,7 @@ def test_processes_count_in_one_file(tmp_path):
     ranks = heartbeat.slots(tmp_path / "beats", 3)
     code = f"""
 from pathlib import Path
-from lab import heartbeat
+from lab.process import heartbeat
 heartbeat.join(Path({str(tmp_path / "beats")!r}), 1)
 for _ in range(5): heartbeat.beat()
 heartbeat.own.word = heartbeat.DONE
@@ -217,7 +217,7 @@ def test_outside_the_main_thread_nothing_is_watched():
 def test_a_main_thread_that_hears_nothing_is_given_up_with_its_stack():
     code = """
 import signal, time
-from lab import hang
+from lab.process import hang
 
 def stuck():
     signal.pthread_sigmask(signal.SIG_BLOCK, [hang.SHOW])  # as where C code never comes back to Python

@@ -16,14 +16,14 @@ from lab.report.study import load_run
 PHASES = {
     "before the last checkpoint": ("lab.training.callbacks:Checkpoints.save", 3),
     "behind the last checkpoint": ("lab.training.callbacks:StopOnRequest.after_step", 2),  # of the steps that are left
-    "at the beginning of the ending": ("lab.session:Session._finish", 1),
-    "in the validation": ("lab.session:Session._evaluate", 1),
-    "in the export": ("lab.session:Session._export", 1),
-    "in the test": ("lab.session:Session._evaluate", 2),
+    "at the beginning of the ending": ("lab.run.run:Session._finish", 1),
+    "in the validation": ("lab.run.run:Session._evaluate", 1),
+    "in the export": ("lab.run.run:Session._export", 1),
+    "in the test": ("lab.run.run:Session._evaluate", 2),
     "in the answers": ("lab.training.answers:Answers.accuracy", 1),
-    "in a measure of the user's": ("lab.session:_own_measure", 1),
-    "in what was learned": ("lab.training.learned:measure", 1),
-    "in the last line": ("lab.account:say_end", 1),
+    "in a measure of the user's": ("lab.run.run:_own_measure", 1),
+    "in what was learned": ("lab.instruments.learned:measure", 1),
+    "in the last line": ("lab.run.summary:say_end", 1),
     "in the record": ("lab.record:write", 3),  # the first two say that it runs again
 }
 FEW = ("before the last checkpoint", "behind the last checkpoint", "in the test", "in the record")
@@ -113,7 +113,7 @@ def test_a_measure_that_fails_is_an_entry_in_the_record_and_all_else_is_there(tm
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [("lab.training.answers:Answers.accuracy", "test_accuracy"), ("lab.training.learned:measure", "learned")],
+    [("lab.training.answers:Answers.accuracy", "test_accuracy"), ("lab.instruments.learned:measure", "learned")],
 )
 def test_a_measure_of_ours_that_fails_costs_no_training_either(function, name, tmp_path, monkeypatch):
     module, path = function.split(":")
@@ -135,7 +135,7 @@ def test_a_measure_of_ours_that_fails_costs_no_training_either(function, name, t
     ],
 )
 def test_a_measure_that_cannot_be_taken_is_refused_before_anything_heavy(node, sentence, tmp_path, monkeypatch):
-    monkeypatch.setattr("lab.worker.run", lambda run_dir: pytest.fail("the run has started"))
+    monkeypatch.setattr("lab.launch.worker.run", lambda run_dir: pytest.fail("the run has started"))
     with pytest.raises(UsageError, match=sentence):
         run(tmp_path, f"+metrics.mine={node}")
 

@@ -254,7 +254,7 @@ def parent_of_worker(folder):
             status = (path.parent / "stat").read_text()
         except (OSError, UnicodeDecodeError):  # it has just ended
             continue
-        if "lab.worker" in line and str(folder) in " ".join(line):
+        if "lab.launch.worker" in line and str(folder) in " ".join(line):
             return int(status.rsplit(")", 1)[1].split()[1])
     raise AssertionError("no worker is running")
 

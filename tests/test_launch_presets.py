@@ -16,9 +16,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
 from hydra.utils import instantiate
 
-from lab import gpus, process_group
 from lab.config import CONF, ConfigError
 from lab.errors import UsageError
+from lab.process import gpus, process_group
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -7,7 +7,8 @@ import torch
 from jobs import losses
 from safetensors.torch import load_file
 
-from lab import config, launch, record
+from lab import config, record
+from lab.launch import job
 
 TINY = (
     "experiment=observe_pretrain",
@@ -39,7 +40,7 @@ def text(tmp_path_factory):
 def run(run_dir, text):
     run_dir.mkdir(parents=True, exist_ok=True)
     given = [*TINY, f"data.path={text}"]
-    launch.launch(config.compose(*given), run_dir, choices={}, overrides=given, alone=False)
+    job.launch(config.compose(*given), run_dir, choices={}, overrides=given, alone=False)
     return record.read(run_dir)
 
 

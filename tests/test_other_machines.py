@@ -10,9 +10,10 @@ import torch
 from jobs import run
 from safetensors.torch import load_file
 
-from lab import build, config, export, record
+from lab import config, export, record
+from lab.config import instantiate
 from lab.errors import UsageError
-from lab.launch import launch
+from lab.launch.job import launch
 from lab.model import weights_sha256
 from lab.report.comparison import differing
 from lab.report.study import load_study
@@ -83,8 +84,8 @@ def test_a_lora_run_may_go_on_in_another_precision_and_its_base_is_still_the_sam
 def test_another_base_is_refused_whatever_the_precision(tmp_path):
     base = tmp_path / "base"
     tiny = config.compose("model=tiny").model
-    build.make(tiny).load(torch.float32, 0).save_pretrained(base)
-    build.make(tiny).tokenizer().save_pretrained(base)
+    instantiate.make(tiny).load(torch.float32, 0).save_pretrained(base)
+    instantiate.make(tiny).tokenizer().save_pretrained(base)
     interrupted(tmp_path / "run", "model=pretrained", f"model.name_or_path={base}")
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"][0] += 1e-6
@@ -97,7 +98,7 @@ def test_another_base_is_refused_whatever_the_precision(tmp_path):
 
 
 def test_the_stored_hash_is_the_one_of_the_model_held_as_stored_and_the_same_in_every_format(tmp_path):
-    model = build.make(config.compose("model=tiny").model)
+    model = instantiate.make(config.compose("model=tiny").model)
     assert model.stored_sha256(0) == weights_sha256(model.load(torch.bfloat16, 0))
     assert model.stored_sha256(0) != weights_sha256(model.load(torch.float32, 0))
     net = model.load(torch.bfloat16, 0)
@@ -108,7 +109,7 @@ def test_the_stored_hash_is_the_one_of_the_model_held_as_stored_and_the_same_in_
     for folder in ("shards", "bin"):
         made = type(model)(**{**vars(model), "name_or_path": str(tmp_path / folder)})
         assert made.stored_sha256(0) == model.stored_sha256(0), folder
-    scratch = build.make(config.compose("model=micro").model)
+    scratch = instantiate.make(config.compose("model=micro").model)
     assert scratch.stored_sha256(3) == weights_sha256(scratch.load(torch.float32, 3)) != scratch.stored_sha256(4)
 
 

@@ -11,8 +11,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from lab import paths
-from lab.arguments import arranged, value_of, with_path
 from lab.config import CONF, RunConfig, compose, plain_of
+from lab.config.arguments import arranged, value_of, with_path
 from lab.errors import UsageError
 
 # Every key that holds text and no path. A key that is new is in neither list, and fails the test below.

@@ -10,8 +10,9 @@ import time
 import pytest
 import yaml
 
-from lab import ledger, replay
+from lab import ledger
 from lab.config import CONF
+from lab.replay import __main__ as replay
 from lab.svd_policy import decisions
 from lab.testing import example_rows
 

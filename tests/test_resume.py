@@ -11,8 +11,9 @@ import torch
 from jobs import command, losses, run, shell
 from safetensors.torch import load_file
 
-from lab import config, launch, record, resume
+from lab import config, record
 from lab.errors import UsageError
+from lab.launch import job, resume
 from lab.training.base_loss import base_loss
 
 HARD = ("init=svd", "adapter.dropout=0.2", "hardware.micro_batch_size=2", "schedule.save_every_n_steps=2")
@@ -56,9 +57,9 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(step, whole, tmp_path, m
 
 
 def test_the_seconds_of_a_resumed_run_go_on_where_its_checkpoint_stood(tmp_path, monkeypatch):
-    monkeypatch.setattr("lab.session.time", Clock(time))
+    monkeypatch.setattr("lab.run.run.time", Clock(time))
     monkeypatch.setattr("lab.training.callbacks.time", Clock(time))
-    monkeypatch.setattr("lab.session.base_loss", slow_base_loss)
+    monkeypatch.setattr("lab.run.run.base_loss", slow_base_loss)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(Killed):
@@ -143,9 +144,9 @@ def test_a_completed_run_is_not_run_again(whole, capsys):
 
 def test_resume_refuses_what_is_no_run_or_still_live(tmp_path, whole):
     with pytest.raises(UsageError, match="holds no result"):
-        launch.resume_in_place(tmp_path)
+        job.resume_in_place(tmp_path)
     with record.lock(whole), pytest.raises(UsageError, match="still live"):
-        launch.resume_in_place(whole)
+        job.resume_in_place(whole)
 
 
 def test_a_full_disk_names_the_path_and_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):

@@ -11,10 +11,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from lab import build, config, record, worker
-from lab.adapter.mismatch import Mismatch
-from lab.errors import UsageError
+from lab import config, record
+from lab.config import instantiate
+from lab.errors import Mismatch, UsageError
 from lab.export import export_run, load_model
+from lab.launch import worker
 from lab.training.evaluate import evaluate
 from lab.training.loss import Scorer, token_loss
 
@@ -60,7 +61,7 @@ def test_the_exported_adapter_gives_the_runs_logits_in_stock_peft(svd_run):
     folder, _ = svd_run
     settings = config.load(folder)
     live, tokenizer = load_model(folder)
-    pristine = build.make(settings.model).load(torch.float32, settings.seed)
+    pristine = instantiate.make(settings.model).load(torch.float32, settings.seed)
     stock = PeftModel.from_pretrained(pristine, folder / "adapter").eval()
     ids = torch.tensor([tokenizer("Question: two dice are thrown. What is the chance of a seven?")["input_ids"]])
     with torch.no_grad():
@@ -98,7 +99,7 @@ def test_splitting_the_batch_changes_nothing(tmp_path):
 
 
 def test_the_loss_is_transformers_own(tmp_path):
-    net = build.make(config.compose("model=micro").model).load(torch.float32, 0).eval()
+    net = instantiate.make(config.compose("model=micro").model).load(torch.float32, 0).eval()
     ids = torch.randint(2, 4000, (3, 20), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[:, :7] = -100
@@ -208,7 +209,7 @@ def test_evaluation_is_exact_whatever_the_batching(svd_run, monkeypatch):
 
     folder, _ = svd_run
     live, tokenizer = load_model(folder)
-    corpus = load_corpus(build.make(config.load(folder).data), tokenizer)
+    corpus = load_corpus(instantiate.make(config.load(folder).data), tokenizer)
     scorer = Scorer(live, torch.device("cpu"), autocast=False)
     together = evaluate(scorer, corpus.val.samples, corpus.pad_id)
     monkeypatch.setattr(module, "TOKENS_PER_BATCH", 1)

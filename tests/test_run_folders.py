@@ -10,7 +10,7 @@ from jobs import SMALL, losses
 
 import lab
 import lab.export
-import lab.replay
+import lab.replay.__main__
 import lab.report.__main__
 from lab import config, record, train
 from lab.training.callbacks import StopOnRequest
@@ -72,7 +72,7 @@ def test_every_command_takes_a_run_of_any_name(name, done, tmp_path):
     for main, arguments in (
         (lab.export.main, [name, "--to", "out"]),
         (lab.report.__main__.main, [name]),
-        (lab.replay.main, [name, "--to", "replayed"]),
+        (lab.replay.__main__.main, [name, "--to", "replayed"]),
     ):
         said = call(main, *arguments, cwd=tmp_path)
         assert (said.code, said.err) == (0, ""), arguments
@@ -231,8 +231,8 @@ def test_the_home_is_known_by_its_sign_wherever_a_path_is_given(done, tmp_path, 
         ),
         (lab.export.main, ["~/run", "--to", "~/adapter"]),
         (lab.report.__main__.main, ["~/run"]),
-        (lab.replay.main, ["~/run", "--to=~/replayed"]),
-        (lab.replay.main, ["~/run", "svd_policy=observe", "--config-dir=~/conf", "--to", "~/replayed"]),
+        (lab.replay.__main__.main, ["~/run", "--to=~/replayed"]),
+        (lab.replay.__main__.main, ["~/run", "svd_policy=observe", "--config-dir=~/conf", "--to", "~/replayed"]),
     ):
         said = call(main, *arguments, cwd=elsewhere)
         assert (said.code, said.err) == (0, ""), arguments

@@ -13,10 +13,9 @@ import torch
 from jobs import run
 from safetensors.torch import load_file
 
-from lab import build, config, export
-from lab.adapter.mismatch import Mismatch
-from lab.config import CONF
-from lab.errors import UsageError
+from lab import config, export
+from lab.config import CONF, instantiate
+from lab.errors import Mismatch, UsageError
 from lab.export import load_model
 from lab.model import weights_sha256
 
@@ -62,7 +61,7 @@ def test_how_each_decomposition_went_is_recorded(trained):
         rows = list(csv.DictReader(file))
     assert [row["module"] for row in rows] == list(result.ranks)
     settings = config.load(folder)
-    net = build.make(settings.model).load(torch.float32, settings.seed)
+    net = instantiate.make(settings.model).load(torch.float32, settings.seed)
     for row in rows:
         S = torch.linalg.svdvals(net.get_submodule(row["module"]).weight.detach().double())
         best = float((S[:4] ** 2).sum() / (S**2).sum())
@@ -99,7 +98,7 @@ def test_every_adapter_loads_in_stock_peft_on_its_base_in_another_process(traine
         folder, _ = trained(f"init={scheme}")
         if not pristine.exists():
             settings = config.load(folder)
-            build.make(settings.model).load(torch.float32, settings.seed).save_pretrained(pristine)
+            instantiate.make(settings.model).load(torch.float32, settings.seed).save_pretrained(pristine)
         net, _ = load_model(folder)
         with torch.no_grad():
             live[scheme] = net(input_ids=torch.tensor([IDS])).logits
@@ -127,7 +126,7 @@ def test_after_training_switching_a_separate_pair_off_is_bitwise_the_base(scheme
         with net.disable_adapter():
             off = net(input_ids=ids).logits
     settings = config.load(folder)
-    pristine = build.make(settings.model).load(torch.float32, settings.seed).eval()
+    pristine = instantiate.make(settings.model).load(torch.float32, settings.seed).eval()
     with torch.no_grad():
         assert torch.equal(off, pristine(input_ids=ids).logits)
     assert not torch.equal(off, changed)

@@ -10,7 +10,8 @@ from in_process import call
 from jobs import SMALL
 from omegaconf import OmegaConf
 
-from lab import config, export, references, train
+from lab import config, export, train
+from lab.config import references
 from lab.errors import UsageError
 
 SECRET = "s3cr3t-of-the-user"

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from test_export import SHORT, exported, logits
 from transformers import AutoModelForCausalLM
 
-from lab import config, record, selected
+from lab import config, record
 from lab.errors import UsageError
 from lab.export import export_run, load_model, main
+from lab.run import selected
 from lab.training import checkpoint
 
 SAVES = ("schedule.save_every_n_steps=1", "schedule.max_steps=3", "schedule.eval_every_n_steps=1")
@@ -278,7 +279,7 @@ def test_a_base_that_has_moved_is_found_where_the_config_says(on_disk, tmp_path,
     run_dir, home = on_disk
     home.rename(tmp_path / "moved")
     with monkeypatch.context() as patch:
-        patch.setattr("lab.build.make_logger", lambda *_: pytest.fail("it went on"))
+        patch.setattr("lab.config.instantiate.make_logger", lambda *_: pytest.fail("it went on"))
         with pytest.raises(
             UsageError, match=r"the base of .* cannot be had: .*no such folder.*write its new place"
         ) as e:

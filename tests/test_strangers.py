@@ -14,9 +14,13 @@ import yaml
 from in_process import call, tree
 from jobs import SMALL
 
-from lab import config, export, ledger, record, replay, resume, train, trust
+from lab import config, export, ledger, record, train
+from lab.config import trust
 from lab.errors import UsageError, visible
+from lab.launch import resume
 from lab.model import hub
+from lab.record.study import read_study
+from lab.replay import __main__ as replay
 from lab.report import __main__ as report
 from lab.report.study import load_study
 from lab.testing import example_rows
@@ -30,7 +34,7 @@ KEYS = {
     "svd_policy": {"_target_": "lab.svd_policy.observe.Observe"},
 }
 SHELL = {"_target_": "os.system", "command": "touch canary"}
-PARTIAL = {"_target_": "lab.launch.partial", "_args_": [SHELL]}
+PARTIAL = {"_target_": "lab.launch.job.partial", "_args_": [SHELL]}
 CODE = {  # attack -> what is put where, by group; each would make a file named canary where it ran
     "a function of the standard library": ("svd_policy", SHELL),
     "a builtin": ("model", {"_target_": "builtins.eval", "_args_": ["open('canary', 'w')"]}),
@@ -43,9 +47,9 @@ CODE = {  # attack -> what is put where, by group; each would make a file named 
     "partial": ("init", {**SHELL, "_partial_": True}),
     "made later": ("init", {"_target_": "lab.init.random.Random", "_recursive_": False, "x": SHELL}),
     "with another conversion": ("model", {**SHELL, "_convert_": "object"}),
-    "through a module of the lab": ("model", {**SHELL, "_target_": "lab.launch.os.system"}),
+    "through a module of the lab": ("model", {**SHELL, "_target_": "lab.launch.job.os.system"}),
     "a class that the lab imports": ("init", PARTIAL),
-    "a function of the lab": ("data", {"_target_": "lab.cache.write_atomically", "path": "canary", "write": None}),
+    "a function of the lab": ("data", {"_target_": "lab.files.write_atomically", "path": "canary", "write": None}),
     "a class of the lab out of place": ("model", {"_target_": "lab.ledger.Ledger", "run_dir": ".", "header": {}}),
     "a function of an installed package": ("data", {"_target_": "torch.load", "f": "evil.pt"}),
     "a class of an installed package": ("data", {"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}),
@@ -346,7 +350,7 @@ STUDIES = {  # what a stranger's study may not say: in study.json, in multirun.y
 def test_a_study_that_leads_out_of_its_folder_is_none(what, tmp_path):
     (tmp_path / "study.json").write_text(json.dumps(PLAIN | DECLARED[what]))
     with pytest.raises(UsageError, match="does not declare a study"):
-        record.read_study(tmp_path)
+        read_study(tmp_path)
 
 
 @pytest.mark.parametrize("attack", STUDIES)

@@ -7,12 +7,12 @@ import pytest
 from jobs import SMALL, losses, run
 from safetensors.torch import load_file
 
-from lab import assemble, build, config, record
+from lab import config, record
 from lab.adapter.install import install
-from lab.adapter.mismatch import Mismatch
-from lab.config import CONF
+from lab.config import CONF, instantiate
 from lab.data.corpus import load_corpus
-from lab.errors import UsageError
+from lab.errors import Mismatch, UsageError
+from lab.run import setup
 from lab.training import hardware
 
 STRATEGIES = sorted(path.stem for path in (CONF / "rank_strategy").glob("*.yaml"))
@@ -62,10 +62,10 @@ def test_every_strategy_runs_within_the_budget_and_saves_its_plan(strategy, tmp_
 
 
 def test_a_strategy_and_an_init_that_ask_for_the_same_share_one_look(tmp_path, monkeypatch):
-    from lab.training import look
+    from lab.evidence import gather
 
-    real, asked = look.evidence.gather, []
-    monkeypatch.setattr(look.evidence, "gather", lambda *args, **rest: asked.append(args[3]) or real(*args, **rest))
+    real, asked = gather.evidence.gather, []
+    monkeypatch.setattr(gather.evidence, "gather", lambda *args, **rest: asked.append(args[3]) or real(*args, **rest))
     result = run(tmp_path, *SHORT, "rank_strategy=gora", "init=lora_ga", "rank_strategy.max_rank=8")
     assert asked == [{"gradient"}]
     assert result.init["looked_at"] == ["gradient of 4 training examples"]
@@ -108,7 +108,7 @@ FAULTS = {one_less: r": the rank is \d+, asked \d+", one_skipped: "is a target b
 def prepared():
     """What a run has read before it plans: the corpus, and the config to build a base from."""
     settings = config.compose(*SMALL, *SHORT)
-    model, data = build.make(settings.model), build.make(settings.data)
+    model, data = instantiate.make(settings.model), instantiate.make(settings.data)
     return model, load_corpus(data, model.tokenizer())
 
 
@@ -118,17 +118,17 @@ def test_a_layer_that_any_strategy_skips_or_misranks_aborts(strategy, fault, pre
     model, corpus = prepared
     settings = config.compose(*SMALL, *SHORT, *asked(strategy))
     machine = hardware.resolve(settings.hardware, settings.schedule.batch_size)
-    net, targets = assemble.load_base(model, settings, machine)
-    monkeypatch.setattr(assemble, "install", fault)
+    net, targets = setup.load_base(model, settings, machine)
+    monkeypatch.setattr(setup, "install", fault)
     with pytest.raises(Mismatch, match=FAULTS[fault]):
-        assemble.adapt(
-            net, targets, settings, machine, corpus.train.samples, corpus.pad_id, assemble.base_hashes(model, net, 0)
+        setup.adapt(
+            net, targets, settings, machine, corpus.train.samples, corpus.pad_id, setup.base_hashes(model, net, 0)
         )
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_and_so_it_does_in_a_whole_run(fault, tmp_path, monkeypatch):
-    monkeypatch.setattr(assemble, "install", fault)
+    monkeypatch.setattr(setup, "install", fault)
     with pytest.raises(Mismatch, match=FAULTS[fault]):
         run(tmp_path, *SHORT, "rank_strategy=linear_decay")
     assert record.read(tmp_path).status == "failed"
@@ -174,7 +174,7 @@ def test_lora_plus_trains_b_faster_and_a_at_the_rate(tmp_path):
     from lab.training.optim import make_optimizer
 
     settings = config.compose("model=micro", "optim.lora_plus_ratio=16", "optim.lr=1e-3")
-    net = build.make(settings.model).load(torch.float32, 0)
+    net = instantiate.make(settings.model).load(torch.float32, 0)
     targets = find_targets(net)
     adapted = install(
         net,
@@ -213,7 +213,7 @@ def test_what_was_learned_has_a_row_for_every_module_and_its_medians_are_in_the_
 
 
 def test_few_wide_layers_are_searched_for_intruders_and_all_compared_with_the_base(tmp_path, monkeypatch, caplog):
-    from lab.training import first_step, learned
+    from lab.instruments import first_step, learned
 
     run(tmp_path / "narrow", *SHORT)
     monkeypatch.setattr(first_step, "LARGEST_SIDE", 40)

@@ -4,11 +4,12 @@ import pytest
 import torch
 from jobs import run
 
-from lab import assemble, record
+from lab import record
 from lab.adapter import export as exporting
 from lab.adapter.layer import LowRankLinear, adapted_layers
-from lab.adapter.mismatch import Mismatch
+from lab.errors import Mismatch
 from lab.layer import weight_of
+from lab.run import setup
 from lab.training import module as modules
 from lab.training import optim
 from lab.training.callbacks import StopOnRequest
@@ -68,19 +69,19 @@ def spoil(net, name="model.layers.0.mlp.up_proj"):
 
 @pytest.mark.parametrize("init", ["random", "pissa", "svd"])
 def test_an_init_that_writes_to_the_base(init, tmp_path, monkeypatch):
-    real = assemble.initialise
+    real = setup.initialise
 
     def writing(model, *args, **kwargs):
         filled = real(model, *args, **kwargs)
         spoil(model)
         return filled
 
-    monkeypatch.setattr(assemble, "initialise", writing)
+    monkeypatch.setattr(setup, "initialise", writing)
     refused(tmp_path, r"mlp\.up_proj\.weight was of the frozen base, and changed \(1 of", f"init={init}")
 
 
 def test_a_weight_outside_the_adapted_layers_counts_too(tmp_path, monkeypatch):
-    real = assemble.initialise
+    real = setup.initialise
 
     def writing(model, *args, **kwargs):
         filled = real(model, *args, **kwargs)
@@ -88,7 +89,7 @@ def test_a_weight_outside_the_adapted_layers_counts_too(tmp_path, monkeypatch):
             model.get_base_model().model.norm.weight[0] += 1e-3
         return filled
 
-    monkeypatch.setattr(assemble, "initialise", writing)
+    monkeypatch.setattr(setup, "initialise", writing)
     refused(tmp_path, r"model\.norm\.weight was of the frozen base")
 
 
@@ -135,13 +136,13 @@ def test_a_model_that_a_checkpoint_was_not_written_from(spoiled, sentence, tmp_p
         patch.setattr(StopOnRequest, "after_step", die)
         with pytest.raises(Killed):
             run(tmp_path, *SHORT, "init=svd")
-    real = assemble.load_adapter_state
+    real = setup.load_adapter_state
 
     def spoiling(model, state):
         real(model, state)
         spoiled(adapted_layers(model)["model.layers.0.mlp.up_proj"])
 
-    monkeypatch.setattr(assemble, "load_adapter_state", spoiling)
+    monkeypatch.setattr(setup, "load_adapter_state", spoiling)
     refused(tmp_path, sentence, "init=svd")
 
 

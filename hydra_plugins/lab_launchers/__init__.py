@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lab import fetch
 from lab.config import ConfigError
 from lab.errors import UsageError
+from lab.launch import fetch
 
 
 class FetchFirst:

@@ -13,7 +13,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from lab.record import Study
+    from lab.record.study import Study
 
 OWN_KEYS = ("study_size", "dry_run", "resume_study", "keep_checkpoints")  # asked of the study, not of its jobs
 
@@ -46,8 +46,8 @@ class StudySweeper(Sweeper):
     def _sweep(self, arguments: list[str]) -> list[str]:
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
-        from lab import trust
-        from lab.resume import MULTIRUN
+        from lab.config import trust
+        from lab.launch.resume import MULTIRUN
         from lab.sweep import drive, runs
 
         study_dir = Path(str(self.config.hydra.sweep.dir)).absolute()
@@ -74,14 +74,15 @@ class StudySweeper(Sweeper):
     def _declared(self, arguments: list[str], study_dir: Path) -> "Study":
         """What an earlier start declared in the directory, else what the YAML and the command line say."""
         from lab import record
+        from lab.config.references import with_references
         from lab.errors import UsageError
-        from lab.references import with_references
+        from lab.record.study import STUDY, read_study
         from lab.sweep.declaration import declare
 
-        earlier = record.read_study(study_dir)
+        earlier = read_study(study_dir)
         if self.config.resume_study:
             if earlier is None:
-                raise UsageError(f"resume_study={study_dir} holds no {record.STUDY}; name the directory of a study.")
+                raise UsageError(f"resume_study={study_dir} holds no {STUDY}; name the directory of a study.")
             return earlier
         if self.study is None:
             raise UsageError("hydra/sweeper=study runs a declared study and none is; add experiment=rank_sweep.")
@@ -109,8 +110,8 @@ class StudySweeper(Sweeper):
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
         from lab import config as configuration
-        from lab import launch
         from lab.errors import UsageError
+        from lab.launch import job
 
         # Another launcher's jobs find the devices of another machine, and a dry run asks for none.
         here = isinstance(self.launcher, BasicLauncher) and not self.config.dry_run
@@ -122,7 +123,7 @@ class StudySweeper(Sweeper):
             try:
                 typed = configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
                 if here:
-                    launch.early_checks(typed)
+                    job.early_checks(typed)
             except (configuration.ConfigError, UsageError) as error:
                 raise UsageError(f"arm {name} of {study.name} cannot run: {error}") from None
 

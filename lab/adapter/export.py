@@ -14,15 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lab import heartbeat
 from lab.adapter.delta import Truncated, pair, trained_base, truncate
 from lab.adapter.install import rank_settings
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
-from lab.adapter.mismatch import Mismatch
 from lab.adapter.readers import NOT_CUT, NOT_PORTABLE
-from lab.cache import share_weights, write_atomically
-from lab.errors import UsageError
+from lab.errors import Mismatch, UsageError
+from lab.files import share_weights, write_atomically
 from lab.model.stored import weight_files
+from lab.process import heartbeat
 from lab.rank_strategy import RankPlan
 
 WEIGHTS = "adapter_model.safetensors"

@@ -12,13 +12,13 @@ import torch
 from peft import PeftModel
 from torch import Generator, Tensor
 
-from lab import heartbeat
 from lab.adapter.layer import LowRankLinear, adapted_layers
-from lab.adapter.mismatch import Mismatch
 from lab.adapter.share import from_owner
-from lab.errors import UsageError
-from lab.init import Evidence, Factors, InitScheme, Offset
-from lab.layer import Target, weight_of
+from lab.errors import Mismatch, UsageError
+from lab.init import Factors, InitScheme
+from lab.layer import Evidence, Target, weight_of
+from lab.process import heartbeat
+from lab.structure import Offset
 
 NOTHING = 1e-5  # ‖B A‖ / (‖A‖ ‖B‖) that float32 leaves where B A = 0 by construction, as in init=orthogonal
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lab.errors import UsageError
-from lab.init import Offset
 from lab.layer import weight_of
+from lab.structure import Offset
 
 ADAPTER = "default"  # the one peft adapter; the offset is part of the layer, not a second adapter
 

@@ -5,9 +5,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from lab.adapter.layer import LowRankLinear, adapted_layers
-from lab.adapter.mismatch import Mismatch
-from lab.init import Offset
+from lab.errors import Mismatch
 from lab.layer import weight_of
+from lab.structure import Offset
 
 OFFSETS: tuple[Offset, ...] = ("separate", "fold")
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lab.adapter.initialise import Initialised, LayerInit, delta_norm, sha256_of
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
-from lab.adapter.mismatch import Mismatch
 from lab.adapter.state import adapter_state
+from lab.errors import Mismatch
 from lab.layer import Target, weight_of
 from lab.model import digests_of
 from lab.rank_strategy import RankPlan

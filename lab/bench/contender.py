@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from lab import build, config
+from lab import config
 from lab.bench.train import BATCH, LR, RANK, WARM_UP
+from lab.config import instantiate
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample
 from lab.training.loader import BatchPlan, collate
@@ -37,9 +38,9 @@ def main() -> None:
     """Measure one contender."""
     name, steps, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     settings = config.compose(*OVERRIDES, f"data.max_length={MAX_LENGTH}")
-    model = build.make(settings.model)
+    model = instantiate.make(settings.model)
     tokenizer = model.tokenizer()
-    corpus = load_corpus(build.make({**settings.data, "retention": None}), tokenizer)
+    corpus = load_corpus(instantiate.make({**settings.data, "retention": None}), tokenizer)
     samples = corpus.train.samples[:EXAMPLES]
     import lightning.pytorch  # noqa: F401
     import peft  # noqa: F401
@@ -64,7 +65,7 @@ def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: i
     """This lab's own loop: LightningModule, callbacks off but the clock."""
     from lightning.pytorch import Callback, Trainer
 
-    from lab.assemble import adapt, base_hashes, load_base
+    from lab.run.setup import adapt, base_hashes, load_base
     from lab.training.hardware import resolve
     from lab.training.loader import MicroBatches, Split, TrainLoader
     from lab.training.module import CausalLM
@@ -96,7 +97,7 @@ def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: i
 
 def bare_loop(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Clock:
     """The same work without Lightning or callbacks: same adapters, batches, loss, clipping, fused AdamW."""
-    from lab.assemble import adapt, base_hashes, load_base
+    from lab.run.setup import adapt, base_hashes, load_base
     from lab.training.hardware import resolve
     from lab.training.loss import Scorer
     from lab.training.optim import make_optimizer

@@ -14,10 +14,9 @@ from peft.tuners.lora.loraga import preprocess_loraga
 from scipy.fft import dct
 from torch import Generator, Tensor, nn
 
-from lab import build
-from lab.config import CONF, plain_of
-from lab.init import Evidence, InitScheme
-from lab.layer import Target
+from lab.config import CONF, instantiate, plain_of
+from lab.init import InitScheme
+from lab.layer import Evidence, Target
 
 RANK, ALPHA, TOKENS = 16, 32, 1024
 SCALING = ALPHA / RANK
@@ -66,7 +65,7 @@ def _decaying(shape: tuple[int, int], generator: Generator) -> Tensor:
 def our_schemes() -> dict[str, InitScheme]:
     """Every conf/init/*.yaml as it stands, but `svd` sources that need a training run."""
     paths = sorted((CONF / "init").glob("*.yaml"))
-    return {path.stem: build.make(plain_of(OmegaConf.load(path))) for path in paths}
+    return {path.stem: instantiate.make(plain_of(OmegaConf.load(path))) for path in paths}
 
 
 def our_fill(scheme: InitScheme, case: Case) -> Callable[[], tuple[Tensor, Tensor]]:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 
-from lab import build, config
-from lab.dry_run import LiveBytes
+from lab import config
+from lab.config import instantiate
+from lab.run.dry_run import LiveBytes
 from lab.training.hardware import resolve
 from lab.training.module import CausalLM
 from lab.training.muon import NEWTON_SCHULZ, STEPS
@@ -41,7 +42,7 @@ def run(quick: bool) -> list[Row]:
         "schedule.lr_scheduler=constant",
     )
     hardware = resolve(settings.hardware, 1)
-    model = build.make(settings.model)
+    model = instantiate.make(settings.model)
     contenders: dict[str, Step] = {
         "this lab": lab(model.load(torch.float32, 0), settings, hardware),
         "seed 001": seed(model.load(torch.float32, 0), torch.bfloat16),

@@ -1,25 +1,14 @@
 """How the low-rank pair is filled at step 0: the protocol every scheme follows."""
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Generator, Tensor
 
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
+from lab.structure import Offset
 
-Offset = Literal["separate", "fold", "none"]
-Need = Literal["gradient", "gradient_square", "activations", "delta"]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What training data said about one layer; only what the scheme `needs` is filled. float32."""
-
-    gradient: Tensor | None = None  # (out, in), dL/dW of the mean loss over the gathered training batches
-    gradient_square: Tensor | None = None  # (out, in), mean over the examples of each one's own dL/dW squared
-    activations: Tensor | None = None  # (in, in), mean of x xᵀ over the gathered labelled tokens
-    delta: Tensor | None = None  # (out, in), a weight change: of a warm-up run or of a teacher
-    num_tokens: int = 0  # labelled tokens the means are over
+__all__ = ["Evidence", "Factors", "InitScheme", "Need", "Offset", "Target"]
 
 
 @dataclass(frozen=True)

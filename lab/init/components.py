@@ -7,12 +7,11 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence
 from lab.init.controls import Info, WithOffset, balanced
-from lab.init.decomposition import ALGORITHMS, Algorithm
 from lab.init.inputs import check_choice, check_nonzero
 from lab.init.svd_cache import leading_triples, triples_at
-from lab.layer import Target
+from lab.layer import Evidence, Target
+from lab.spectral.decomposition import ALGORITHMS, Algorithm
 
 Which = Literal["principal", "minor", "middle", "random"]
 NAMES = {"principal": "pissa", "minor": "milora", "middle": "middle", "random": "random_components"}

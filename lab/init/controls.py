@@ -13,9 +13,10 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Factors, Need, Offset
+from lab.init import Factors
 from lab.init.inputs import OFFSETS, check_choice, check_finite, check_nonzero, check_rank, normal
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
+from lab.structure import Offset
 
 Info = dict[str, float]
 

@@ -8,11 +8,10 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Need
 from lab.init.controls import Info, WithOffset
-from lab.init.decomposition import ALGORITHMS, Algorithm, decompose, exact_basis, triples
 from lab.init.inputs import check_choice, check_nonzero, gathered
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
+from lab.spectral.decomposition import ALGORITHMS, Algorithm, decompose, exact_basis, triples
 
 
 @dataclass(frozen=True, kw_only=True)

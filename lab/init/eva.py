@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from lab.init import Evidence, Factors, Need
+from lab.init import Factors
 from lab.init.controls import labelled, measures, turned
-from lab.init.decomposition import ALGORITHMS, Algorithm, decompose
 from lab.init.inputs import check_choice, check_rank, gathered
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
+from lab.spectral.decomposition import ALGORITHMS, Algorithm, decompose
 
 
 @dataclass(frozen=True, kw_only=True)

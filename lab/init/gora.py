@@ -7,11 +7,10 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Need
 from lab.init.controls import Info, WithOffset
-from lab.init.decomposition import energy_of
 from lab.init.inputs import gathered, uniform
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
+from lab.spectral.decomposition import energy_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Need
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
 
 OFFSETS = ("separate", "fold", "none")
 

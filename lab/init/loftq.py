@@ -6,12 +6,12 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Factors
+from lab.init import Factors
 from lab.init.controls import Controlled, Info, balanced
-from lab.init.decomposition import ALGORITHMS, Algorithm
 from lab.init.inputs import check_choice, check_finite, check_nonzero, check_rank
 from lab.init.svd_cache import leading_triples
-from lab.layer import Target
+from lab.layer import Evidence, Target
+from lab.spectral.decomposition import ALGORITHMS, Algorithm
 
 # The 16 values of 4-bit NormalFloat (QLoRA, arXiv:2305.14314, appendix E): quantiles of a normal, scaled to ±1.
 NF4 = (

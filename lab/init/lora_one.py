@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Need
 from lab.init.controls import Info, WithOffset
-from lab.init.decomposition import ALGORITHMS, Algorithm, decompose
 from lab.init.inputs import check_choice, gathered
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
+from lab.spectral.decomposition import ALGORITHMS, Algorithm, decompose
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from lab.init import Evidence
 from lab.init.controls import Info, WithOffset
-from lab.init.decomposition import energy_of
-from lab.layer import Target
+from lab.layer import Evidence, Target
+from lab.spectral.decomposition import energy_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Factors, Need
+from lab.init import Factors
 from lab.init.controls import measures
 from lab.init.inputs import check_rank, normal
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
 
 SIZE = 0.1  # deviation of the normal coordinates, as in peft
 

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from lab.init import Evidence, Factors, Need
+from lab.init import Factors
 from lab.init.inputs import check_choice, check_rank, normal, uniform
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Need, Offset
 from lab.init.controls import Info, WithOffset, balanced, scaled_to
-from lab.init.decomposition import ALGORITHMS, Algorithm, decompose
 from lab.init.inputs import OFFSETS, check_choice, check_nonzero, gathered
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
+from lab.spectral.decomposition import ALGORITHMS, Algorithm, decompose
+from lab.structure import Offset
 
 
 @dataclass(frozen=True, kw_only=True)

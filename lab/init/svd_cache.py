@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from lab.cache import cache_dir, keep
-from lab.init.decomposition import Algorithm, Decomposition, decompose, energy_of, exact_basis, triples
+from lab.spectral.decomposition import Algorithm, Decomposition, decompose, energy_of, exact_basis, triples
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,7 @@ from typing import Protocol
 
 from torch import Generator, Tensor
 
-from lab.init import Evidence, Need
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
 
 RankPlan = dict[str, int]  # module name -> rank, a key for every target
 

@@ -7,33 +7,8 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Factors, Need
-from lab.init.inputs import check_rank, normal
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
 from lab.rank_strategy import RankPlan
-
-DEVIATION = 0.02  # of P and Q at step 0, as peft fills them
-
-
-@dataclass(frozen=True)
-class Triplets:
-    """AdaLoRA's own start: P and Q are N(0, 0.02²) and Λ, which the layer holds, is 0."""
-
-    label: str = "adalora"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """No training data."""
-        return frozenset()
-
-    def factors(
-        self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
-    ) -> Factors:
-        """A = Q (rank, in) and B = P (out, rank); raises UsageError on a rank the layer cannot hold."""
-        check_rank(target, rank)
-        out, inner = target.shape
-        A = normal((rank, inner), generator, weight) * DEVIATION
-        return Factors(A, normal((out, rank), generator, weight) * DEVIATION)
 
 
 @dataclass(frozen=True)
@@ -102,11 +77,6 @@ class Adalora:
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset()
-
-    @property
-    def scheme(self) -> Triplets:
-        """What fills P and Q."""
-        return Triplets()
 
     def allocate(
         self,

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Need
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
 from lab.rank_strategy import RankPlan
 from lab.rank_strategy.budget import Budgeted, relative
 

@@ -7,11 +7,10 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init import Evidence, Need
-from lab.layer import Target
+from lab.layer import Evidence, Need, Target
 from lab.rank_strategy import RankPlan
 from lab.rank_strategy.budget import Budgeted, relative
-from lab.spectral.spectrum import singular_values, stable_rank
+from lab.spectral.spectrum import effective_rank, singular_values, stable_rank
 
 MEASURES = ("effective_rank", "stable_rank", "tail_energy")
 
@@ -20,15 +19,6 @@ def energies(matrix: Tensor) -> Tensor:
     """σ² of a matrix in falling order, float64 (smaller side,); squares below 1e-12 of the greatest, noise, are 0."""
     squares = singular_values(matrix) ** 2
     return torch.where(squares < 1e-12 * squares[0], 0.0, squares)
-
-
-def effective_rank(S: Tensor) -> float | None:
-    """exp(−Σ p ln p) with p = σ/Σσ, from 1 to the number of directions (Roy and Vetterli 2007); None for a zero matrix.
-
-    On singular values, as the paper has it; `lab.spectral.spectrum.entropy_rank` is the same on their squares.
-    """
-    total = S.double().sum()
-    return float(torch.exp(torch.special.entr(S.double() / total).sum())) if total > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True)

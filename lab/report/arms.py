@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from lab.record import best_learning_rate
+from lab.record.study import best_learning_rate
 from lab.report.study import LoadedStudy, Run
 
 # What may differ between two runs of one arm: the seeds that pair them, the learning rate that is chosen among,

@@ -6,14 +6,8 @@ from typing import Any
 
 import yaml
 
-import lab
+from lab.paths import CONF
 from lab.report.arms import Arm
-
-
-def conf_dir() -> Path:
-    """Where the shipped configuration lies: beside the package in a checkout, inside it in a wheel."""
-    package = Path(lab.__file__).parent
-    return next(path for path in (package / "conf", package.parent / "conf") if (path / "config.yaml").exists())
 
 
 def default_arm(arms: Sequence[Arm]) -> str | None:
@@ -35,14 +29,14 @@ def _is_default(item: tuple[str, str]) -> bool:
 
 def default(key: str) -> str | None:
     """The default option of a group, or the default of a setting (`rank`, `init.size`), as text; None for no such."""
-    root = _load(conf_dir() / "config.yaml")
+    root = _load(CONF / "config.yaml")
     groups = {k: v for entry in root["defaults"] if isinstance(entry, dict) for k, v in entry.items()}
     if key in groups:
         return str(groups[key])
     head, _, rest = key.partition(".")
     found: Any = root
     if rest and groups.get(head):
-        found, key = _load(conf_dir() / head / f"{groups[head]}.yaml"), rest
+        found, key = _load(CONF / head / f"{groups[head]}.yaml"), rest
     for step in key.split("."):
         if not isinstance(found, dict) or step not in found:
             return None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lab.errors import UsageError, nearest
-from lab.record import Study
+from lab.record.study import Study
 from lab.report import statistics
 from lab.report.arms import Arm
 from lab.report.defaults import default_arm

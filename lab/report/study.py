@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lab import files, record
+from lab import record
 from lab.errors import UsageError
 from lab.paths import at_home
-from lab.record import RunRecord, Study
+from lab.record import RunRecord, run_files
+from lab.record.study import STUDY, Study, read_study
 
 METRICS = "metrics.csv"
 _TEXT = ("study", "stage", "arm")
@@ -97,7 +98,7 @@ class Run:
         path = self.path / METRICS
         record.check_own(path)
         recorded = self.record.files.get(METRICS) if self.status == "completed" else None
-        if recorded is not None and (found := files.damage(path, recorded, whole=True)) is not None:
+        if recorded is not None and (found := run_files.damage(path, recorded, whole=True)) is not None:
             raise UsageError(f"{found}; its curves are left out.")
         if not path.exists():
             return {}
@@ -176,9 +177,9 @@ def load_study(study_dir: str | Path) -> LoadedStudy:
     problems: list[Problem] = []
     declared = None
     try:
-        declared = record.read_study(path)
+        declared = read_study(path)
     except UsageError as error:
-        problems.append(Problem(path / record.STUDY, str(error)))
+        problems.append(Problem(path / STUDY, str(error)))
     runs = []
     for run_dir in _run_dirs(path):
         if run_dir.is_symlink():

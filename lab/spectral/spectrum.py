@@ -97,6 +97,15 @@ def entropy_rank(S: Tensor) -> float | None:
     return None if p is None else float(torch.exp(torch.special.entr(p).sum()))
 
 
+def effective_rank(S: Tensor) -> float | None:
+    """exp(−Σ p ln p) with p = σ/Σσ, from 1 to the number of directions (Roy and Vetterli 2007); None for a zero matrix.
+
+    On singular values, as the paper has it; `entropy_rank` is the same on their squares.
+    """
+    total = S.double().sum()
+    return float(torch.exp(torch.special.entr(S.double() / total).sum())) if total > 0 else None
+
+
 def participation_ratio(S: Tensor) -> float | None:
     """(Σσ²)²/Σσ⁴, from 1 to min(out, in), of a whole spectrum; 1 over it is a `concentration`."""
     p = _shares(S)

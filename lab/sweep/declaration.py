@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from lab.errors import UsageError, nearest
-from lab.record import Study
+from lab.record.study import Study
 
 MOST_CONTRASTS = 4  # more would cost every one of them its power under Holm
 TWIN_OFFSET = 1000  # seed of the baseline's A/A partner: far from any seed a person writes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab import record
 from lab.paths import quoted
-from lab.record import Study
+from lab.record.study import Study, write_study
 from lab.sweep import runs
 from lab.sweep.job import Job, Plan, Seen
 from lab.sweep.planner import plan
@@ -82,7 +82,7 @@ def _submit(
         entries[job.key] = {"directory": directory, "launcher": launcher, "submitted": submitted}
         overrides.append(_overrides(job, directory))
     study = replace(study, jobs={**study.jobs, **entries})
-    record.write_study(study_dir, study)
+    write_study(study_dir, study)
     try:
         launch(overrides, first)
     except Exception as error:

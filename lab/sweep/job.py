@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab.paths import quoted
-from lab.record import Study
+from lab.record.study import Study
 
 MOST_ATTEMPTS = 2  # a failed job is retried once
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from lab.record import Study, best_learning_rate
+from lab.record.study import Study, best_learning_rate
 from lab.sweep.halving import halve
 from lab.sweep.job import Plan, Seen, State, outcomes_of
 

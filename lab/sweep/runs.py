@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lab import record
 from lab.errors import UsageError, visible
-from lab.record import Study
+from lab.record.study import Study
 from lab.sweep.job import Seen, Stop
 from lab.sweep.planner import extensions_per_arm, jobs_before_extensions
 

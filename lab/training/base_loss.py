@@ -15,10 +15,10 @@ from lab import __version__
 from lab.cache import cache_dir, keep_json, read_json
 from lab.data.encode import Sample
 from lab.training import evaluate as evaluation
+from lab.training.distributed import from_rank_0
 from lab.training.evaluate import Evaluation
 from lab.training.hardware import Resolved
 from lab.training.loss import Scorer
-from lab.training.processes import from_rank_0
 
 log = logging.getLogger(__name__)
 

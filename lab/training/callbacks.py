@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from lab import files
+from lab.record import run_files
 from lab.training import checkpoint
+from lab.training.distributed import all_reduce, any_of
 from lab.training.evaluate import Evaluation
+from lab.training.interrupt import Diverged, Interrupted, StopRequest
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
-from lab.training.processes import all_reduce, any_of
 from lab.training.progress import ProgressBar
-from lab.training.stop import Diverged, Interrupted, StopRequest
 
 Row = dict[str, float | int | None]
 TAGS = {  # of the loggers -> column of metrics.csv
@@ -160,7 +160,7 @@ class Checkpoints(AfterStep):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """How far the files have grown that a resumed run goes on with."""
         if trainer.is_global_zero:
-            checkpoint["files"] = files.prefixes(self.run_dir, files.GROWING)
+            checkpoint["files"] = run_files.prefixes(self.run_dir, run_files.GROWING)
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         step = module.progress.step

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from lab import heartbeat
 from lab.errors import UsageError
+from lab.process import heartbeat
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 Found = tuple[Path, dict[str, Any]]  # a checkpoint and what it holds

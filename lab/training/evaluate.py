@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lab import heartbeat
 from lab.data.encode import Sample
+from lab.process import heartbeat
+from lab.training.distributed import all_reduce, rank, world
 from lab.training.loader import collate
 from lab.training.loss import Scorer
-from lab.training.processes import all_reduce, rank, world
 
 TOKENS_PER_BATCH = 4096  # padded; twice as many were slower on a CPU and took twice the memory
 

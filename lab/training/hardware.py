@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lab import __version__
 from lab.config import Hardware
 from lab.errors import UsageError
-from lab.process_group import LONGEST_WAIT, RENDEZVOUS
+from lab.process.process_group import LONGEST_WAIT, RENDEZVOUS
 
 MICRO_BATCH = {"gpu": 16, "cpu": 8}  # examples, where the config leaves it open; a CPU gains nothing from more
 

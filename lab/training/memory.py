@@ -10,10 +10,10 @@ from torch import nn
 
 from lab.data.encode import Sample
 from lab.errors import UsageError
+from lab.training.distributed import all_reduce
 from lab.training.hardware import Resolved
 from lab.training.loader import collate
 from lab.training.loss import Scorer
-from lab.training.processes import all_reduce
 
 ADAM_MOMENTS = 2  # tensors of a parameter's size that the optimizer will add, held free during the probe
 BUCKETS = 1  # copies of the gradients in DDP's buckets

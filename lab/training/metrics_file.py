@@ -4,8 +4,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.cache import write_atomically
 from lab.errors import UsageError
+from lab.files import write_atomically
 
 COLUMNS = ("step", "tokens", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm", "tokens_per_second", "seconds")
 

@@ -7,13 +7,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from lab.adapter.adalora import AdaptiveRanks
 from lab.adapter.state import adapter_state, load_adapter_state
 from lab.config import RunConfig
+from lab.editors.adalora import AdaptiveRanks
 from lab.training.hardware import Resolved
+from lab.training.interrupt import Diverged
 from lab.training.loss import Scorer, first_bad_module
 from lab.training.optim import make_lr_lambda, make_optimizer, verify_trained
-from lab.training.stop import Diverged
 
 
 @dataclass

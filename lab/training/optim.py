@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lab.adapter.mismatch import Mismatch
 from lab.config import Optim, Schedule
+from lab.errors import Mismatch
 from lab.training.muon import MuonAdamW
 
 WARMDOWN = 0.2  # share of the steps

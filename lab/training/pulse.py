@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
-from lab import heartbeat
+from lab.process import heartbeat
 
 
 def beat_at_every_pass(net: nn.Module) -> None:

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 
 from lab.adapter.initialise import Initialised, initialise
 from lab.adapter.install import install, scaling_factor
-from lab.init import Factors, Offset
+from lab.init import Factors
 from lab.layer import Target, find_targets
+from lab.structure import Offset
 
 GQA: dict[str, Any] = {
     "vocab_size": 64,

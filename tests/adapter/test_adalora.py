@@ -7,18 +7,17 @@ import torch
 from adapter_models import TOKENS, base, logits
 from peft import AdaLoraConfig, PeftModel, TaskType, get_peft_model
 
-from lab.adapter import adalora as module
-from lab.adapter.adalora import AdaptiveRanks
 from lab.adapter.export import export, verify_export
 from lab.adapter.initialise import initialise
 from lab.adapter.install import install
 from lab.adapter.layer import adapted_layers
-from lab.adapter.mismatch import Mismatch
 from lab.adapter.state import adapter_state, load_adapter_state
 from lab.adapter.verify import verify
-from lab.errors import UsageError
-from lab.init import Evidence
-from lab.layer import find_targets
+from lab.editors import adalora as module
+from lab.editors.adalora import AdaptiveRanks
+from lab.errors import Mismatch, UsageError
+from lab.init.adalora import Triplets
+from lab.layer import Evidence, find_targets
 from lab.rank_strategy.adalora import Adalora
 from lab.rank_strategy.shuffled import Shuffled
 
@@ -45,7 +44,7 @@ def adaptive(settings=SETTINGS, name="llama", steps=STEPS):
     )
     for layer in adapted_layers(model).values():
         layer.add_values()
-    filled = initialise(model, settings.scheme, targets, {}, seed=0)
+    filled = initialise(model, Triplets(), targets, {}, seed=0)
     verify(model, targets, plan, SCALING, filled, use_dora=False, adaptive=True)
     return model.train(), AdaptiveRanks(model, targets, settings, RANK, steps)
 
@@ -213,7 +212,7 @@ def test_values_that_are_missing_or_not_zero_at_step_0_are_found():
     model, ranks = adaptive()
     targets = find_targets(base("llama"))
     plan = {target.name: 4 for target in targets}
-    filled = initialise(model, SETTINGS.scheme, targets, {}, seed=0)
+    filled = initialise(model, Triplets(), targets, {}, seed=0)
     first = ranks.layers[targets[0].name]
     first.E.data[0] = 1
     with pytest.raises(Mismatch, match=f"{targets[0].name}: the number of values of E that are not 0 is 1, asked 0"):
@@ -283,6 +282,6 @@ def test_the_product_is_zero_at_step_0_and_both_factors_can_train():
     model, _ranks = adaptive()
     assert torch.equal(logits(model.eval()), logits(base("llama")))
     target = find_targets(base("llama"))[0]
-    pair = SETTINGS.scheme.factors(target, torch.zeros(target.shape), 4, 1.0, Evidence(), torch.Generator())
+    pair = Triplets().factors(target, torch.zeros(target.shape), 4, 1.0, Evidence(), torch.Generator())
     assert pair.A.std() == pytest.approx(0.02, rel=0.2)  # 128 draws: a standard error of 6 %
     assert pair.B.std() == pytest.approx(0.02, rel=0.2)

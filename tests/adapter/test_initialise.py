@@ -12,8 +12,8 @@ from lab.adapter.initialise import generator_for, initialise
 from lab.adapter.layer import adapted_layers
 from lab.adapter.verify import verify
 from lab.errors import UsageError
-from lab.init import Evidence, Factors
-from lab.layer import weight_of
+from lab.init import Factors
+from lab.layer import Evidence, weight_of
 
 
 @pytest.mark.parametrize("model", MODELS)

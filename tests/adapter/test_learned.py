@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lab.adapter.learned import first_step, intruder_cosines, leading_left, learned, overlaps, thin_svd
+from lab.spectral.weight_change import first_step, intruder_cosines, leading_left, learned, overlaps, thin_svd
 
 
 def draw(*shape, seed=0):

@@ -13,9 +13,8 @@ from test_initialise import Rounded
 
 from lab.adapter.delta import trained_base
 from lab.adapter.export import export, verify_export
-from lab.adapter.mismatch import Mismatch
 from lab.adapter.readers import caveats
-from lab.errors import UsageError
+from lab.errors import Mismatch, UsageError
 from lab.layer import find_targets, weight_of
 
 SCHEMES = {"separate": Principal("separate"), "fold": Principal("fold"), "none": Noise()}

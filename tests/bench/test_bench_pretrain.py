@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lab import build, config
+from lab import config
 from lab.bench import pretrain
+from lab.config import instantiate
 from lab.training.hardware import resolve
 
 SETTINGS = ("model=nanochat_d4", "model.depth=1", "model.vocab_size=8192", "method=full", "optim=nanochat")
@@ -13,7 +14,7 @@ WORK = ("schedule.batch_size=1", "schedule.warmup_steps=0", "schedule.lr_schedul
 
 def test_the_lab_takes_the_seeds_steps():
     settings = config.compose(*SETTINGS, *WORK, "hardware.precision=32-true", "schedule.max_steps=1000")
-    model, hardware = build.make(settings.model), resolve(settings.hardware, 1)
+    model, hardware = instantiate.make(settings.model), resolve(settings.hardware, 1)
     nets = [model.load(torch.float32, 0) for _ in range(2)]
     steps = [pretrain.lab(nets[0], settings, hardware), pretrain.seed(nets[1], torch.float32)]
     ids = torch.randint(8192, (1, 64), generator=torch.Generator().manual_seed(0))

@@ -7,7 +7,8 @@ import time
 import pytest
 from transformers import AutoTokenizer
 
-from lab import build, config
+from lab import config
+from lab.config import instantiate
 from lab.data import Chat, Pair, Text
 from lab.data import answer as module
 from lab.data.answer import asked, check_answer_pattern, closing, end_token, extract_answer
@@ -87,21 +88,21 @@ RUNNING = {
 def test_every_data_set_refuses_such_a_pattern_before_it_reads(name):
     chosen = config.compose(f"data={name}", *MADE[name], "data.answer_pattern='Answer: (.+'").data
     with pytest.raises(UsageError, match="is no regular expression"):
-        build.make(chosen).check()
+        instantiate.make(chosen).check()
 
 
 @pytest.mark.parametrize("name", RUNNING)
 def test_running_text_has_no_answer(name):
     chosen = config.compose(f"data={name}", *RUNNING[name], "data.answer_pattern='Answer: (.+)'").data
     with pytest.raises(UsageError, match=r"data.answer_pattern=Answer: \(.\+\) needs pairs or messages"):
-        build.make(chosen).check()
+        instantiate.make(chosen).check()
 
 
 @pytest.mark.parametrize("name", ["probability_qa", "stdlib_instruct"])
 def test_generated_pairs_refuse_a_template_before_anything_heavy(name):
     chosen = config.compose(f"data={name}", "data.template=nothing").data
     with pytest.raises(UsageError, match=r"has no \{prompt\}"):
-        build.make(chosen).check()
+        instantiate.make(chosen).check()
 
 
 def test_a_search_without_end_is_ended(monkeypatch):

@@ -8,8 +8,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from lab import build
-from lab.config import CONF
+from lab.config import CONF, instantiate
 from lab.data import Chat, Pair
 from lab.errors import UsageError
 
@@ -20,7 +19,7 @@ DEEP = 100_000  # far beyond any recursion limit
 def load(name, path, **overrides):
     """The training records of a file that is its own validation side."""
     node = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
-    return list(build.make({**node, "path": str(path), "val_path": str(path), **overrides}).load().train)
+    return list(instantiate.make({**node, "path": str(path), "val_path": str(path), **overrides}).load().train)
 
 
 def refused(name, path, **overrides):

@@ -5,8 +5,7 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-from lab import build
-from lab.config import CONF
+from lab.config import CONF, instantiate
 from lab.data import Chat, Pair, Text
 from lab.data.encode import IGNORED, encode, preview, prompt_ids
 from lab.data.tokens import bytes_of
@@ -116,7 +115,7 @@ def test_no_token_straddles_the_border_of_prompt_and_response(tokenizer):
 
 
 def test_with_the_shipped_tokenizer_prompt_and_answer_have_the_ids_they_have_apart(tokenizer):
-    pairs = build.make(yaml.safe_load((CONF / "data" / "probability_qa.yaml").read_text())).load()
+    pairs = instantiate.make(yaml.safe_load((CONF / "data" / "probability_qa.yaml").read_text())).load()
     for pair in (*pairs.train, *pairs.val):
         sample = encoded([pair], tokenizer, max_length=512).samples[0]
         parts = (f"Question: {pair.prompt}\n\nAnswer:\n", pair.response)

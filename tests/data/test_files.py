@@ -9,8 +9,7 @@ import pyarrow.parquet
 import pytest
 import yaml
 
-from lab import build
-from lab.config import CONF
+from lab.config import CONF, instantiate
 from lab.data import Chat, Pair, Text
 from lab.data.holdout import hold_out
 from lab.errors import UsageError
@@ -21,7 +20,7 @@ ROWS = [{"prompt": f"p{i}", "response": f"r{i}", "extra": i} for i in range(20)]
 def data(name, **overrides):
     node = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
     assert overrides.keys() <= node.keys()
-    return build.make({**node, **overrides})
+    return instantiate.make({**node, **overrides})
 
 
 def jsonl(path, rows):

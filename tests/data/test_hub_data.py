@@ -10,8 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import errors
 
-from lab import build
-from lab.config import CONF
+from lab.config import CONF, instantiate
 from lab.data import Pair
 from lab.data.hub import is_cached, why_not
 from lab.errors import UsageError
@@ -22,7 +21,7 @@ ROWS = [{"instruction": f"do {i}", "input": "" if i % 2 else f"x{i}", "output": 
 def data(name, **overrides):
     node = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
     assert overrides.keys() <= node.keys()
-    return build.make({**node, **overrides})
+    return instantiate.make({**node, **overrides})
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def test_a_hub_that_never_answers_is_given_up_within_three_seconds(tmp_path):
             f"node = yaml.safe_load(open({str(CONF / 'data' / 'alpaca.yaml')!r}))\n"
             "began = time.monotonic()\n"
             "try:\n"
-            "    build.make(node).check()\n"
+            "    instantiate.make(node).check()\n"
             "except Exception as error:\n"
             "    print(type(error).__name__, error)\n"
             "print(time.monotonic() - began, 'torch' in sys.modules, 'datasets' in sys.modules)\n"

@@ -7,8 +7,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from lab import build
-from lab.config import CONF, plain_of
+from lab.config import CONF, instantiate, plain_of
 from lab.data.encode import encode
 from lab.data.planted import Planted, moments, planted_change, sample
 from lab.errors import UsageError
@@ -20,7 +19,7 @@ SMALL = {"true_rank": 3, "size": 0.4, "length": 12, "train_examples": 5, "val_ex
 @pytest.fixture(scope="module")
 def planted() -> Planted:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        data = build.make(plain_of(compose("config", overrides=["data=planted"]))["data"])
+        data = instantiate.make(plain_of(compose("config", overrides=["data=planted"]))["data"])
     return replace(data, **SMALL)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lab import build
+from lab.config import instantiate
 from lab.data import Pair, Text, interpreter, stdlib
 from lab.data.interpreter import Doc, Module, read_module
 from lab.data.stdlib import SIDES, corpus, divide, side_of
@@ -154,7 +154,7 @@ def test_data_sets_give_records_of_their_kind():
     common = {"template": None, "max_length": 256, "retention": None, "answer_pattern": None}
     text = stdlib.Stdlib(name="t", corpora=("docs", "code"), **common).load()
     docs = stdlib.Stdlib(name="d", corpora=("docs",), **common).load()
-    pairs = build.make({"_target_": "lab.data.stdlib.StdlibInstruct", "name": "i", **common}).load()
+    pairs = instantiate.make({"_target_": "lab.data.stdlib.StdlibInstruct", "name": "i", **common}).load()
     assert list(text.val[: len(docs.val)]) == list(docs.val)
     assert len(text.train) > len(docs.train)
     assert all(isinstance(record, Text) for record in text.train)

@@ -7,11 +7,10 @@ import torch
 from torch import Generator
 
 from lab.errors import UsageError
-from lab.init import Evidence
 from lab.init.corda import Corda
 from lab.init.eva import Eva
 from lab.init.random import Random
-from lab.layer import Target
+from lab.layer import Evidence, Target
 from lab.testing import example_weight
 
 SHAPES = [(48, 48), (72, 40), (40, 72)]

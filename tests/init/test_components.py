@@ -4,9 +4,8 @@ import torch
 from torch import Generator, nn
 
 from lab.errors import UsageError
-from lab.init import Evidence
 from lab.init.components import Components
-from lab.layer import Target
+from lab.layer import Evidence, Target
 from lab.testing import example_weight
 
 SHAPES = [(48, 48), (72, 40), (40, 72)]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Generator
 
-from lab.init import decomposition
-from lab.init.decomposition import MAX_PASSES, decompose, exact_basis, triples
+from lab.spectral import decomposition
+from lab.spectral.decomposition import MAX_PASSES, decompose, exact_basis, triples
 
 
 def matrix(shape, spectrum, seed=0):

@@ -9,11 +9,10 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch import Generator
 
-from lab.build import make
 from lab.config import CONF
+from lab.config.instantiate import make
 from lab.errors import UsageError
-from lab.init import Evidence
-from lab.layer import Target
+from lab.layer import Evidence, Target
 from lab.testing import check_init, example_evidence, example_weight
 
 YAMLS = sorted((CONF / "init").glob("*.yaml"))

@@ -7,11 +7,10 @@ import torch
 from torch import Generator
 
 from lab.errors import UsageError
-from lab.init import Evidence
 from lab.init.gora import Gora
 from lab.init.lora_ga import LoraGa
 from lab.init.lora_one import LoraOne
-from lab.layer import Target
+from lab.layer import Evidence, Target
 from lab.testing import example_evidence, example_weight
 
 SHAPES = [(48, 48), (72, 40), (40, 72)]

@@ -5,9 +5,8 @@ from scipy.stats import norm
 from torch import Generator
 
 from lab.errors import UsageError
-from lab.init import Evidence
 from lab.init.loftq import NF4, Loftq, nf4
-from lab.layer import Target
+from lab.layer import Evidence, Target
 from lab.testing import example_weight
 
 

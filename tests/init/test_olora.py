@@ -3,9 +3,8 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from lab.init import Evidence
 from lab.init.olora import Olora
-from lab.layer import Target
+from lab.layer import Evidence, Target
 from lab.testing import example_weight
 
 

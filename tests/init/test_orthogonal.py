@@ -4,9 +4,8 @@ import torch
 from torch import Generator, nn
 
 from lab.errors import UsageError
-from lab.init import Evidence
 from lab.init.orthogonal import Orthogonal
-from lab.layer import Target
+from lab.layer import Evidence, Target
 
 TARGET = Target("layer", "mlp", 0, (200, 300), False)
 

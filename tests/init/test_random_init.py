@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Generator
 
-from lab.init import Evidence
 from lab.init.random import Random
-from lab.layer import Target
+from lab.layer import Evidence, Target
 
 TARGET = Target("layer", "mlp", 0, (64, 96), False)
 

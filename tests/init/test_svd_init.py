@@ -5,9 +5,8 @@ import torch
 from torch import Generator
 
 from lab.errors import UsageError
-from lab.init import Evidence
 from lab.init.svd import Svd
-from lab.layer import Target
+from lab.layer import Evidence, Target
 from lab.testing import example_evidence, example_weight
 
 SHAPES = [(48, 48), (72, 40), (40, 72)]

@@ -10,7 +10,7 @@ from hydra.utils import get_class
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lab import config
-from lab.build import make
+from lab.config.instantiate import make
 from lab.errors import UsageError
 from lab.layer import find_targets
 from lab.model import weights_sha256

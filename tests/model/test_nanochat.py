@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lab import config
-from lab.build import make
+from lab.config.instantiate import make
 from lab.errors import UsageError
 from lab.layer import find_targets
 

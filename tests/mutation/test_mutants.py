@@ -38,13 +38,13 @@ MUTANTS = {
         RUN,
     ),
     "validation on training data": Mutant(
-        "lab/session.py",
+        "lab/run/run.py",
         "evaluate(self.module.scorer, self.corpus.val.samples,",
         "evaluate(self.module.scorer, self.corpus.train.samples,",
         f"{SIDES}::test_each_loss_is_stock_pefts_on_the_side_of_its_name",
     ),
     "test loss on the validation side": Mutant(
-        "lab/session.py",
+        "lab/run/run.py",
         'self._evaluate(scorer, "test")',
         'self._evaluate(scorer, "val")',
         f"{SIDES}::test_each_loss_is_stock_pefts_on_the_side_of_its_name",
@@ -68,7 +68,7 @@ MUTANTS = {
         f"{SIDES}::test_the_gradients_that_an_optimizer_sees_are_clipped",
     ),
     "ledger cut back one step late": Mutant(
-        "lab/training/observe.py",
+        "lab/instruments/spectra.py",
         "ledger.cut_back(self.run_dir, step - 1)",
         "ledger.cut_back(self.run_dir, step)",
         f"{SIDES}::test_a_checkpoint_without_hashes_of_its_files_cuts_them_back_to_its_step",
@@ -150,13 +150,13 @@ MUTANTS = {
         "tests/training/test_optim.py",
     ),
     "full weights that a resumed ending never loads": Mutant(
-        "lab/assemble.py",
+        "lab/run/setup.py",
         '        net.load_state_dict(checkpoint["state_dict"])\n',
         "",
         "tests/test_kills_in_the_ending.py",
     ),
     "another base that is not noticed": Mutant(
-        "lab/assemble.py", "        if was != stored:", "        if False:", "tests/test_other_machines.py"
+        "lab/run/setup.py", "        if was != stored:", "        if False:", "tests/test_other_machines.py"
     ),
     "a flipped bit that is trained on": Mutant(
         "lab/training/checkpoint.py",
@@ -165,22 +165,22 @@ MUTANTS = {
         DAMAGED,
     ),
     "lost rows that nobody misses": Mutant(
-        "lab/files.py", '    if digest.hexdigest() != recorded["sha256"]:', "    if False:", DAMAGED
+        "lab/record/run_files.py", '    if digest.hexdigest() != recorded["sha256"]:', "    if False:", DAMAGED
     ),
     "the last weights reported as the best": Mutant(
-        "lab/session.py",
+        "lab/run/run.py",
         'if self.config.select == "best" and',
         "if False and",
         "tests/test_run.py::test_select_best_is_what_the_record_reports",
     ),
     "two processes in one run": Mutant(
-        "lab/record.py",
+        "lab/record/__init__.py",
         "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
         "tests/test_damaged_files.py tests/test_resume.py",
     ),
     "NaN in a record": Mutant(
-        "lab/record.py",
+        "lab/record/__init__.py",
         "    if isinstance(value, float) and not math.isfinite(value):\n        return None\n",
         "",
         "tests/test_record.py",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lab.instruments.rank_plan_figure import allocation_figure, equivalent_rank, table
 from lab.layer import Target
-from lab.rank_strategy.allocation import allocation_figure, equivalent_rank, table
 
 SHAPES = {
     "self_attn.q_proj": (64, 64),

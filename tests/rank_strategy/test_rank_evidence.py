@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from lab.errors import UsageError
-from lab.init import Evidence
-from lab.layer import Target
+from lab.layer import Evidence, Target
 from lab.rank_strategy.components import Eva, Posthoc
 from lab.rank_strategy.sensitivity import Fisher, Gora
 from lab.rank_strategy.spectrum import GradientRank, WeightSpectrum, energies

@@ -10,8 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
-from lab.init import Evidence
-from lab.layer import Target
+from lab.layer import Evidence, Target
 from lab.testing import check_rank_strategy
 
 CONF = Path(__file__).parents[2] / "conf"

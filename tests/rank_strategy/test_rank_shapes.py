@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lab import build, config
+from lab import config
+from lab.config import instantiate
 from lab.errors import UsageError
 from lab.layer import Target, find_targets
 from lab.rank_strategy.custom import Custom
@@ -37,7 +38,7 @@ def by_depth(plan, targets):
 
 def literal(name):
     """A shipped strategy as a user asks for its own numbers: rank_strategy=NAME rank_strategy.budget=none."""
-    return build.make(config.compose(f"rank_strategy={name}", "rank_strategy.budget=none").rank_strategy)
+    return instantiate.make(config.compose(f"rank_strategy={name}", "rank_strategy.budget=none").rank_strategy)
 
 
 def test_linear_decay_is_the_seeds_table(dialogpt):

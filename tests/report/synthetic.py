@@ -5,7 +5,8 @@ import math
 import random
 from pathlib import Path
 
-from lab.record import RunRecord, Study, write, write_study
+from lab.record import RunRecord, write
+from lab.record.study import Study, write_study
 
 STEPS = 60
 COLUMNS = ("step", "tokens", "train_loss", "val_loss", "val_bpb", "lr", "grad_norm", "tokens_per_second", "seconds")

@@ -12,12 +12,12 @@ import yaml
 from lab.config import CONF
 from lab.errors import UsageError
 from lab.ledger import Row, row_of
-from lab.replay import make_policy
+from lab.replay.__main__ import make_policy
+from lab.replay.suggest import FALSE_ALARMS, suggest
 from lab.spectral.diagnosis import NotHeld
 from lab.spectral.energy import sketched_concentration
 from lab.spectral.tracker import Tracker
 from lab.svd_policy.reachability import amdahl, blocked_rules
-from lab.svd_policy.suggest import FALSE_ALARMS, suggest
 
 K, EVERY = 10, 20
 

@@ -9,7 +9,7 @@ import yaml
 
 from lab.config import CONF
 from lab.errors import UsageError
-from lab.replay import make_policy
+from lab.replay.__main__ import make_policy
 from lab.svd_policy import clause, decisions
 from lab.svd_policy.observe import Observe
 from lab.testing import check_policy, example_rows

@@ -7,7 +7,7 @@ import yaml
 from rich.console import Console
 
 from lab.config import CONF
-from lab.replay import make_policy
+from lab.replay.__main__ import make_policy
 from lab.svd_policy.summary import Approach, Miss, RuleSummary, approaches, summarise
 from lab.svd_policy.tables import approach_table, reach_table, short, summary_table
 from lab.testing import example_rows

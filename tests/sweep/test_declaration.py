@@ -1,7 +1,7 @@
 import pytest
 
 from lab.errors import UsageError
-from lab.record import read_study, write_study
+from lab.record.study import read_study, write_study
 from lab.sweep.declaration import declare
 
 BLOCK = {

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from lab.errors import UsageError
-from lab.record import RunRecord, lock, read_study, write, write_study
+from lab.record import RunRecord, lock, write
+from lab.record.study import read_study, write_study
 from lab.sweep.declaration import declare
 from lab.sweep.drive import drive
 from lab.sweep.runs import observe

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.record import Study
+from lab.record.study import Study
 from lab.sweep.declaration import declare
 from lab.sweep.job import Seen
 from lab.sweep.planner import extensions_per_arm, jobs_before_extensions, next_rate, plan

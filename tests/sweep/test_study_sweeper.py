@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from jobs import SMALL, shell
 
-from lab import record, train
+from lab import train
 from lab.report.study import load_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -142,7 +142,7 @@ def test_a_failed_job_is_told_at_once_and_in_the_exit_code_and_stops_no_other(he
     assert err.count("use rank <= 32") == 2
     assert "given up" in err
     assert sorted(status for _, status, *_ in table(here / "out")) == ["completed", "completed", "failed", "failed"]
-    study = json.loads((here / "out" / record.STUDY).read_text())
+    study = json.loads((here / "out" / "study.json").read_text())
     assert (study["baseline"], study["contrasts"], study["margin"]) == ("r4", ["rank=40"], "1%")
 
     assert main(monkeypatch, *STUDY, *given, "alpha=8") == 1
@@ -156,7 +156,7 @@ def test_a_failed_job_is_told_at_once_and_in_the_exit_code_and_stops_no_other(he
 def test_what_cannot_be_resumed_is_refused(here, monkeypatch, arguments, sentence):
     (here / "out").mkdir()
     (here / "out" / "multirun.yaml").touch()
-    (here / "out" / record.STUDY).touch()
+    (here / "out" / "study.json").touch()
     monkeypatch.setattr(sys, "argv", ["lab-train", *arguments])
     with pytest.raises(SystemExit, match=sentence):
         train.main()

@@ -10,7 +10,7 @@ from torch import nn
 
 from lab import ledger
 from lab.errors import UsageError
-from lab.training import compiled
+from lab.training import compile
 
 # One block: compiling it takes most of a minute.
 SHORT = ("model.architecture.num_hidden_layers=1", "schedule.max_steps=2", "evaluate.accuracy=false")
@@ -39,9 +39,9 @@ def test_without_a_compiler_or_without_blocks_the_reason_is_said(monkeypatch):
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match=r"needs a C\+\+ compiler on a CPU, and no-such-compiler is not found"):
-        compiled.compile_blocks(Flat(), "cpu")
+        compile.compile_blocks(Flat(), "cpu")
     with pytest.raises(UsageError, match="Flat has none"):
-        compiled.compile_blocks(Flat(), "gpu")
+        compile.compile_blocks(Flat(), "gpu")
 
 
 def test_adapted_layers_are_observed_also_where_blocks_are_compiled(tmp_path, monkeypatch):

@@ -9,14 +9,15 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from lab import build, config
+from lab import config
+from lab.config import instantiate
 from lab.data.encode import Sample
 from lab.errors import UsageError
+from lab.evidence import statistics
+from lab.evidence.statistics import choose, gather
+from lab.evidence.weight_change import warm_up, wide_run
 from lab.layer import find_targets
 from lab.model import weights_sha256
-from lab.training import evidence
-from lab.training.evidence import choose, gather
-from lab.training.weight_change import warm_up, wide_run
 
 ALL = frozenset({"gradient", "gradient_square", "activations"})
 CPU = torch.device("cpu")
@@ -24,7 +25,7 @@ BRIEF = ("model=micro", "schedule.batch_size=4", "schedule.max_steps=3", "schedu
 
 
 def make_net():
-    return build.make(config.compose("model=micro").model).load(torch.float32, 0).eval()
+    return instantiate.make(config.compose("model=micro").model).load(torch.float32, 0).eval()
 
 
 def samples(count=6):
@@ -109,7 +110,7 @@ def test_the_choice_of_examples_is_a_function_of_the_seed():
 
 def test_a_terminal_is_shown_how_far_the_look_is(monkeypatch):
     shown = Console(file=io.StringIO(), force_terminal=True, width=100)
-    monkeypatch.setattr(evidence, "console", shown)
+    monkeypatch.setattr(statistics, "console", shown)
     net = make_net()
     gather(net, find_targets(net), samples(), frozenset({"gradient_square"}), 0, CPU)
     assert "gathering gradient square" in shown.file.getvalue()

@@ -8,7 +8,8 @@ from generation import WORDS, by_argmax, small
 from jobs import run
 from transformers import GenerationConfig
 
-from lab import build, config
+from lab import config
+from lab.config import instantiate
 from lab.training.generate import complete
 
 NEW = 24
@@ -21,7 +22,7 @@ SETTINGS = {  # of a folder
 @pytest.fixture(scope="module")
 def tiny():
     """The shipped base, prompts of several lengths, and the argmax of its logits after each of them."""
-    model = build.make(config.compose("model=tiny").model)
+    model = instantiate.make(config.compose("model=tiny").model)
     net, tokenizer = model.load(torch.float32, 0).eval(), model.tokenizer()
     texts = ("def f(x):\n    return", "Question: two dice are thrown. What", "The", "Return the number of items. " * 5)
     prompts = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
@@ -155,7 +156,7 @@ def test_a_prompts_continuation_does_not_depend_on_its_neighbours(model_type):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """One model twice, once with settings for generation that no run should notice."""
-    model = build.make(config.compose("model=micro").model)
+    model = instantiate.make(config.compose("model=micro").model)
     places = [tmp_path_factory.mktemp(name) for name in ("as_is", "hostile")]
     for place in places:
         model.load(torch.float32, 0).save_pretrained(place)

@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lab import worker
 from lab.config import Hardware
 from lab.data.encode import Sample
 from lab.errors import UsageError
+from lab.launch import worker
 from lab.training import hardware, memory
 
 

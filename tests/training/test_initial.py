@@ -2,7 +2,7 @@
 
 import torch
 
-from lab.training.initial import KeptDirections, OnDisk
+from lab.instruments.initial_weights import KeptDirections, OnDisk
 
 
 def test_directions_are_computed_once_and_forgotten_with_their_weights(tmp_path, monkeypatch):
@@ -21,7 +21,7 @@ def test_directions_are_computed_once_and_forgotten_with_their_weights(tmp_path,
         U = torch.linalg.svd(first[name].float(), full_matrices=False)[0]
         torch.testing.assert_close(asked[name].abs(), U.flip(1).abs(), atol=1e-5, rtol=0)  # weakest first
     with monkeypatch.context() as patch:
-        patch.setattr("lab.training.initial.left_directions", None)  # nothing may ask for it again
+        patch.setattr("lab.instruments.initial_weights.left_directions", None)  # nothing may ask for it again
         again = KeptDirections(weights, torch.device("cpu"))  # as a resumed run does
         assert all(torch.equal(again[name], asked[name]) for name in first)
 

@@ -7,13 +7,14 @@ import torch
 from jobs import losses, run
 from safetensors.torch import load_file
 
-from lab import config, ledger, record, replay
+from lab import config, ledger, record
 from lab.adapter.layer import adapted_layers
 from lab.errors import UsageError
+from lab.instruments.layer_view import AdaptedLayers, FullLayers
 from lab.layer import evenly_spaced, find_targets
+from lab.replay import __main__ as replay
 from lab.svd_policy import decisions
 from lab.training import checkpoint
-from lab.training.observed import AdaptedLayers, FullLayers
 
 TICKS = ("svd_policy.every_n_steps=2", "svd_policy.exact_every_n_ticks=2", "svd_policy.oversample=2")
 OBSERVE = ("svd_policy=observe", "svd_policy.k=4", *TICKS)
@@ -165,10 +166,11 @@ def test_the_gradient_of_an_effective_weight_is_autograds_own(checkpointing):
 
 
 def adapted_micro():
-    from lab import build, config
+    from lab import config
     from lab.adapter.install import install
+    from lab.config import instantiate
 
-    made = build.make(config.compose("model=micro").model)
+    made = instantiate.make(config.compose("model=micro").model)
     net = made.load(torch.float32, 0)
     targets = find_targets(net)
     plan = {target.name: 4 for target in targets}
@@ -278,7 +280,7 @@ def test_two_processes_share_the_layers_and_decide_as_one(method, tmp_path):
 
 
 def test_a_run_cut_off_behind_its_last_step_still_counts_the_time_of_its_ticks(tmp_path, monkeypatch):
-    from lab.session import Session
+    from lab.run.run import Session
 
     with monkeypatch.context() as patch:
         patch.setattr(Session, "_finish", lambda *_: pytest.fail("cut off"))

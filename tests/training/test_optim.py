@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lab import build, config
+from lab import config
+from lab.config import instantiate
 from lab.training import muon
 from lab.training.muon import MuonAdamW, orthogonalise
 from lab.training.optim import LrFactor, make_optimizer
@@ -44,7 +45,7 @@ def test_the_adamw_part_is_torchs_adamw():
 
 def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
     settings = config.compose("model=micro", "method=full", "optim=muon")
-    net = build.make(settings.model).load(torch.float32, 0)
+    net = instantiate.make(settings.model).load(torch.float32, 0)
     optimizer = make_optimizer(net, settings.optim, torch.device("cpu"))
     kinds = {kind: [p for g in optimizer.param_groups if g["kind"] == kind for p in g["params"]] for kind in KINDS}
     assert len(kinds["muon"]) == 2 * 7
@@ -68,7 +69,7 @@ def test_the_learning_rate_warms_up_and_decays():
 
 def test_nanochats_groups_train_at_nanochats_rates():
     settings = config.compose("model=nanochat_d4_8k", "method=full", "optim=nanochat")
-    net = build.make(settings.model).load(torch.float32, 0)
+    net = instantiate.make(settings.model).load(torch.float32, 0)
     embedding, head, matrices = make_optimizer(net, settings.optim, torch.device("cpu")).param_groups
     wider = (768 / 256) ** 0.5
     assert [group["lr"] for group in (embedding, head, matrices)] == pytest.approx([0.2 * wider, 0.004 * wider, 0.02])

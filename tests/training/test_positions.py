@@ -5,8 +5,9 @@ import torch
 from generation import POSITIONS, WORDS, small
 from jobs import SMALL, run
 
-from lab import config, dry_run
+from lab import config
 from lab.errors import UsageError
+from lab.run import dry_run
 from lab.training.positions import position_limit, room_for_prompt
 
 TABLES = ("gpt2", "opt", "gpt_neo", "gpt_bigcode", "openai-gpt", "biogpt", "ctrl", "codegen", "gptj", "bart", "bert")

@@ -10,7 +10,7 @@ import torch
 
 from lab.adapter.share import from_owner
 from lab.init import Factors
-from lab.training.processes import check_equal, from_rank_0
+from lab.training.distributed import check_equal, from_rank_0
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RANK = """
@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from lab.adapter.share import from_owner
 from lab.init import Factors
-from lab.training.processes import Disagreement, check_equal, from_rank_0
+from lab.training.distributed import Disagreement, check_equal, from_rank_0
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)

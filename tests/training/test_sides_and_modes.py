@@ -6,8 +6,9 @@ from jobs import SMALL, run
 from killing import differing
 from peft import PeftModel
 
-from lab import build, config, record
+from lab import config, record
 from lab.adapter.layer import adapted_layers
+from lab.config import instantiate
 from lab.data.encode import encode
 from lab.training.callbacks import Checkpoints, StopOnRequest
 
@@ -18,7 +19,7 @@ def test_each_loss_is_stock_pefts_on_the_side_of_its_name(tmp_path):
     """One by one, in eval mode, with transformers' own loss: nothing of ours but the text."""
     result = run(tmp_path, *DROPOUT)
     settings = config.compose(*SMALL, *DROPOUT)
-    model, data = build.make(settings.model), build.make(settings.data)
+    model, data = instantiate.make(settings.model), instantiate.make(settings.data)
     tokenizer, splits = model.tokenizer(), data.load()
     base = model.load(torch.float32, settings.seed)
     net = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()

@@ -1,0 +1,1 @@
+"""Evidence about each layer, gathered from training data before step 0."""

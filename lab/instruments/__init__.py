@@ -1,0 +1,1 @@
+"""Instruments read a run in training and write to nothing that trains."""

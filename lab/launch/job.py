@@ -1,0 +1,285 @@
+"""One job: in this process, or in a process group of its own. No torch here; a worker brings it."""
+
+import math
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lab import config as configuration
+from lab import record
+from lab.config import RunConfig, trust
+from lab.errors import UsageError
+from lab.launch import ending, fetch
+from lab.model import hub
+from lab.paths import PACKAGE, quoted
+from lab.process import gpus, process_group, workers
+from lab.process.hang import Hung
+from lab.record.study import STUDY
+
+
+class JobFailed(RuntimeError):
+    """A process of the job died of something that is not its user's mistake."""
+
+
+def launch(
+    config: RunConfig,
+    run_dir: Path,
+    choices: dict[str, str],
+    overrides: list[str],
+    alone: bool,
+    own_gpu: bool = False,
+    start: Path | None = None,
+) -> float:
+    """Run one job and return the validation loss of its selected weights; inf where it diverged.
+
+    With `own_gpu`, as beside other jobs on one machine, a single-device job runs on a GPU that no other job holds. The
+    folder where the command was given, `start` (None: the working directory), is importable. A finished job is not run
+    again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where a process died or hangs;
+    exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
+    """
+    with _environment_restored():
+        start = start or Path.cwd()
+        make_importable(start)
+        if config.dry_run:
+            return _dry_run(config)
+        try:
+            result = _launch(config, run_dir, choices, overrides, alone, own_gpu, start)
+        except Hung as hung:
+            raise JobFailed(f"the job in {run_dir} failed: {hung}") from hung
+    error = result.error or {}
+    if result.status == "failed":
+        raise _failure(run_dir, error, config.hardware.devices)
+    if result.status == "interrupted":
+        print(f"interrupted: {error['message']}", file=sys.stderr)
+        _hand_back(error.get("signal"))
+        sys.exit(130)
+    if result.status == "diverged":
+        where = f" on rank {error['rank']}" if config.hardware.devices > 1 else ""
+        print(f"diverged{where}: {error['message']}. The weights from before are kept.", file=sys.stderr)
+        if alone:
+            sys.exit(1)
+    return _objective(result)
+
+
+def _launch(
+    config: RunConfig,
+    run_dir: Path,
+    choices: dict[str, str],
+    overrides: list[str],
+    alone: bool,
+    own_gpu: bool,
+    start: Path,
+) -> record.RunRecord:
+    group = process_group.outside()
+    if group is not None:
+        _check_outside(group, config.hardware.devices, alone)
+    if group is not None and group.rank > 0:
+        return _join(process_group.agree_on(run_dir, group, config.hardware.accelerator, config.hardware.timeout_s))
+    previous = record.read(run_dir) if (run_dir / record.RESULT).exists() else None
+    if previous is not None and previous.status == "completed" and not _extends(config, previous):
+        print(f"{run_dir} is completed: skipped.")
+        return previous
+    if record.is_live(run_dir):
+        raise UsageError(f"{run_dir} is still live: another process is running it.")
+    early_checks(config)
+    configuration.save(config, run_dir, start)
+    if previous is None:
+        previous = record.RunRecord(study=config.study, stage=config.stage, arm=config.arm, choices=choices)
+    previous.overrides = [*previous.overrides, *overrides]
+    previous.status = "running"
+    record.write(run_dir, previous)
+    from lab.launch import worker
+
+    ending.forget(run_dir)
+    if group is not None:
+        process_group.agree_on(run_dir, group, config.hardware.accelerator, config.hardware.timeout_s)
+        return worker.run(run_dir)
+    with ExitStack() as stack:
+        extra = {}
+        separate = config.hardware.devices > 1
+        if own_gpu and config.hardware.devices == 1 and config.hardware.accelerator != "cpu" and gpus.visible():
+            # A process of its own also where CUDA may be awake here already, on another job's GPU.
+            extra["CUDA_VISIBLE_DEVICES"], separate = stack.enter_context(gpus.claim()), True
+        if not separate:
+            return worker.run(run_dir)
+        if "HF_HUB_OFFLINE" not in os.environ:  # where a launcher has not done so for all jobs
+            fetch.fetch([configuration.plain_of(config)])  # once, and not by every rank
+        asked = config.hardware
+        ended = workers.run(run_dir, asked.devices, asked.threads, asked.timeout_s, {**extra, **fetch.OFFLINE})
+    return _after(ended, run_dir, config)
+
+
+def _dry_run(config: RunConfig) -> float:
+    """Print what the run would take; nothing is trained, and nothing written."""
+    for check in _checks(config):
+        check()
+    from lab.launch import worker
+    from lab.run import dry_run
+
+    worker.quiet_not_ours()
+    print(dry_run.report(config))
+    return math.inf
+
+
+def _check_outside(group: process_group.Outside, devices: int, alone: bool) -> None:
+    if not alone:
+        raise UsageError(
+            f"{group.starter} has started {group.world} processes, and each would run the whole sweep; start the "
+            f"sweep once, without it: every job starts its own processes."
+        )
+    if group.world != devices:
+        raise UsageError(
+            f"{group.starter} has started {group.world} processes and hardware.devices={devices}; give both the same "
+            f"number, or start without {group.starter}: a job starts its own processes."
+        )
+
+
+@contextmanager
+def directory_of_its_rank() -> Iterator[None]:
+    """Under torchrun or srun, keep Hydra of the ranks above 0 from making run directories: only rank 0's is one."""
+    group = process_group.outside()
+    if group is None or group.rank == 0:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="lab-rank-") as folder:
+        given = [arg for arg in sys.argv[1:] if not arg.startswith(("hydra.run.dir=", "hydra.output_subdir="))]
+        sys.argv[1:] = [f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null", *given]
+        yield
+
+
+def _join(run_dir: Path) -> record.RunRecord:
+    """A rank above 0 of a group that someone else started: no file of its own but its log."""
+    from lab.launch import worker
+
+    for name in ("config.yaml", record.RESULT):
+        process_group.wait_for(run_dir / name)
+    return worker.run(run_dir)
+
+
+def _after(ended: workers.Ending, run_dir: Path, config: RunConfig) -> record.RunRecord:
+    """The record the workers wrote, made true to how they ended."""
+    from lab.launch import worker
+
+    for rank, stack in ended.hang.stacks.items() if ended.hang is not None else ():
+        with worker.log_file(run_dir, rank).open("a") as file:
+            print(f"{ended.hang}\n{stack.text}", file=file)
+    result = record.read(run_dir)
+    told = result.status, result.error
+    result.status, result.error = ending.verdict(ended, run_dir, config.hardware.devices, told)
+    if told != (result.status, result.error):
+        record.write(run_dir, result)
+    if result.status == "completed" and ended.first is not None:
+        print(f"the process of rank {ended.first.rank} {ended.first.how}; nothing was missing by then", file=sys.stderr)
+    if result.status == "interrupted" and ended.signals and result.error is not None:
+        result.error["signal"] = ended.signals[0]
+    return result
+
+
+def _failure(run_dir: Path, error: dict[str, Any], devices: int) -> UsageError | JobFailed:
+    """What to raise for the error of a failed job's record: a sentence, and behind a bug's its traceback."""
+    if error.get("type") == "UsageError":
+        return UsageError(error["message"])
+    said = f"the job in {run_dir} failed"
+    if error.get("type") in ("JobFailed", "Hung", "Lost"):  # where a process ended without a word of its own
+        return JobFailed(f"{said}: {error['message']}")
+    where = f" on rank {error['rank']}" if devices > 1 else ""
+    return JobFailed(f"{said}{where}: {error['message']}\n{error['traceback']}")
+
+
+def _hand_back(name: str | None) -> None:
+    """Give a launcher the signal that we took from it: submitit requeues the job on SIGUSR2."""
+    if name is not None and callable(signal.getsignal(signal.Signals[name])) and name.startswith("SIGUSR"):
+        signal.raise_signal(signal.Signals[name])
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Jobs of a sweep share a process; what one leaves in the environment must not reach the next."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _extends(config: RunConfig, previous: record.RunRecord) -> bool:
+    """True where more optimizer steps are asked for than a completed run has; its end in epochs is an end too."""
+    most = config.schedule.max_steps
+    return config.schedule.max_epochs is None and most is not None and (previous.steps or 0) < most
+
+
+def _objective(result: record.RunRecord) -> float:
+    value = result.metrics.get("val_loss")
+    return math.inf if value is None else value
+
+
+def make_importable(folder: Path) -> None:
+    """A user's own classes live where the command was given; workers inherit the path."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    checkout = str(PACKAGE.parent)
+    for path in (str(folder), checkout):
+        if path not in paths:
+            paths.append(path)
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
+    """What model, data, teacher and the user's measures can tell before anything heavy is imported: files and names."""
+    from lab.config import instantiate
+
+    if config.method == "lora" and config.init.get("source") == "teacher" and config.init.get("teacher") is not None:
+        yield partial(hub.check, str(config.init["teacher"]), None, key="init.teacher")
+    yield partial(instantiate.make_measures, config.metrics)
+    for part, node, needed in (("model", config.model, "tokenizer"), ("data set", config.data, "load")):
+        made = instantiate.make(node)
+        if not hasattr(made, needed):
+            raise UsageError(f"_target_={node['_target_']} is no {part}: it has no {needed}().")
+        check = getattr(made, "check", None)
+        if check is not None:
+            yield check
+
+
+def early_checks(config: RunConfig) -> None:
+    """What can be known before anything heavy is imported: files, hub names, devices."""
+    asked, there = config.hardware, len(gpus.visible())
+    if asked.accelerator == "gpu" and asked.devices > there:
+        raise UsageError(
+            f"hardware asks for {asked.devices} CUDA device(s) and this machine shows {there}; use hardware=cpu or "
+            f"hardware.devices={max(1, there)}, or start the job where the GPUs are (dry_run=true works without them)."
+        )
+    for check in _checks(config):
+        check()
+
+
+def started_from(folder: Path) -> Path | None:
+    """The folder from which a run was started, where it was here; None of anybody else's."""
+    try:
+        return trust.started(folder, (folder / configuration.CONFIG).read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def resume_in_place(folder: Path) -> list[str]:
+    """The Hydra arguments that make a resumed run write into its own directory; raises UsageError if it cannot."""
+    if (folder / STUDY).is_file():
+        raise UsageError(f"resume={folder} is a study; go on with it by resume_study={folder}.")
+    if not folder.is_dir():
+        raise UsageError(f"resume={folder} is no folder; name a run's, such as multirun/single/<time>.")
+    record.read(folder)  # raises where there is none
+    if record.is_live(folder):
+        raise UsageError(f"resume={folder}: that run is still live; stop it first or wait for its end.")
+    if not (folder / configuration.CONFIG).is_file():
+        raise UsageError(f"resume={folder}: the folder holds no config.yaml, so it is no run directory.")
+    if started_from(folder) is None:
+        trust.check_links(folder)
+    return [f"hydra.run.dir={quoted(str(folder.resolve()))}", "hydra.output_subdir=null"]

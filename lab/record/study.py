@@ -1,0 +1,123 @@
+"""Declaration of a study on disk: study.json, and the choice of a learning rate. Standard library only."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.errors import UsageError
+from lab.files import write_atomically
+from lab.record import SCHEMA, parse, strict, text_of
+
+STUDY = "study.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a study declared before its first job: the arms, the judgement, and the seeds it will be judged on."""
+
+    schema: int = SCHEMA
+    name: str
+    question: str
+    size: str = "default"  # quick | default | full
+    arms: dict[str, list[str]]  # arm -> its Hydra overrides; the order is the order of every table
+    common: list[str] = field(default_factory=list)  # overrides of every job
+    baseline: str
+    contrasts: list[str]  # arms judged against the baseline, at most four; the others are described
+    metric: str = "test_loss"  # a key of RunRecord.metrics
+    higher_is_better: bool = False
+    selection_metric: str = "val_loss"  # chooses learning rates and survivors; lower is better
+    margin: float | str  # equivalence margin in units of the metric, or "1%" of the baseline's mean
+    seeds: list[int]  # verdict seeds
+    twin_seeds: list[int]  # the baseline again, data_seed = seeds[i], seed = twin_seeds[i]: the noise floor
+    tune_seeds: list[int]  # never among the verdict seeds
+    learning_rates: dict[str, list[float]]  # arm -> the grid it starts from; one value means nothing to tune
+    rungs: list[int] = field(default_factory=list)  # optimizer steps at which the worse half stops; empty: never
+    max_jobs: int = 100
+    seconds_per_job: float | None = None  # measured when the study was written; None where nobody measured
+    bytes_per_job: int | None = None
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # job id -> where it was submitted
+
+
+def write_study(study_dir: Path, study: Study) -> None:
+    """Replace study.json atomically; raises UsageError naming the path where the disk refuses."""
+    text = json.dumps(strict(asdict(study)), indent=2, allow_nan=False) + "\n"
+    path = study_dir / STUDY
+    try:
+        write_atomically(path, lambda temporary: temporary.write_text(text))
+    except OSError as error:
+        raise UsageError(
+            f"could not write {path}: {error.strerror}; free space or choose hydra.sweep.dir elsewhere."
+        ) from error
+
+
+def read_study(study_dir: Path) -> Study | None:
+    """What the study declared, None where there is no study.json; raises UsageError where it cannot be read."""
+    path = Path(study_dir) / STUDY
+    try:
+        raw = parse(text_of(path))
+    except FileNotFoundError:
+        return None
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON ({error}).") from None
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise UsageError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}.")
+    try:
+        study = Study(**raw)
+        _check_declared(study)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path} does not declare a study ({error}); was it edited by hand?") from None
+    return study
+
+
+def _check_declared(study: Study) -> None:
+    """Raise ValueError for fields of other types than a study has, and for names that lead out of its folder."""
+    texts = {"name": study.name, "question": study.question, "baseline": study.baseline, "metric": study.metric}
+    lists = {"common": study.common, **{f"arms.{name}": own for name, own in _mapping("arms", study.arms).items()}}
+    for key, value in (texts | {"selection_metric": study.selection_metric}).items():
+        if not isinstance(value, str):
+            raise ValueError(f"{key} is {type(value).__name__}, not text")
+    for key, value in (lists | {"contrasts": study.contrasts}).items():
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise ValueError(f"{key} is no list of texts")
+    seeds = {"seeds": study.seeds, "twin_seeds": study.twin_seeds, "tune_seeds": study.tune_seeds}
+    for key, numbers in seeds.items():
+        if not isinstance(numbers, list) or not all(type(each) is int for each in numbers):
+            raise ValueError(f"{key} is no list of whole numbers")
+    for arm, grid in _mapping("learning_rates", study.learning_rates).items():
+        if not isinstance(grid, list) or not all(type(each) in (int, float) for each in grid):
+            raise ValueError(f"learning_rates.{arm} is no list of numbers")
+    for arm in study.arms:
+        if ".." in Path(arm).parts or arm.startswith("/"):
+            raise ValueError(f"the arm {arm!r} would name a folder outside the study")
+    for job, entry in _mapping("jobs", study.jobs).items():
+        directory = _mapping(f"jobs.{job}", entry).get("directory", "")
+        if not isinstance(directory, str) or ".." in Path(directory).parts or directory.startswith("/"):
+            raise ValueError(f"jobs.{job} lies in {directory!r}, outside the study")
+
+
+def _mapping(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{key} is {type(value).__name__}, not a mapping")
+    return value
+
+
+def best_learning_rate(outcomes: Mapping[float, Sequence[float | None]]) -> float | None:
+    """The rate with the lowest mean outcome among those where fewest seeds diverged; None where every seed did.
+
+    `outcomes` maps a rate to the selection metric of its seeds, None for one that diverged: a mean over the
+    survivors alone would reward instability. Ties go to the smaller rate.
+    """
+
+    def loss(rate: float) -> tuple[int, float, float]:
+        values = [value for value in outcomes[rate] if value is not None and math.isfinite(value)]
+        mean = math.fsum(values) / len(values) if values else math.inf
+        return len(outcomes[rate]) - len(values), mean, rate
+
+    alive = [rate for rate, values in outcomes.items() if any(v is not None and math.isfinite(v) for v in values)]
+    return min(alive, key=loss) if alive else None

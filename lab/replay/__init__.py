@@ -1,0 +1,1 @@
+"""Replay of a policy's decisions over recorded spectra."""

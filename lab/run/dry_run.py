@@ -1,0 +1,233 @@
+"""What a run would take, before it takes anything: one training step on tensors that have shapes and no memory."""
+
+import math
+import time
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from lab.adapter.install import install
+from lab.config import Optim, RunConfig, instantiate
+from lab.data.corpus import load_corpus
+from lab.data.encode import Sample
+from lab.layer import find_targets
+from lab.training.answers import Answers
+from lab.training.hardware import Resolved, resolve
+from lab.training.loader import BatchPlan
+from lab.training.loss import LabelGate, base_of, loss_at
+from lab.training.optim import make_optimizer
+from lab.training.positions import check_fits
+
+# Dense bfloat16 peak of a device, FLOP/s, from NVIDIA's data sheets (A100, H100 and H200 SXM without sparsity).
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+UTILISATION = 0.4  # of a GPU's peak: what LoRA and small pre-training runs reach is between 0.3 and 0.5
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors alive that were made in the context, and keeps their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf.untyped_storage())
+        return out
+
+    def _see(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen.add(storage)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one device holds and computes; bytes and FLOPs."""
+
+    parameters: int
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int  # everything else at the peak of a step: saved for the backward pass, and in flight
+    flops: float  # of one micro-batch, forward and backward
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment of a step."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+class PlannedGate(LabelGate):
+    """The gate of the loss where numbers have no values: the usual model does no more to its logits than a softcap."""
+
+    def _only_caps(self, net: nn.Module) -> bool:
+        return True
+
+
+def cost_of_step(
+    net: nn.Module, optim: Optim, examples: int, length: int, labelled: int, autocast: bool, devices: int = 1
+) -> Cost:
+    """The cost of a training step with one micro-batch of examples (examples, length), `labelled` of them predicted.
+
+    `net` must have been made under the FakeTensorMode that is active. The optimizer's state is counted at the peak, as
+    it is from the second step on; with several devices DDP holds the gradients once more, in its buckets.
+    """
+    parameters = list(net.parameters())
+    trainable = [p for p in parameters if p.requires_grad]
+    weights, gradients = _bytes([*parameters, *net.buffers()]), _bytes(trainable)
+    gate = PlannedGate(base_of(net))
+    ids = torch.zeros(examples, length, dtype=torch.long)
+    targets = torch.zeros(labelled, dtype=torch.long)
+    positions = torch.zeros(labelled, dtype=torch.long)  # which they are changes no size
+    optimizer = make_optimizer(net, optim, torch.device("cpu"))
+    flops = FlopCounterMode(display=False)
+    net.train()
+    with LiveBytes() as live, flops:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            loss = loss_at(net, gate, ids, (positions, positions), targets)
+        loss.backward()
+    gate.handle.remove()
+    optimizer.step()
+    state = _bytes(t for kept in optimizer.state.values() for t in kept.values() if isinstance(t, Tensor))
+    # Gradients come to life during the backward pass: they are part of the peak, and not counted twice.
+    return Cost(
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in trainable),
+        weights=weights,
+        gradients=gradients * (2 if devices > 1 else 1),
+        optimizer=state,
+        activations=max(0, live.peak - gradients),
+        flops=float(flops.get_total_flops()),
+    )
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(
+        storage.nbytes() for storage in {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}.values()
+    )
+
+
+def fake_model(config: RunConfig, dtype: torch.dtype, mode: FakeTensorMode) -> nn.Module:
+    """The model a run would train, adapters and all, without memory: CPU tensors of the given mode."""
+    model = instantiate.make(config.model)
+    net: nn.Module = model.skeleton().to(dtype)
+    if config.hardware.gradient_checkpointing:
+        net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        net.enable_input_require_grads()  # type: ignore[operator]
+    if config.method == "lora":
+        targets = find_targets(net, config.adapter.target_modules, config.adapter.exclude_modules)
+        net = install(
+            net,
+            targets,
+            {target.name: config.rank for target in targets},
+            rank=config.rank,
+            alpha=config.alpha,
+            scaling=config.scaling,  # type: ignore[arg-type]
+            dropout=config.adapter.dropout,
+            use_dora=config.adapter.use_dora,
+        )
+    # From the meta device to a CPU that computes shapes only: on meta, attention would not choose the fused kernels.
+    made: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
+    for module in net.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                if p not in made:
+                    fake = FakeTensor(mode, p.detach().to("meta"), torch.device("cpu"))
+                    made[p] = nn.Parameter(fake, requires_grad=p.requires_grad)
+                module._parameters[name] = made[p]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = FakeTensor(mode, buffer.to("meta"), torch.device("cpu"))
+    return net
+
+
+def predict(config: RunConfig, hardware: Resolved, samples: list[Sample]) -> tuple[Cost, float]:
+    """The cost on one device with its longest micro-batch, and the mean FLOPs of an optimizer step on all of them."""
+    longest = sorted(samples, key=lambda sample: -len(sample.input_ids))[: hardware.micro]
+    labelled = max(1, sum(int((sample.labels != -100).sum()) for sample in longest))
+    length = len(longest[0].input_ids)
+    full_mixed = config.method == "full" and hardware.precision == "bf16-mixed"
+    mode = FakeTensorMode()
+    net = fake_model(config, torch.float32 if full_mixed else hardware.compute_dtype, mode)
+    with mode:
+        cost = cost_of_step(
+            net, config.optim, len(longest), length, labelled, autocast=full_mixed, devices=hardware.devices
+        )
+    mean_tokens = sum(len(sample.input_ids) for sample in samples) / len(samples) * config.schedule.batch_size
+    return cost, cost.flops / (len(longest) * length) * mean_tokens
+
+
+def device_speed(hardware: Resolved) -> tuple[str, float, str]:
+    """A device's name, the FLOP/s to expect of it, and where that number is from."""
+    if hardware.accelerator == "gpu":
+        name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "A100"
+        kind = next((kind for kind in PEAK_FLOPS if kind in name), "A100")
+        return name, PEAK_FLOPS[kind] * UTILISATION, f"{UTILISATION:.0%} of the {kind}'s bf16 peak"
+    a = torch.randn(768, 768, dtype=hardware.compute_dtype)
+    (a @ a).sum()
+    began, count = time.perf_counter(), 8
+    for _ in range(count):
+        a @ a
+    return hardware.device_name, count * 2 * 768**3 / (time.perf_counter() - began), "measured on a matrix product"
+
+
+def report(config: RunConfig) -> str:
+    """The lines that dry_run=true prints; reads the data and the model's configuration, no weights."""
+    asked = config.hardware
+    if asked.accelerator == "gpu" and torch.cuda.device_count() < asked.devices:
+        # A machine that is not here can still be planned for; what it has is what its hardware option says.
+        hardware = replace(
+            resolve(replace(asked, accelerator="cpu", precision=asked.precision), config.schedule.batch_size),
+            accelerator="gpu",
+            precision="bf16-mixed" if asked.precision == "auto" else asked.precision,
+        )
+    else:
+        hardware = resolve(asked, config.schedule.batch_size)
+    model, data = instantiate.make(config.model), instantiate.make(config.data)
+    tokenizer = model.tokenizer()
+    corpus = load_corpus(data, tokenizer, config.evaluate.max_examples)
+    answers = Answers(data, corpus, tokenizer, config.evaluate, torch.device("cpu"))
+    check_fits(model.skeleton(), corpus, config.evaluate, judged=bool(answers.judged))
+    samples = corpus.train.samples
+    cost, flops = predict(config, hardware, samples)
+    plan = BatchPlan([len(sample.input_ids) for sample in samples], config.schedule.batch_size, config.data_seed)
+    steps = min(
+        config.schedule.max_steps or math.inf,
+        (config.schedule.max_epochs or math.inf) * plan.steps_per_epoch,
+    )
+    name, speed, source = device_speed(hardware)
+    hours = steps * flops / hardware.devices / speed / 3600
+    rows = {
+        "weights": cost.weights,
+        "gradients": cost.gradients,
+        "optimizer": cost.optimizer,
+        "activations": cost.activations,
+        "peak": cost.peak,
+    }
+    lines = [
+        f"dry run: {hardware.devices} x {name}, {hardware.precision}, micro-batch {hardware.micro} x "
+        f"{hardware.accumulate} accumulated",
+        f"{cost.trainable:,} of {cost.parameters:,} parameters train",
+        *(f"  {what:<12} {size / 2**20:>10,.1f} MiB per device" for what, size in rows.items()),
+        f"{flops:.3g} FLOPs per step, {steps:,.0f} steps: {hours:.2g} hours of training ({source})",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""What a run tells about itself: its model as it really is, into the record; its start and its end, on the console."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from lab.adapter.readers import damping
+from lab.config import RunConfig, for_files
+from lab.instruments.rank_plan import print_plan
+from lab.layer import Target
+from lab.record import RunRecord
+from lab.run.environment import environment
+from lab.run.setup import Adapted
+from lab.training.hardware import Resolved
+from lab.training.progress import console
+
+
+def describe(
+    result: RunRecord, config: RunConfig, adapted: Adapted, model: Any, tokenizer: Any, hardware: Resolved
+) -> None:
+    """Fill the record with what the live model, the config and the machine are."""
+    net = adapted.net
+    words = int(net.get_input_embeddings().weight.shape[0])
+    result.seed, result.data_seed = config.seed, config.data_seed
+    result.config = for_files(config)
+    result.model = {
+        "name_or_path": model.name_or_path,
+        "revision": model.revision,
+        "weights_sha256": adapted.structure["base_sha256"],  # as held, in `dtype`
+        "stored_sha256": adapted.structure["stored_sha256"],  # as its files have it: the same whatever the precision
+        "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
+        "quantization": getattr(model, "quantization", None),
+        "vocab_size": words,
+        "unused_ids": max(0, words - len(tokenizer)),
+    }
+    result.trainable_params = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    result.total_params = sum(p.numel() for p in net.parameters())
+    if adapted.applied is not None:
+        result.ranks, result.scalings = dict(adapted.applied.ranks), dict(adapted.applied.scalings)
+        asked = config.rank * sum(target.cost for target in adapted.targets)
+        result.budget = {"asked": asked, "used": adapted.applied.budget_used}
+    result.environment = environment(hardware)
+
+
+def say_start(result: RunRecord, targets: Sequence[Target]) -> None:
+    """What was installed and initialised, and where the loss starts."""
+    if unused := result.model["unused_ids"]:
+        console.print(
+            f"vocabulary: {result.model['vocab_size']:,} words, {unused:,} of them beyond the tokenizer's ids: "
+            f"no text holds those, and only the head's softmax sees them"
+        )
+    if result.ranks:
+        init = result.init
+        print_plan(result.ranks, targets)
+        console.print(
+            f"{init['scheme']}: {init['modules_initialised']} of {init['modules_targeted']} modules initialised, "
+            f"rank {_span(result.ranks)}, scaling {_span(result.scalings)}, "
+            f"{result.trainable_params:,} of {result.total_params:,} parameters train; "
+            f"loss at step 0 {init['step0_loss']:.4f}, of the base {init['base_loss']:.4f}"
+        )
+        for line in damping(min(result.scalings.values())):
+            console.print(Text(line, style="yellow"))
+    console.print(f"base: validation loss {result.metrics['base_val_loss']:.4f} nats per token")
+
+
+def say_end(result: RunRecord, run_dir: Path) -> None:
+    """The last line of a run: its scores, its seconds, its folder."""
+    metrics = result.metrics
+    shown = ("val_loss", "val_bpb", "best_val_bpb", "base_val_loss", "test_loss", "test_accuracy", "forgetting")
+    facts = [f"{name} {value:.4f}" for name in shown if (value := metrics.get(name)) is not None]
+    console.print(f"{' · '.join(facts)} · {result.seconds['total']:.0f} s · {run_dir}")
+
+
+def _span(values: dict[str, Any]) -> str:
+    low, high = min(values.values()), max(values.values())
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
