@@ -87,7 +87,7 @@ def test_a_text_of_the_environment_is_kept_as_its_reference(text, kept, monkeypa
     plain = OmegaConf.to_container(root, resolve=True)
     found = references.references(root, plain)
     assert found.get(("a", "x")) == kept
-    again = OmegaConf.create(references.put(references.escaped(plain), found))
+    again = OmegaConf.create(references.put(references.escape(plain), found))
     assert OmegaConf.to_container(again, resolve=True) == plain
 
 

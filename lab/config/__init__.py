@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from lab import paths
 from lab.config import trust
-from lab.config.references import Place, escaped, made_absolute, put, references
+from lab.config.references import Place, escape, make_absolute, put, references
 from lab.config.validate import problems
 from lab.errors import UsageError, nearest
 from lab.files import write_atomically
@@ -166,7 +166,7 @@ def check(cfg: DictConfig, start: Path | None = None) -> RunConfig:
             raise ConfigError("\n".join(found))
         whole = paths.absolute(plain, start or Path.cwd())
         config = typed(whole)
-        config.references = made_absolute(references(cfg, plain), plain, whole)
+        config.references = make_absolute(references(cfg, plain), plain, whole)
         return config
     except OmegaConfBaseException as error:
         raise ConfigError(f"{said(error)}.") from None
@@ -196,14 +196,14 @@ def for_files(config: RunConfig) -> dict[str, Any]:
 
 def composed(config: RunConfig) -> DictConfig:
     """A typed config as Hydra would have composed it, references and all."""
-    node = OmegaConf.merge(OmegaConf.structured(RunConfig), put(escaped(plain_of(config)), config.references))
+    node = OmegaConf.merge(OmegaConf.structured(RunConfig), put(escape(plain_of(config)), config.references))
     assert isinstance(node, DictConfig)
     return node
 
 
 def typed(plain: dict[str, Any]) -> RunConfig:
     """The typed root of a plain mapping, such as a saved config.yaml."""
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), escaped(plain)))
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), escape(plain)))
     assert isinstance(config, RunConfig)
     return config
 

@@ -1,6 +1,5 @@
-"""Config to live objects; the only caller of hydra.utils.instantiate."""
+"""Instantiation: config to live objects; the only caller of hydra.utils.instantiate."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
@@ -40,7 +39,7 @@ def make(node: dict[str, Any]) -> Any:
 
 
 def _innermost(error: BaseException, target: str) -> str:
-    """What an import failed of in the end, in a line."""
+    """The innermost reason why an import failed, in a line."""
     while error.__cause__ is not None:
         error = error.__cause__
     module, _, name = target.rpartition(".")
@@ -52,27 +51,22 @@ NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true 
 
 
 def _group(node: dict[str, Any]) -> str:
-    """Where the user wrote the values: `init` for lab.init.svd.Svd, and the class's own path for anybody else's."""
+    """Key that the user wrote the values under: `init` for lab.init.svd.Svd; for anybody else's, the class's path."""
     target = str(node.get("_target_"))
     return target.split(".")[1] if target.startswith("lab.") else target
 
 
-def located(target: str) -> Any:
-    """What a dotted path names, imported and not called; raises ImportError, in a line, where it cannot be."""
+def locate(target: str) -> Any:
+    """Object that a dotted path names, imported and not called; raises ImportError, in a line, where it cannot be."""
     try:
         return get_object(target)
     except Exception as error:  # of Hydra, or whatever a module raises at its import
         raise ImportError(_innermost(error, target) or type(error).__name__) from error
 
 
-def _found(target: str) -> Any:
-    module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
 def _check_types(node: dict[str, Any], where: str) -> None:
     try:
-        target = _found(str(node["_target_"]))
+        target = get_object(str(node["_target_"]))
         hints = get_type_hints(target) if isinstance(target, type) and is_dataclass(target) else {}
     except Exception:  # of a module that cannot be imported, of a type without a name: instantiate says what is wrong
         return
@@ -106,15 +100,15 @@ def _measure(key: str, name: str, node: Any) -> Callable[[Any, Any], Any]:
         raise UsageError(f"{key} has the name of a measure that every run takes; give yours another.")
     if not isinstance(node, dict) or not node.get("_target_"):
         raise UsageError(f"{key}={node!r} has no _target_; write {{_target_: mypackage.measure}}.")
-    found: Callable[[Any, Any], Any] = make({**node, "_partial_": True})
+    measure: Callable[[Any, Any], Any] = make({**node, "_partial_": True})
     settings = {each: value for each, value in node.items() if not each.startswith("_")}
     try:
-        inspect.signature(_found(node["_target_"])).bind(None, None, **settings)
+        inspect.signature(get_object(node["_target_"])).bind(None, None, **settings)
     except TypeError as error:
         raise UsageError(
             f"{key}: {node['_target_']} cannot be called as measure(model, tokenizer) with these settings: {error}."
         ) from None
-    return found
+    return measure
 
 
 def make_logger(node: dict[str, Any], run_dir: Path, step: int = 0) -> Any:

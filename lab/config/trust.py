@@ -1,4 +1,4 @@
-"""What a run's or study's directory may make this machine do: run ours, and nothing of a stranger's unasked.
+"""Trust: a run's or study's directory may make this machine run our code, and nothing of a stranger's unasked.
 
 Whatever names code (`_target_`, at any depth) is checked before anything is constructed. Allowed are classes that can
 do what the lab would ask of them, of the lab itself and of installed packages, and the user's own modules under the
@@ -18,7 +18,7 @@ from typing import Any
 
 from lab import paths
 from lab.cache import cache_dir, keep_json, read_json
-from lab.config.instantiate import located
+from lab.config.instantiate import locate
 from lab.errors import UsageError
 
 VARIABLE = "LAB_TRUST"  # names that `trust=…` gives, separated by commas; a job's processes inherit it
@@ -109,8 +109,8 @@ def check_overrides(overrides: list[str], place: Path, named: str) -> None:
             _refuse(f"{named} has the override {override!r}, which tells Hydra what to run and where", "hydra")
         if "." not in key and not re.fullmatch(r"[^/\\]*", value.replace("..", "/")):
             _refuse(f"{named} has the override {override!r}, which names a file by its path", "hydra")
-        for found in re.finditer(r"_target_['\"]?\s*[=:]\s*['\"]?([^\s,'\"}\]]*)", override):
-            _check_target(key.removesuffix("._target_"), found[1], place, f"{named} ({override})", Path.cwd())
+        for match in re.finditer(r"_target_['\"]?\s*[=:]\s*['\"]?([^\s,'\"}\]]*)", override):
+            _check_target(key.removesuffix("._target_"), match[1], place, f"{named} ({override})", Path.cwd())
 
 
 def check_declared(overrides: list[str], place: Path, named: str) -> None:
@@ -141,28 +141,28 @@ def _check_text(key: str, value: Any, place: Path, named: str) -> None:
 def _check_target(key: str, target: Any, place: Path, named: str, start: Path) -> None:
     if target is None:  # logger=none
         return
-    said = f"{named} has {key}._target_={target!r}"
+    what = f"{named} has {key}._target_={target!r}"
     if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
-        raise UsageError(f"{said}, which names no class; restore it.")
+        raise UsageError(f"{what}, which names no class; restore it.")
     package = target.split(".")[0]
     if package in _trusted():
         return
     kind = _kind(package, place, start)
     if kind is None or (kind != "own" and key.startswith("metrics.")):
-        _refuse(f"{said}, code that is neither the lab's nor yours", package)
+        _refuse(f"{what}, code that is neither the lab's nor yours", package)
     try:
-        found = located(target)
+        chosen = locate(target)
     except ImportError as error:
-        raise UsageError(f"{said}, which cannot be imported ({error}); mend the path.") from None
-    home = str(getattr(found, "__module__", None) or "").split(".")[0]
-    if isinstance(found, ModuleType) or not callable(found) or _kind(home, place, start) != kind:
-        _refuse(f"{said}, which is not {package}'s own", package)
-    if kind != "own" and not _fits(found, key):
-        _refuse(f"{said}, which is no class that the lab would make there", package)
+        raise UsageError(f"{what}, which cannot be imported ({error}); mend the path.") from None
+    home = str(getattr(chosen, "__module__", None) or "").split(".")[0]
+    if isinstance(chosen, ModuleType) or not callable(chosen) or _kind(home, place, start) != kind:
+        _refuse(f"{what}, which is not {package}'s own", package)
+    if kind != "own" and not _fits(chosen, key):
+        _refuse(f"{what}, which is no class that the lab would make there", package)
 
 
 def _kind(package: str, place: Path, start: Path) -> str | None:
-    """Whose a top-level module is: the lab's, an installed package's, the user's own; None for anybody else's."""
+    """Owner of a top-level module: the lab, an installed package or the user (own); None for anybody else."""
     if package == "lab":
         return "lab"
     if package in sys.stdlib_module_names or package in ("builtins", "__main__", ""):
@@ -188,22 +188,22 @@ def _is_own(module: Path, place: Path, start: Path) -> bool:
     return not module.is_relative_to(came_with)
 
 
-def _fits(found: Any, key: str) -> bool:
+def _fits(chosen: Any, key: str) -> bool:
     """True for a class with the methods of the group its place is in, or, deeper, of any group."""
-    if not isinstance(found, type):
+    if not isinstance(chosen, type):
         return False
     parts = key.split(".")
     groups = [parts[0]] if len(parts) == 1 else list(METHODS)
-    return any(_has(found, group) for group in groups)
+    return any(_has(chosen, group) for group in groups)
 
 
-def _has(found: type, group: str) -> bool:
+def _has(chosen: type, group: str) -> bool:
     methods = METHODS.get(group)
     if methods is None:
         return False
-    fields = {*dir(found), *getattr(found, "__annotations__", {})}
+    fields = {*dir(chosen), *getattr(chosen, "__annotations__", {})}
     return all(name in fields for name in NEEDS.get(group, ())) and all(
-        _takes(getattr(found, name, None), count) for name, count in methods.items()
+        _takes(getattr(chosen, name, None), count) for name, count in methods.items()
     )
 
 

@@ -1,10 +1,13 @@
-"""Which values a configuration may have, and the sentence that answers each other one. No torch here."""
+"""Values that a configuration may have, alone and together, and the sentence that answers each other one.
+
+No torch here: a class is imported to ask what it refuses beside it only where all else is allowed and it could refuse.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lab.config.incompatible import INCOMPATIBLE
+from lab.config.instantiate import locate
 from lab.errors import nearest
 from lab.paths import empty
 
@@ -52,6 +55,26 @@ AT_MOST = {
 ABOVE_ZERO = ("alpha", "optim.lr", "optim.eps", "optim.lora_plus_ratio")
 ABOVE_ZERO_OR_NULL = ("hardware.timeout_s", "optim.matrix_lr", "optim.embedding_lr", "optim.head_lr")
 BELOW_ONE = ("optim.momentum", "optim.momentum_start", "adapter.dropout")  # and at least 0
+DEFAULTS = {  # by group: the option that stands for none
+    "init": {"_target_": "lab.init.random.Random", "distribution": "kaiming", "filled": "A"},
+    "rank_strategy": {"_target_": "lab.rank_strategy.uniform.Uniform"},
+}
+# A key, its value that a choice refuses beside it (`other`: any init or rank strategy but the default), and the reason.
+Conflict = tuple[str, object, str]
+FULL: tuple[Conflict, ...] = (
+    ("adapter.use_dora", True, "adapter.use_dora decomposes an adapter, and method=full has none"),
+    (
+        "init",
+        "other",
+        "method=full trains every weight and fills no adapter, so this init would do nothing; use method=lora, or "
+        "init=random",
+    ),
+    ("rank_strategy", "other", "method=full has no ranks to spread; use method=lora, or rank_strategy=uniform"),
+)
+MOVES = (
+    "DoRA rescales the whole weight, so it starts from B A = 0, and this init's product is not zero; "
+    "use init=random, gaussian, init_b, orthogonal or eva"
+)
 OF_CLASSES = ("model", "data", "init", "rank_strategy", "svd_policy", "logger", "metrics")  # their classes check them
 
 
@@ -60,41 +83,79 @@ def problems(plain: dict[str, Any]) -> list[str]:
     missing = [f"{key} has no value; give it one: {key}=…" for key in _missing(plain)]
     if missing:
         return missing
-    found = [
+    wrong = [
         f"{key} is empty text, which is no path; give one, or null where there shall be none." for key in empty(plain)
     ]
     for key, allowed in CHOICES.items():
         value = _get(plain, key)
         if value not in allowed:
-            found.append(f"{key}={value} is not one of {', '.join(allowed)}{nearest(str(value), list(allowed))}.")
-    typed = {key: value for key, value in plain.items() if key not in OF_CLASSES}
-    for key, value in _numbers(typed):
+            wrong.append(f"{key}={value} is not one of {', '.join(allowed)}{nearest(str(value), list(allowed))}.")
+    ours = {key: value for key, value in plain.items() if key not in OF_CLASSES}
+    for key, value in _numbers(ours):
         fault = _fault(key, value)
         if fault and not (key == "data_seed" and value == plain["seed"]):  # it follows seed, of which it is said
-            found.append(f"{key} must be {fault}; got {value}.")
+            wrong.append(f"{key} must be {fault}; got {value}.")
     betas = plain["optim"]["betas"]
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        found.append(f"optim.betas must be two numbers from 0 to below 1, such as [0.9, 0.999]; got {betas}.")
+        wrong.append(f"optim.betas must be two numbers from 0 to below 1, such as [0.9, 0.999]; got {betas}.")
     prompts = plain["evaluate"]["prompts"]
     if not all(isinstance(prompt, str) for prompt in prompts):
-        found.append(f"evaluate.prompts={prompts} is no list of texts; write ['What is rank?', …].")
+        wrong.append(f"evaluate.prompts={prompts} is no list of texts; write ['What is rank?', …].")
     for key in ("adapter.target_modules", "adapter.exclude_modules"):
         value = _get(plain, key)
         if isinstance(value, list) and all(isinstance(name, str) for name in value):
             continue
         if not isinstance(value, str) and (value is not None or key == "adapter.target_modules"):
-            found.append(
+            wrong.append(
                 f"{key}={value} is neither a regular expression nor a list of names, such as [q_proj, v_proj]."
             )
     if plain["schedule"]["max_epochs"] is None and plain["schedule"]["max_steps"] is None:
-        found.append("schedule.max_epochs and schedule.max_steps are both null; give the run an end.")
+        wrong.append("schedule.max_epochs and schedule.max_steps are both null; give the run an end.")
     if plain["method"] == "lora" and plain["optim"]["matrix_lr"] is not None:
-        found.append("optim=muon is for method=full: orthogonalising a LoRA factor's update is not Muon on the weight.")
-    found += _batch_problems(plain)
-    for pair, reason in INCOMPATIBLE:
-        if all(_get(plain, key) == value for key, value in pair.items()):
-            found.append(f"{' with '.join(f'{k}={v}' for k, v in pair.items())} is refused: {reason}.")
-    return found
+        wrong.append("optim=muon is for method=full: orthogonalising a LoRA factor's update is not Muon on the weight.")
+    wrong += _batch_faults(plain)
+    if plain["method"] == "full":
+        wrong += _conflicts("method=full", FULL, plain)
+    return wrong or list(_class_conflicts(plain))
+
+
+def _conflicts(choice: str, conflicts: Iterable[Conflict], plain: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each value that a choice, named as the user could write it, refuses beside it."""
+    for key, refused, reason in conflicts:
+        value = _get(plain, key)
+        others = _departures(key, value) if refused == "other" and key in DEFAULTS else []
+        for other in others or [f"{key}={value}"] * (value == refused):
+            yield f"{choice} with {other} is refused: {reason}."
+
+
+def _departures(group: str, node: dict[str, Any]) -> list[str]:
+    """The class that makes an option another than its group's default, or else the values that do."""
+    target, default = f"{group}._target_={node.get('_target_')}", DEFAULTS[group]
+    if node.get("_target_") != default["_target_"]:
+        return [target]
+    return [
+        f"{target} with {group}.{key}={node[key]}" for key, value in default.items() if node.get(key, value) != value
+    ]
+
+
+def _class_conflicts(plain: dict[str, Any]) -> Iterator[str]:
+    """A sentence for each value that the class of the init or of the rank strategy refuses beside it.
+
+    The lab's inits refuse nothing but DoRA, where they move the function; so most configs are told without torch.
+    """
+    targets = {group: plain[group].get("_target_") for group in DEFAULTS}
+    dora = plain["adapter"]["use_dora"]
+    own = not str(targets["init"]).startswith("lab.")
+    if not dora and not own and targets["rank_strategy"] == DEFAULTS["rank_strategy"]["_target_"]:
+        return
+    for group, target in targets.items():
+        try:
+            chosen, choice = locate(target), f"{group}._target_={target}"
+        except ImportError:  # said in a sentence where the object is made
+            continue
+        if dora and getattr(chosen, "starts_at_zero", None) is False:
+            yield f"adapter.use_dora=True with {choice} is refused: {MOVES}."
+        yield from _conflicts(choice, getattr(chosen, "conflicts", ()), plain)
 
 
 def _numbers(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float]]:
@@ -107,7 +168,7 @@ def _numbers(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, int
 
 
 def _fault(key: str, value: int | float) -> str | None:
-    """What the value of a key must be and is not; None where it is."""
+    """The condition that the value of a key does not meet, in words; None where it meets all."""
     least = 1 if key in AT_LEAST_1_OR_NULL else AT_LEAST.get(key)
     if least is not None and not value >= least:
         return f"at least {least}{' (or null)' if key in AT_LEAST_1_OR_NULL else ''}"
@@ -130,7 +191,7 @@ def _missing(plain: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _missing(value, f"{prefix}{key}.")
 
 
-def _batch_problems(plain: dict[str, Any]) -> list[str]:
+def _batch_faults(plain: dict[str, Any]) -> list[str]:
     batch, devices = plain["schedule"]["batch_size"], plain["hardware"]["devices"]
     micro = plain["hardware"]["micro_batch_size"]
     if min(batch, devices, 1 if micro is None else micro) < 1:
@@ -148,7 +209,8 @@ def _batch_problems(plain: dict[str, Any]) -> list[str]:
 
 
 def _get(plain: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none, such as an option that another class has."""
     value: Any = plain
     for part in key.split("."):
-        value = value[part]
+        value = value.get(part) if isinstance(value, dict) else None
     return value

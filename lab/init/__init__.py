@@ -1,4 +1,4 @@
-"""How the low-rank pair is filled at step 0: the protocol every scheme follows."""
+"""Initialisation of the low-rank pair at step 0: the protocol that every scheme follows."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,11 +24,15 @@ class Factors:
 
 
 class InitScheme(Protocol):
-    """A scheme fills one layer's pair; it is called once per target, in module order, by one process of the job."""
+    """A scheme fills one layer's pair; it is called once per target, in module order, by one process of the job.
+
+    A class may also carry `starts_at_zero` (False: the product B A is not zero at step 0, so DoRA is refused before
+    anything is loaded) and `conflicts`, as `lab.config.validate` reads them.
+    """
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Which Evidence must be gathered first."""
+        """The Evidence to gather first: a class attribute, or a property where an option decides."""
         ...
 
     def factors(

@@ -1,6 +1,7 @@
 """AdaLoRA's start (arXiv:2303.10512): P and Q random and Λ zero. No option: rank_strategy=adalora brings it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, Tensor
 
@@ -15,12 +16,9 @@ DEVIATION = 0.02  # of P and Q at step 0, as peft fills them
 class Triplets:
     """AdaLoRA's own start: P and Q are N(0, 0.02²) and Λ, which the layer holds, is 0."""
 
-    label: str = "adalora"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """No training data."""
-        return frozenset()
+    label: ClassVar[str] = "adalora"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    starts_at_zero: ClassVar[bool] = True  # B Λ A is, though B A is not
 
     def factors(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator

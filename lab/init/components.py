@@ -1,16 +1,16 @@
 """Singular components of the weight itself: the greatest, the smallest, the middle ones or a random choice."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init.controls import Info, WithOffset, balanced
+from lab.init.controls import Info, WithOffset, balanced_pair
 from lab.init.inputs import check_choice, check_nonzero
 from lab.init.svd_cache import leading_triples, triples_at
-from lab.layer import Evidence, Target
+from lab.layer import Evidence, Need, Target
 from lab.spectral.decomposition import ALGORITHMS, Algorithm
 
 Which = Literal["principal", "minor", "middle", "random"]
@@ -24,6 +24,8 @@ class Components(WithOffset):
     `principal` is PiSSA (arXiv:2404.02948), `minor` MiLoRA (arXiv:2406.09044); `middle` and `random` are the controls
     of MiLoRA's ablation. Only principal components can be sketched; the others are always exact.
     """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     which: Which
     svd: Algorithm
@@ -48,15 +50,15 @@ class Components(WithOffset):
         """The chosen part of the weight, split evenly; raises UsageError where that part is zero."""
         check_nonzero(target, "the weight", weight)
         if self.which == "principal":
-            found = leading_triples(weight, rank, self.svd)
+            part = leading_triples(weight, rank, self.svd)
         else:
-            found = triples_at(weight, chosen(self.which, target.max_rank, rank, generator))
-        A, B = balanced(found.U, found.S, found.Vh, scaling)
+            part = triples_at(weight, component_indices(self.which, target.max_rank, rank, generator))
+        A, B = balanced_pair(part, scaling)
         check_nonzero(target, f"the {self.which} part of the weight", A)
-        return A, B, found.info
+        return A, B, part.info
 
 
-def chosen(which: Which, count: int, rank: int, generator: Generator) -> Tensor:
+def component_indices(which: Which, count: int, rank: int, generator: Generator) -> Tensor:
     """Indices, ascending, of `rank` out of `count` singular values in descending order."""
     if which == "random":
         drawn = torch.randperm(count, generator=generator, device=generator.device)[:rank]

@@ -1,4 +1,4 @@
-"""The controls that separate direction from size, shared by every scheme whose product is not random.
+"""Controls that separate direction from size, shared by every scheme whose product is not random.
 
 `magnitude=matched` scales the product to a stated norm, `direction=random` turns it into random directions of the
 same singular values; together they say whether a scheme's gain comes from where it points or from how long it is
@@ -7,15 +7,16 @@ same singular values; together they say whether a scheme's gain comes from where
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
 from lab.init import Factors
-from lab.init.inputs import OFFSETS, check_choice, check_finite, check_nonzero, check_rank, normal
-from lab.layer import Evidence, Need, Target
+from lab.init.inputs import OFFSETS, check_choice, check_finite, check_nonzero, check_positive, check_rank, normal
+from lab.layer import Evidence, Target
+from lab.spectral.decomposition import Decomposition
 from lab.structure import Offset
 
 Info = dict[str, float]
@@ -23,7 +24,9 @@ Info = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Controlled:
-    """A scheme with both controls; a subclass gives the pair itself."""
+    """A scheme with both controls; a subclass gives its `name`, its `needs` and the pair itself."""
+
+    starts_at_zero: ClassVar[bool] = False
 
     magnitude: Literal["native", "matched"]
     matched_norm: float  # ‖scaling · B A‖_F as a share of ‖W‖_F, used by magnitude=matched
@@ -32,30 +35,22 @@ class Controlled:
     def __post_init__(self) -> None:
         check_choice("init.magnitude", self.magnitude, ("native", "matched"))
         check_choice("init.direction", self.direction, ("scheme", "random"))
-        if not 0 < self.matched_norm < math.inf:
-            raise UsageError(
-                f"init.matched_norm={self.matched_norm} is not positive and finite; give a share of ‖W‖ such as 0.01."
-            )
+        check_positive("init.matched_norm", self.matched_norm, "; give a share of ‖W‖ such as 0.01")
 
     @property
     def name(self) -> str:
-        """The scheme's own name, without the controls."""
+        """The scheme's own name, without the controls: a class attribute, or a property where an option decides."""
         raise NotImplementedError
 
     @property
     def label(self) -> str:
-        """What reports call it: its name, and in brackets whatever makes it something else: `pissa[random]`."""
-        return labelled(self.name, self.direction, self.magnitude)
+        """The name in reports: its own, and in brackets whatever makes it something else: `pissa[random]`."""
+        return label_of(self.name, self.direction, self.magnitude)
 
     @property
     def applied_offset(self) -> Offset:
         """None, unless a subclass says otherwise."""
         return "none"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """No training data, unless a subclass says otherwise."""
-        return frozenset()
 
     def pair(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
@@ -73,9 +68,9 @@ class Controlled:
         check_finite(target, "the weight", weight)
         A, B, info = self.pair(target, weight, rank, scaling, evidence, generator)
         A, B = self.control(target, weight, A, B, scaling, generator)
-        return self.finished(A, B, scaling, info)
+        return self.with_measures(A, B, scaling, info)
 
-    def finished(self, A: Tensor, B: Tensor, scaling: float, info: Info) -> Factors:
+    def with_measures(self, A: Tensor, B: Tensor, scaling: float, info: Info) -> Factors:
         """The controlled pair with its offset and its measures."""
         return Factors(A.contiguous(), B.contiguous(), self.applied_offset, info=info | measures(A, B, scaling))
 
@@ -84,10 +79,10 @@ class Controlled:
     ) -> tuple[Tensor, Tensor]:
         """The pair turned and scaled as `direction` and `magnitude` ask."""
         if self.direction == "random":
-            A, B = turned(A, generator), turned(B.T, generator).T
+            A, B = turn(A, generator), turn(B.T, generator).T
         if self.magnitude == "matched":
             check_nonzero(target, "the weight", weight)  # a share of ‖W‖ = 0 would be 0
-            A, B = scaled_to(A, B, scaling, self.matched_norm * float(torch.linalg.vector_norm(weight)))
+            A, B = scale_to(A, B, scaling, self.matched_norm * float(torch.linalg.vector_norm(weight)))
         return A, B
 
 
@@ -112,14 +107,14 @@ class WithOffset(Controlled):
         return self.offset
 
 
-def labelled(name: str, direction: str, magnitude: str) -> str:
+def label_of(name: str, direction: str, magnitude: str) -> str:
     """`svd[gradient]` with a random direction and a matched size is `svd[gradient,random,matched]`."""
     notes = [name[name.index("[") + 1 : -1]] if "[" in name else []
     notes += ["random"] * (direction == "random") + ["matched"] * (magnitude == "matched")
     return f"{name.split('[')[0]}[{','.join(notes)}]" if notes else name
 
 
-def turned(rows: Tensor, generator: Generator) -> Tensor:
+def turn(rows: Tensor, generator: Generator) -> Tensor:
     """The same matrix (r, n) in a random r-dimensional subspace: its singular values and its left frame stay.
 
     rows = Rᵀ Qᵀ with Q orthonormal (n, r) becomes Rᵀ Q'ᵀ with Q' random, Haar-distributed up to column signs. Turning
@@ -137,7 +132,7 @@ def product_norm(A: Tensor, B: Tensor) -> float:
     return math.sqrt(max(float(((B.T @ B) * (A @ A.T)).sum()), 0.0))
 
 
-def scaled_to(A: Tensor, B: Tensor, scaling: float, norm: float) -> tuple[Tensor, Tensor]:
+def scale_to(A: Tensor, B: Tensor, scaling: float, norm: float) -> tuple[Tensor, Tensor]:
     """The pair with ‖scaling · B A‖_F = norm, A and B scaled alike; raises UsageError where the product is zero."""
     now = scaling * product_norm(A, B)
     if not now:
@@ -152,7 +147,7 @@ def measures(A: Tensor, B: Tensor, scaling: float) -> Info:
     return {"product_norm": scaling * product_norm(A, B), "dead_components": float(dead.sum())}
 
 
-def balanced(U: Tensor, S: Tensor, Vh: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+def balanced_pair(svd: Decomposition, scaling: float) -> tuple[Tensor, Tensor]:
     """A = (S/scaling)^½ Vh and B = U (S/scaling)^½, so that scaling · B A = U diag(S) Vh."""
-    root = (S / scaling).sqrt()
-    return root[:, None] * Vh, U * root
+    root = (svd.S / scaling).sqrt()
+    return root[:, None] * svd.Vh, svd.U * root

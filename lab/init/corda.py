@@ -1,15 +1,14 @@
 """Components of the weight chosen by what the inputs make of them."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
 from lab.init.controls import Info, WithOffset
-from lab.init.inputs import check_choice, check_nonzero, gathered
+from lab.init.inputs import check_choice, check_nonzero, check_positive, require
 from lab.layer import Evidence, Need, Target
 from lab.spectral.decomposition import ALGORITHMS, Algorithm, decompose, exact_basis, triples
 
@@ -23,6 +22,8 @@ class Corda(WithOffset):
     Since S Vh C⁻¹ = Uᵀ W, no inverse is taken: s B A = U Uᵀ W. Any batch size works, C being a mean over tokens.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
+
     variant: Literal["ipm", "kpm"]
     damping: float
     svd: Algorithm
@@ -33,35 +34,27 @@ class Corda(WithOffset):
         check_choice("init.svd", self.svd, ALGORITHMS)
         if self.variant == "kpm" and self.svd != "exact":
             raise UsageError(f"init.svd={self.svd} cannot find the smallest triples that kpm adapts; use exact.")
-        if not 0 < self.damping < math.inf:
-            raise UsageError(
-                f"init.damping={self.damping} is not positive and finite, so C may have no inverse; use 0.01."
-            )
+        check_positive("init.damping", self.damping, ", so C may have no inverse; use 0.01")
 
     @property
     def name(self) -> str:
         """corda[ipm] or corda[kpm]."""
         return f"corda[{self.variant}]"
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        """The second moment of the inputs."""
-        return frozenset({"activations"})
-
     def pair(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
     ) -> tuple[Tensor, Tensor, Info]:
         """The chosen part U Uᵀ W of the weight; raises UsageError where that part is zero."""
         check_nonzero(target, "the weight", weight)
-        C = gathered(target, evidence, "activations")
+        C = require(target, evidence, "activations")
         C = C / C.diagonal().mean()
         C.diagonal().add_(self.damping)
-        seen = weight @ C
+        WC = weight @ C
         if self.variant == "ipm":
-            found = decompose(seen, rank, self.svd, generator)
+            part = decompose(WC, rank, self.svd, generator)
         else:
-            found = triples(seen, exact_basis(seen), torch.arange(target.max_rank - rank, target.max_rank))
-        inverse_root = torch.where(found.S > 0, found.S.rsqrt(), 0.0)
-        A = inverse_root[:, None] * (found.U.T @ weight) / scaling**0.5
+            part = triples(WC, exact_basis(WC), torch.arange(target.max_rank - rank, target.max_rank))
+        inverse_root = torch.where(part.S > 0, part.S.rsqrt(), 0.0)
+        A = inverse_root[:, None] * (part.U.T @ weight) / scaling**0.5
         check_nonzero(target, f"the part of the weight that {self.variant} adapts", A)
-        return A, found.U * (found.S / scaling).sqrt(), found.info
+        return A, part.U * (part.S / scaling).sqrt(), part.info

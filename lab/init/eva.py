@@ -1,15 +1,15 @@
-"""The directions in which the layer's inputs vary most."""
+"""Principal components of the layer's inputs: the directions in which they vary most."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
 
 from lab.init import Factors
-from lab.init.controls import labelled, measures, turned
-from lab.init.inputs import check_choice, check_rank, gathered
+from lab.init.controls import label_of, measures, turn
+from lab.init.inputs import check_choice, check_rank, require
 from lab.layer import Evidence, Need, Target
 from lab.spectral.decomposition import ALGORITHMS, Algorithm, decompose
 
@@ -24,6 +24,9 @@ class Eva:
     EVA's redistribution of ranks is a strategy of its own: rank_strategy=eva.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
+    starts_at_zero: ClassVar[bool] = True
+
     magnitude: Literal["native", "matched"]
     direction: Literal["scheme", "random"]
     svd: Algorithm
@@ -35,13 +38,8 @@ class Eva:
 
     @property
     def label(self) -> str:
-        """What reports call it."""
-        return labelled("eva", self.direction, self.magnitude)
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """The second moment of the inputs."""
-        return frozenset({"activations"})
+        """The name in reports: eva, and in brackets the controls that make it something else."""
+        return label_of("eva", self.direction, self.magnitude)
 
     @torch.no_grad()
     def factors(
@@ -49,13 +47,14 @@ class Eva:
     ) -> Factors:
         """A (rank, in) with orthonormal rows, B (out, rank) zero; info says how much input variance A keeps."""
         check_rank(target, rank)
-        moment = gathered(target, evidence, "activations")
-        found = decompose(moment, rank, self.svd, generator)  # symmetric: σ are the variances, Vh their directions
-        A = found.Vh
-        info = found.info | {"captured_energy": float(found.S.double().sum() / moment.diagonal().double().sum())}
+        moment = require(target, evidence, "activations")
+        components = decompose(moment, rank, self.svd, generator)  # symmetric: σ are the variances, Vh their directions
+        A = components.Vh
+        captured = float(components.S.double().sum() / moment.diagonal().double().sum())
         if self.direction == "random":
-            A = turned(A, generator)
+            A = turn(A, generator)
         if self.magnitude == "matched":
             A = A / math.sqrt(3)
         B = torch.zeros((target.shape[0], rank), device=A.device)
-        return Factors(A.contiguous(), B, offset="none", info=info | measures(A, B, scaling))
+        info = components.info | {"captured_energy": captured} | measures(A, B, scaling)
+        return Factors(A.contiguous(), B, offset="none", info=info)

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
-from lab.errors import UsageError
 from lab.init.controls import Info, WithOffset
-from lab.init.inputs import gathered, uniform
+from lab.init.inputs import check_positive, require, uniform
 from lab.layer import Evidence, Need, Target
 from lab.spectral.decomposition import energy_of
 
@@ -21,30 +21,20 @@ class Gora(WithOffset):
     scaling. GoRA's ranks are a strategy of their own: rank_strategy=gora.
     """
 
+    name: ClassVar[str] = "gora"
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradient"})
+
     gamma: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.gamma < math.inf:
-            raise UsageError(
-                f"init.gamma={self.gamma} is not positive and finite; it is the length of a step such as 0.05."
-            )
-
-    @property
-    def name(self) -> str:
-        """gora."""
-        return "gora"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """The gradient."""
-        return frozenset({"gradient"})
+        check_positive("init.gamma", self.gamma, "; it is the length of a step such as 0.05")
 
     def pair(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
     ) -> tuple[Tensor, Tensor, Info]:
         """A random row space and the gradient's coordinates in it."""
-        G = gathered(target, evidence, "gradient")
+        G = require(target, evidence, "gradient")
         inner = target.shape[1]
         A = uniform((rank, inner), 1 / math.sqrt(inner), generator, weight)
         Q, R = torch.linalg.qr(A.T)  # A = Rᵀ Qᵀ, so Aᵀ (A Aᵀ)⁻¹ = Q R⁻ᵀ without squaring A's condition number

@@ -1,4 +1,4 @@
-"""What a scheme may be given: each check is made once, and each refusal names the layer and the way out."""
+"""Checks of what a scheme is given, each in one place; a refusal names the option or the layer, and the way out."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from lab.layer import Evidence, Need, Target
 
 OFFSETS = ("separate", "fold", "none")
 
-WHAT = {
+PHRASE = {  # of each kind of evidence, as a sentence names it
     "gradient": "the gradient of the training loss",
     "activations": "the second moment of the layer's inputs",
     "delta": "a weight change, of a warm-up run or of a teacher",
@@ -22,6 +22,12 @@ def check_choice(key: str, value: str, known: Sequence[str]) -> None:
     """Refuse a value that is none of the known ones."""
     if value not in known:
         raise UsageError(f"{key}={value!r} is unknown; it takes {' | '.join(known)}.")
+
+
+def check_positive(key: str, value: float, rest: str) -> None:
+    """Refuse a size that is not positive and finite; `rest` ends the sentence with a reason or a better value."""
+    if not 0 < value < math.inf:
+        raise UsageError(f"{key}={value} is not positive and finite{rest}.")
 
 
 def check_rank(target: Target, rank: int, limit: int | None = None, why: str = "the smaller side of the layer") -> None:
@@ -60,21 +66,23 @@ def check_nonzero(target: Target, what: str, matrix: Tensor) -> None:
         )
 
 
-def gathered(target: Target, evidence: Evidence, need: Need) -> Tensor:
-    """The evidence a scheme asked for, float32, finite and not zero; raises UsageError where it was not gathered."""
+def require(target: Target, evidence: Evidence, need: Need) -> Tensor:
+    """Evidence that a scheme cannot do without: float32, finite and not zero; raises UsageError where it is none."""
     matrix: Tensor | None = getattr(evidence, need)
     if matrix is None:
         raise UsageError(
-            f"{WHAT[need]} was not gathered for {target.name}, and this init needs it; "
+            f"{PHRASE[need]} was not gathered for {target.name}, and this init needs it; "
             "give the run training data, or choose an init without data such as init=pissa."
         )
     side = target.shape[1]
     expected = (side, side) if need == "activations" else target.shape
     if tuple(matrix.shape) != expected:
-        raise UsageError(f"{WHAT[need]} of {target.name} has shape {tuple(matrix.shape)}; the layer needs {expected}.")
+        raise UsageError(
+            f"{PHRASE[need]} of {target.name} has shape {tuple(matrix.shape)}; the layer needs {expected}."
+        )
     matrix = matrix.detach().to(torch.float32)
-    check_finite(target, WHAT[need], matrix)
-    check_nonzero(target, WHAT[need], matrix)
+    check_finite(target, PHRASE[need], matrix)
+    check_nonzero(target, PHRASE[need], matrix)
     return matrix
 
 

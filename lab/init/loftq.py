@@ -1,16 +1,17 @@
 """A base quantised to four bits, and the pair that makes up for most of what that lost."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
 from lab.init import Factors
-from lab.init.controls import Controlled, Info, balanced
+from lab.init.controls import Controlled, Info, balanced_pair
 from lab.init.inputs import check_choice, check_finite, check_nonzero, check_rank
 from lab.init.svd_cache import leading_triples
-from lab.layer import Evidence, Target
+from lab.layer import Evidence, Need, Target
 from lab.spectral.decomposition import ALGORITHMS, Algorithm
 
 # The 16 values of 4-bit NormalFloat (QLoRA, arXiv:2305.14314, appendix E): quantiles of a normal, scaled to ±1.
@@ -30,6 +31,9 @@ class Loftq(Controlled):
     quantised kernels and runs on a CPU. The pair is divided by s; the paper's is not, and is right only for s = 1.
     """
 
+    name: ClassVar[str] = "loftq"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
     iterations: int
     block_size: int  # consecutive weights of a row-major layer that share one scale
     svd: Algorithm
@@ -41,11 +45,6 @@ class Loftq(Controlled):
             raise UsageError(
                 f"init.iterations={self.iterations} and init.block_size={self.block_size} must both be 1 or more."
             )
-
-    @property
-    def name(self) -> str:
-        """loftq."""
-        return "loftq"
 
     @torch.no_grad()
     def factors(
@@ -62,11 +61,11 @@ class Loftq(Controlled):
             base = nf4(weight - scaling * B @ A, self.block_size)
             lost = weight - base
             check_nonzero(target, "the error of 4-bit quantisation", lost)
-            found = leading_triples(lost, rank, self.svd)
-            A, B = balanced(found.U, found.S, found.Vh, scaling)
-            info = found.info | _errors(weight, base, scaling * B @ A)
+            svd = leading_triples(lost, rank, self.svd)
+            A, B = balanced_pair(svd, scaling)
+            info = svd.info | _errors(weight, base, scaling * B @ A)
         A, B = self.control(target, weight, A, B, scaling, generator)
-        return replace(self.finished(A, B, scaling, info), base=base)
+        return replace(self.with_measures(A, B, scaling, info), base=base)
 
 
 def _errors(weight: Tensor, base: Tensor, product: Tensor) -> Info:

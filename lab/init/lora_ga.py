@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, Tensor
 
-from lab.errors import UsageError
 from lab.init.controls import Info, WithOffset
-from lab.init.inputs import check_choice, check_rank, gathered
+from lab.init.inputs import check_choice, check_positive, check_rank, require
 from lab.layer import Evidence, Need, Target
 from lab.spectral.decomposition import ALGORITHMS, Algorithm, decompose
 
@@ -20,30 +20,22 @@ class LoraGa(WithOffset):
     peft's `lora_ga` leaves c out of A and multiplies B by S, and loses that theorem.
     """
 
+    name: ClassVar[str] = "lora_ga"
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradient"})
+
     stable_gamma: float
     svd: Algorithm
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("init.svd", self.svd, ALGORITHMS)
-        if not 0 < self.stable_gamma < math.inf:
-            raise UsageError(f"init.stable_gamma={self.stable_gamma} is not positive and finite; the paper takes 16.")
-
-    @property
-    def name(self) -> str:
-        """lora_ga."""
-        return "lora_ga"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """The gradient."""
-        return frozenset({"gradient"})
+        check_positive("init.stable_gamma", self.stable_gamma, "; the paper takes 16")
 
     def pair(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator
     ) -> tuple[Tensor, Tensor, Info]:
         """Orthonormal frames of the gradient; raises UsageError where 2 · rank exceeds the smaller side."""
         check_rank(target, rank, target.max_rank // 2, "half its smaller side: lora_ga takes 2 x rank directions")
-        found = decompose(gathered(target, evidence, "gradient"), 2 * rank, self.svd, generator)
+        G = decompose(require(target, evidence, "gradient"), 2 * rank, self.svd, generator)
         c = target.shape[0] ** 0.25 / math.sqrt(self.stable_gamma)
-        return c * found.Vh[:rank], c * found.U[:, rank:], found.info
+        return c * G.Vh[:rank], c * G.U[:, rank:], G.info

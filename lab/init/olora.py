@@ -1,12 +1,13 @@
 """An orthonormal basis of the weight's first columns, and the weight's coordinates in it."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from lab.init.controls import Info, WithOffset
-from lab.layer import Evidence, Target
+from lab.layer import Evidence, Need, Target
 from lab.spectral.decomposition import energy_of
 
 
@@ -18,10 +19,8 @@ class Olora(WithOffset):
     steps see only those columns, so a QR of them gives the same Q, and R[:r] = Qᵀ W, at r/in of the cost.
     """
 
-    @property
-    def name(self) -> str:
-        """olora."""
-        return "olora"
+    name: ClassVar[str] = "olora"
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def pair(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator

@@ -1,6 +1,7 @@
 """Both sides random and nonzero, their product zero: each lies in its own half of the rank."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -21,15 +22,9 @@ class Orthogonal:
     The halves of Q are orthogonal, so B A = 0 to float32 rounding, while both factors get a gradient at step 0.
     """
 
-    @property
-    def label(self) -> str:
-        """What reports call it."""
-        return "orthogonal"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """No training data."""
-        return frozenset()
+    label: ClassVar[str] = "orthogonal"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    starts_at_zero: ClassVar[bool] = True
 
     def factors(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator

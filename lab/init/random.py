@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor
@@ -20,6 +20,9 @@ class Random:
     `filled=B` is Init[B] of Hayou et al. (arXiv:2406.08447).
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    starts_at_zero: ClassVar[bool] = True
+
     distribution: Literal["kaiming", "gaussian"]
     filled: Literal["A", "B"]
 
@@ -29,14 +32,9 @@ class Random:
 
     @property
     def label(self) -> str:
-        """What reports call it: random, gaussian, or either with [B] where B is filled."""
+        """The name in reports: random, gaussian, or either with [B] where B is filled."""
         name = "random" if self.distribution == "kaiming" else self.distribution
         return name if self.filled == "A" else f"{name}[B]"
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """No training data."""
-        return frozenset()
 
     def factors(
         self, target: Target, weight: Tensor, rank: int, scaling: float, evidence: Evidence, generator: Generator

@@ -1,4 +1,4 @@
-"""Factors of the direction in which the weight is about to move (seed 000's idea, with sign, size and offset right)."""
+"""SVD of the direction in which the weight is about to move (seed 000's idea, with sign, size and offset right)."""
 
 import math
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.init.controls import Info, WithOffset, balanced, scaled_to
-from lab.init.inputs import OFFSETS, check_choice, check_nonzero, gathered
+from lab.init.controls import Info, WithOffset, balanced_pair, scale_to
+from lab.init.inputs import OFFSETS, check_choice, check_nonzero, require
 from lab.layer import Evidence, Need, Target
 from lab.spectral.decomposition import ALGORITHMS, Algorithm, decompose
 from lab.structure import Offset
@@ -77,11 +77,11 @@ class Svd(WithOffset):
         """The direction's best rank-r approximation; raises UsageError without evidence or where it is zero."""
         if self.source == "gradient":
             check_nonzero(target, "the weight", weight)  # `size` is a share of its norm
-            D = -gathered(target, evidence, "gradient")
+            D = -require(target, evidence, "gradient")
         else:
-            D = gathered(target, evidence, "delta")
-        found = decompose(D, rank, self.svd, generator)
-        A, B = balanced(found.U, found.S, found.Vh, scaling)
+            D = require(target, evidence, "delta")
+        svd = decompose(D, rank, self.svd, generator)
+        A, B = balanced_pair(svd, scaling)
         if self.source == "gradient":
-            A, B = scaled_to(A, B, scaling, self.size * float(torch.linalg.vector_norm(weight)))
-        return A, B, found.info
+            A, B = scale_to(A, B, scaling, self.size * float(torch.linalg.vector_norm(weight)))
+        return A, B, svd.info

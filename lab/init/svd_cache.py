@@ -72,7 +72,7 @@ def triples_at(weight: Tensor, indices: Tensor) -> Decomposition:
 
 
 def _file(name: str) -> Path | None:
-    """Where a decomposition is kept; None where the folder cannot be made."""
+    """The path that a decomposition is kept at; None where the folder cannot be made."""
     folder = cache_dir("svd")
     return folder and folder / f"{name}.safetensors"
 

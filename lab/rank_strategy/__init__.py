@@ -1,4 +1,4 @@
-"""How much rank each layer gets: the protocol every strategy follows."""
+"""Rank allocation over the layers: the protocol that every strategy follows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -11,11 +11,15 @@ RankPlan = dict[str, int]  # module name -> rank, a key for every target
 
 
 class RankStrategy(Protocol):
-    """A strategy spends one rank budget over the targets."""
+    """A strategy spends one rank budget over the targets.
+
+    A class may also carry `plan_is_final` (False: its ranks are known only when training has ended) and `conflicts`, as
+    `lab.config.validate` reads them.
+    """
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Which Evidence must be gathered first."""
+        """The Evidence to gather first: a class attribute, or a property where an option decides."""
         ...
 
     def allocate(

@@ -1,8 +1,9 @@
-"""Ranks that fall during training: the settings, the first plan and the schedule of AdaLoRA."""
+"""AdaLoRA's settings, first plan and schedule: ranks that fall during training."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, Tensor
 
@@ -13,7 +14,7 @@ from lab.rank_strategy import RankPlan
 
 @dataclass(frozen=True)
 class Schedule:
-    """What may be left after each optimizer step, counted from 1, in the unit of `initial` and `target`."""
+    """Budget left after each optimizer step, counted from 1, in the unit of `initial` and `target`."""
 
     initial: int
     target: int
@@ -45,6 +46,28 @@ class Adalora:
     end is within one module's cost of it and never above; `ranks` keeps `rank` on average, as peft and the paper do.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    plan_is_final: ClassVar[bool] = False
+    conflicts: ClassVar[tuple[tuple[str, object, str], ...]] = (
+        (
+            "init",
+            "other",
+            "AdaLoRA fills its triplets P Λ Q itself, with Λ = 0, so a pair or an offset from this init would have no "
+            "place; use init=random",
+        ),
+        (
+            "adapter.use_dora",
+            True,
+            "DoRA rescales the whole weight and peft's AdaLoRA knows no magnitude; use adapter.use_dora=false",
+        ),
+        (
+            "select",
+            "best",
+            "AdaLoRA meets its budget only near its end, so weights from before may cost more than was asked; "
+            "use select=last",
+        ),
+    )
+
     start: float
     budget: str
     warmup: float
@@ -74,10 +97,6 @@ class Adalora:
         if not 0 <= self.orthogonality < math.inf:
             raise UsageError(f"rank_strategy.orthogonality={self.orthogonality} must be 0 or more, and finite.")
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
-
     def allocate(
         self,
         targets: Sequence[Target],
@@ -90,11 +109,11 @@ class Adalora:
         return {target.name: min(round(self.start * rank), target.max_rank) for target in targets}
 
     def costs(self, targets: Sequence[Target]) -> dict[str, int]:
-        """What one rank of each layer takes from the budget."""
+        """Share of the budget that one rank of each layer takes."""
         return {target.name: target.cost if self.budget == "params" else 1 for target in targets}
 
     def schedule(self, targets: Sequence[Target], rank: int, total_steps: int) -> Schedule:
-        """When the ranks fall, and to what; raises UsageError where no step is left to tell importance by."""
+        """The steps where ranks fall, and to what; raises UsageError where no step is left to tell importance by."""
         last = total_steps - int(self.settle * total_steps)
         if last < 2:
             raise UsageError(

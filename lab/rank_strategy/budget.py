@@ -4,9 +4,10 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lab.errors import UsageError
-from lab.layer import Target
+from lab.layer import Need, Target
 from lab.rank_strategy import RankPlan
 
 BUDGETS = ("params", "ranks", "none")
@@ -16,11 +17,13 @@ NEGLIGIBLE = 1e-12  # a weight of zero counts as this share of the greatest, so 
 
 @dataclass(frozen=True, kw_only=True)
 class Budgeted:
-    """What may be spent, and the bounds of every layer's rank; the base of each strategy that has a budget.
+    """Budget of ranks, and the bounds of every layer's rank; the base of each strategy that has a budget.
 
     `params` spends Σ r (out + in), `ranks` spends Σ r, both exactly what `uniform` at `rank` would, to within the
     cost of one module and never more; `none` takes the strategy's own numbers, rounded down and clamped, as they are.
     """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()  # of the weights alone, unless a subclass says otherwise
 
     budget: str
     min_rank: int
@@ -50,12 +53,12 @@ class Budgeted:
         r = clamp(λ w) with λ by bisection so that the cost is the budget, then rounded by largest remainder (issue 4).
         Raises UsageError for weights that are negative, not finite or all zero, and for a budget no allocation meets.
         """
-        _check(weights)
+        _check_weights(weights)
         low, high = self._bounds(targets)
         if self.budget == "none":
             return {name: max(low[name], min(high[name], math.floor(weights[name] + ROUNDING))) for name in low}
-        cost, total = self._asked(targets, rank, low, high)
-        return _round(_proportional(weights, low, high, cost, total), low, high, cost, total)
+        cost, total = self._costs(targets, rank, low, high)
+        return _round(_proportional_ranks(weights, low, high, cost, total), low, high, cost, total)
 
     def take(self, targets: Sequence[Target], rank: int, values: Mapping[str, Sequence[float]]) -> RankPlan:
         """Ranks that keep the components of greatest value per cost over all layers, after `min_rank` for each.
@@ -65,10 +68,10 @@ class Budgeted:
         """
         if self.budget == "none":
             raise UsageError("rank_strategy.budget=none has no meaning where components compete; use params or ranks.")
-        _check({name: float(sum(kept)) for name, kept in values.items()})
+        _check_weights({name: float(sum(kept)) for name, kept in values.items()})
         low, high = self._bounds(targets)
         high = {name: min(high[name], max(low[name], len(values[name]))) for name in high}
-        cost, total = self._asked(targets, rank, low, high)
+        cost, total = self._costs(targets, rank, low, high)
         plan, left = dict(low), total - sum(cost[name] * low[name] for name in low)
         order = {target.name: i for i, target in enumerate(targets)}
 
@@ -98,8 +101,8 @@ class Budgeted:
         high = {target.name: min(self.max_rank or target.max_rank, target.max_rank) for target in targets}
         return low, high
 
-    def _asked(self, targets: Sequence[Target], rank: int, low: RankPlan, high: RankPlan) -> tuple[RankPlan, int]:
-        """What one rank costs in each layer, and the total to spend; raises UsageError where no allocation costs it."""
+    def _costs(self, targets: Sequence[Target], rank: int, low: RankPlan, high: RankPlan) -> tuple[RankPlan, int]:
+        """Cost of one rank in each layer, and the total to spend; raises UsageError where no allocation costs it."""
         cost = {target.name: target.cost if self.budget == "params" else 1 for target in targets}
         total = rank * sum(cost.values())
         least = sum(cost[name] * low[name] for name in low)
@@ -114,14 +117,14 @@ class Budgeted:
         return cost, total
 
 
-def relative(weights: Mapping[str, float], rank: int) -> dict[str, float]:
+def relative_weights(weights: Mapping[str, float], rank: int) -> dict[str, float]:
     """The weights in units of rank: scaled to a mean of `rank`, which is how `budget: none` reads evidence."""
-    _check(weights)
+    _check_weights(weights)
     total = sum(weights.values())
     return {name: weight * rank * len(weights) / total for name, weight in weights.items()}
 
 
-def _check(weights: Mapping[str, float]) -> None:
+def _check_weights(weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if not math.isfinite(weight) or weight < 0:
             raise UsageError(
@@ -132,7 +135,7 @@ def _check(weights: Mapping[str, float]) -> None:
         raise UsageError("every layer's rank weight is 0, so there is nothing to allocate by; use another strategy.")
 
 
-def _proportional(
+def _proportional_ranks(
     weights: Mapping[str, float], low: RankPlan, high: RankPlan, cost: RankPlan, total: int
 ) -> dict[str, float]:
     """clamp(λ w, low, high), fractional, with the λ whose cost is the total."""

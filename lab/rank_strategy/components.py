@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -22,6 +23,8 @@ class Eva(Budgeted):
     where peft's incremental PCA is; and no layer is dropped, since `min_rank` is at least 1.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"activations"})
+
     rho: float  # no layer gets more than rho · rank
 
     def __post_init__(self) -> None:
@@ -30,10 +33,6 @@ class Eva(Budgeted):
             raise UsageError(
                 f"rank_strategy.rho={self.rho} must be at least 1, and finite: below, no allocation spends the budget."
             )
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({"activations"})
 
     def allocate(
         self,
@@ -44,9 +43,9 @@ class Eva(Budgeted):
         generator: Generator,
     ) -> RankPlan:
         """Keep the components that explain most per cost."""
-        return self.take(targets, rank, {t.name: self._explained(evidence[t.name], rank) for t in targets})
+        return self.take(targets, rank, {t.name: self._explained_variance(evidence[t.name], rank) for t in targets})
 
-    def _explained(self, evidence: Evidence, rank: int) -> list[float]:
+    def _explained_variance(self, evidence: Evidence, rank: int) -> list[float]:
         assert evidence.activations is not None
         variances = torch.linalg.eigvalsh(evidence.activations.double()).flip(0).clamp_min(0)
         total = float(variances.sum())
@@ -62,6 +61,8 @@ class Posthoc(Budgeted):
     The wide run is a whole training run at `wide_ranks`; its steps belong to the bill.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"delta"})
+
     wide: float  # rank of the wide run, times `rank`; no layer gets more
 
     def __post_init__(self) -> None:
@@ -70,10 +71,6 @@ class Posthoc(Budgeted):
             raise UsageError(
                 f"rank_strategy.wide={self.wide} must exceed 1, and be finite: the wide run is where ranks may differ."
             )
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({"delta"})
 
     def wide_ranks(self, targets: Sequence[Target], rank: int) -> RankPlan:
         """The plan of the wide run: wide · rank everywhere, or a layer's smaller side."""
@@ -88,8 +85,8 @@ class Posthoc(Budgeted):
         generator: Generator,
     ) -> RankPlan:
         """Keep the components that carry most of the change per cost."""
-        return self.take(targets, rank, {t.name: self._change(evidence[t.name], rank) for t in targets})
+        return self.take(targets, rank, {t.name: self._change_energies(evidence[t.name], rank) for t in targets})
 
-    def _change(self, evidence: Evidence, rank: int) -> list[float]:
+    def _change_energies(self, evidence: Evidence, rank: int) -> list[float]:
         assert evidence.delta is not None
         return energies(evidence.delta)[: round(self.wide * rank)].tolist()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.errors import UsageError, nearest
-from lab.layer import Evidence, Need, Target
+from lab.layer import Evidence, Target
 from lab.rank_strategy import RankPlan
 from lab.rank_strategy.budget import Budgeted
 
@@ -30,10 +30,6 @@ class Custom(Budgeted):
         for key, value in self._map.items():
             if not isinstance(value, int) or isinstance(value, bool):
                 raise UsageError(f"rank_strategy.ranks gives {key} {value!r}, which is not a whole number.")
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
 
     def allocate(
         self,
@@ -61,14 +57,14 @@ class Custom(Budgeted):
                 f"rank_strategy.ranks gives no rank to {len(bare)} of {len(targets)} layers, the first {bare[0]}; "
                 f"add keys for them or set rank_strategy.default."
             )
-        chosen = {name: self._rank(key) for name, key in key_of.items()}
+        ranks = {name: self._rank(key) for name, key in key_of.items()}
         for target in targets:
-            if not 1 <= chosen[target.name] <= target.max_rank:
+            if not 1 <= ranks[target.name] <= target.max_rank:
                 raise UsageError(
-                    f"rank_strategy.ranks gives {target.name} rank {chosen[target.name]}, "
+                    f"rank_strategy.ranks gives {target.name} rank {ranks[target.name]}, "
                     f"which is not between 1 and its smaller side, {target.max_rank}."
                 )
-        return self.spend(targets, rank, chosen)
+        return self.spend(targets, rank, ranks)
 
     @property
     def _map(self) -> Mapping[str, int]:

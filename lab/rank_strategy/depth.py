@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.layer import Evidence, Need, Target
+from lab.layer import Evidence, Target
 from lab.rank_strategy import RankPlan
 from lab.rank_strategy.budget import Budgeted
 
 
 def positions(targets: Sequence[Target]) -> dict[str, float | None]:
-    """Where each layer stands, 0 at the first block and 1 at the last; None outside the blocks.
+    """Relative depth of each layer, 0 at the first block and 1 at the last; None outside the blocks.
 
     Raises UsageError where the targets stand in fewer than two blocks, since a shape over depth needs a depth.
     """
@@ -39,10 +39,6 @@ class Linear(Budgeted):
         super().__post_init__()
         self._check_shares(first=self.first, last=self.last)
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
-
     def allocate(
         self,
         targets: Sequence[Target],
@@ -53,9 +49,9 @@ class Linear(Budgeted):
     ) -> RankPlan:
         """Weights first·rank at the first block to last·rank at the last."""
         start, end = self.first * rank, self.last * rank
-        where = positions(targets)
+        depths = positions(targets)
         return self.spend(
-            targets, rank, {n: rank if p is None else start - (start - end) * p for n, p in where.items()}
+            targets, rank, {n: rank if p is None else start - (start - end) * p for n, p in depths.items()}
         )
 
 
@@ -80,10 +76,6 @@ class Thirds(Budgeted):
                 f"rank_strategy.early_end={self.early_end} and late_start={self.late_start} are positions, 0 at the "
                 "first block and 1 at the last; choose 0 < early_end <= late_start <= 1."
             )
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
 
     def allocate(
         self,

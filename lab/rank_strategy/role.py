@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
-from lab.layer import Evidence, Need, Target
+from lab.layer import Evidence, Target
 from lab.rank_strategy import RankPlan
 from lab.rank_strategy.budget import Budgeted
 
@@ -22,10 +22,6 @@ class ByRole(Budgeted):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_shares(attention=self.attention, mlp=self.mlp, other=self.other)
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
 
     def allocate(
         self,

@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, Tensor
 
 from lab.errors import UsageError
 from lab.layer import Evidence, Need, Target
 from lab.rank_strategy import RankPlan
-from lab.rank_strategy.budget import Budgeted, relative
+from lab.rank_strategy.budget import Budgeted, relative_weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gora(Budgeted):
     """r ∝ mean|W ∘ G| / (out + in)^cost_power, the importance rule of GoRA (He et al. 2025, arXiv:2502.12171)."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradient"})
 
     cost_power: float
 
@@ -25,10 +28,6 @@ class Gora(Budgeted):
                 "the paper takes 0.5."
             )
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({"gradient"})
-
     def allocate(
         self,
         targets: Sequence[Target],
@@ -38,13 +37,13 @@ class Gora(Budgeted):
         generator: Generator,
     ) -> RankPlan:
         """Ranks proportional to the importance, smoothed by the layer's cost."""
-        found = {}
+        importance = {}
         for target in targets:
             gradient = evidence[target.name].gradient
             assert gradient is not None
-            importance = float((weights[target.name].float() * gradient).abs().double().mean())
-            found[target.name] = importance / target.cost**self.cost_power
-        return self.spend(targets, rank, relative(found, rank))
+            sensitivity = float((weights[target.name].float() * gradient).abs().double().mean())
+            importance[target.name] = sensitivity / target.cost**self.cost_power
+        return self.spend(targets, rank, relative_weights(importance, rank))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +53,7 @@ class Fisher(Budgeted):
     g is the gradient of one example's mean loss, not of a token's, so the diagonal is that of examples.
     """
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({"gradient_square"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradient_square"})
 
     def allocate(
         self,
@@ -67,9 +64,9 @@ class Fisher(Budgeted):
         generator: Generator,
     ) -> RankPlan:
         """Ranks proportional to the mean squared gradient."""
-        found = {}
+        information = {}
         for target in targets:
             square = evidence[target.name].gradient_square
             assert square is not None
-            found[target.name] = float(square.double().mean())
-        return self.spend(targets, rank, relative(found, rank))
+            information[target.name] = float(square.double().mean())
+        return self.spend(targets, rank, relative_weights(information, rank))

@@ -1,4 +1,4 @@
-"""The control for every strategy: its ranks, in places that chance picked."""
+"""Control for every strategy: its ranks, in places that chance picked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ from torch import Generator, Tensor
 from lab.errors import UsageError
 from lab.layer import Evidence, Need, Target
 from lab.rank_strategy import RankPlan, RankStrategy
-from lab.rank_strategy.adalora import Adalora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +26,15 @@ class Shuffled:
                 f"rank_strategy.of={self.of!r} is no rank strategy to permute; "
                 "name one with rank_strategy@rank_strategy.of=gora."
             )
-        if isinstance(self.of, Adalora):
+        if not getattr(self.of, "plan_is_final", True):
             raise UsageError(
-                "rank_strategy=shuffled cannot permute adalora, whose ranks are known only when its run has ended; "
-                "give them to rank_strategy=custom, and that to shuffled."
+                f"rank_strategy=shuffled cannot permute {type(self.of).__name__.lower()}, whose ranks are known only "
+                "when its run has ended; give them to rank_strategy=custom, and that to shuffled."
             )
 
     @property
     def needs(self) -> frozenset[Need]:
+        """The evidence that the permuted strategy needs."""
         return self.of.needs
 
     def allocate(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -9,7 +10,7 @@ from torch import Generator, Tensor
 from lab.errors import UsageError
 from lab.layer import Evidence, Need, Target
 from lab.rank_strategy import RankPlan
-from lab.rank_strategy.budget import Budgeted, relative
+from lab.rank_strategy.budget import Budgeted, relative_weights
 from lab.spectral.spectrum import effective_rank, singular_values, stable_rank
 
 MEASURES = ("effective_rank", "stable_rank", "tail_energy")
@@ -36,10 +37,6 @@ class WeightSpectrum(Budgeted):
         if self.measure not in MEASURES:
             raise UsageError(f"rank_strategy.measure={self.measure!r} is not one of {', '.join(MEASURES)}.")
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
-
     def allocate(
         self,
         targets: Sequence[Target],
@@ -49,10 +46,10 @@ class WeightSpectrum(Budgeted):
         generator: Generator,
     ) -> RankPlan:
         """Ranks proportional to the measure."""
-        found = {target.name: self._measured(weights[target.name], rank) for target in targets}
-        return self.spend(targets, rank, relative(found, rank))
+        spread = {target.name: self._spread(weights[target.name], rank) for target in targets}
+        return self.spend(targets, rank, relative_weights(spread, rank))
 
-    def _measured(self, weight: Tensor, rank: int) -> float:
+    def _spread(self, weight: Tensor, rank: int) -> float:
         squares = energies(weight)
         total = float(squares.sum())
         if self.measure == "stable_rank":
@@ -69,16 +66,14 @@ class GradientRank(Budgeted):
     Golub and Van Loan, Matrix Computations, §5.4.1. `budget: none` takes the counts themselves as ranks.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradient"})
+
     tau: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.tau <= 1:
             raise UsageError(f"rank_strategy.tau={self.tau} is a share of the greatest singular value: 0 < tau <= 1.")
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({"gradient"})
 
     def allocate(
         self,

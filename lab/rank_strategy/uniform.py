@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, Tensor
 
@@ -14,9 +15,7 @@ from lab.rank_strategy import RankPlan
 class Uniform:
     """`rank` for every target."""
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset()
+    needs: ClassVar[frozenset[Need]] = frozenset()
 
     def allocate(
         self,
