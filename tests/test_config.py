@@ -1,5 +1,9 @@
 """What a user may type, and the sentence that answers what they may not."""
 
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -7,7 +11,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from lab.config import CONF, ConfigError, RunConfig, compose, typed
-from lab.config.validate import CHOICES
+from lab.config.validate import CHOICES, DEFAULTS
 
 
 def test_the_default_config_is_typed_and_plain():
@@ -59,19 +63,147 @@ def test_what_types_cannot_see_is_refused_with_a_remedy(override, part):
 
 
 INITS = sorted(path.stem for path in (CONF / "init").glob("*.yaml"))
+STRATEGIES = sorted(path.stem for path in (CONF / "rank_strategy").glob("*.yaml"))
+DORAS = {"random", "gaussian", "init_b", "orthogonal", "eva"}  # by their formulas B A = 0; test_every_init measures it
 
 
-@pytest.mark.parametrize("init", [name for name in INITS if name != "random"])
-def test_adalora_takes_no_init_but_random(init):
-    with pytest.raises(ConfigError, match="AdaLoRA fills its triplets"):
-        compose("rank_strategy=adalora", f"init={init}")
+def refusals(*overrides: str) -> list[str]:
+    """The sentences that answer a command, none where it may run."""
+    try:
+        compose(*overrides)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
 
 
-def test_adalora_refuses_dora_and_weights_from_before_its_end():
-    with pytest.raises(ConfigError, match="knows no magnitude"):
-        compose("rank_strategy=adalora", "adapter.use_dora=true")
-    with pytest.raises(ConfigError, match="meets its budget only near its end"):
-        compose("rank_strategy=adalora", "select=best")
+def option(group: str, name: str) -> dict[str, Any]:
+    loaded = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    assert isinstance(loaded, dict)
+    return {str(key): value for key, value in loaded.items()}
+
+
+def test_the_default_options_are_those_that_stand_for_none():
+    for group, default in DEFAULTS.items():
+        assert getattr(compose(), group) == default
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_an_init_goes_with_what_it_can_serve(init):
+    node = option("init", init)
+    target = f"init._target_={node['_target_']}"
+    if node["_target_"] == "lab.init.random.Random":  # the class of three options, told apart by one value each
+        target += {"random": "", "gaussian": " with init.distribution=gaussian", "init_b": " with init.filled=B"}[init]
+    full = (
+        f"method=full with {target} is refused: method=full trains every weight and fills no adapter, so this init "
+        "would do nothing; use method=lora, or init=random."
+    )
+    adalora = (
+        f"rank_strategy._target_=lab.rank_strategy.adalora.Adalora with {target} is refused: AdaLoRA fills its "
+        "triplets P Λ Q itself, with Λ = 0, so a pair or an offset from this init would have no place; use init=random."
+    )
+    dora = (
+        f"adapter.use_dora=True with {target} is refused: DoRA rescales the whole weight, so it starts from B A = 0, "
+        "and this init's product is not zero; use init=random, gaussian, init_b, orthogonal or eva."
+    )
+    assert refusals(f"init={init}") == []
+    assert refusals(f"init={init}", "method=full") == [full] * (init != "random")
+    assert refusals(f"init={init}", "rank_strategy=adalora") == [adalora] * (init != "random")
+    assert refusals(f"init={init}", "adapter.use_dora=true") == [dora] * (init not in DORAS)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_rank_strategy_goes_with_what_it_can_serve(strategy):
+    target = f"rank_strategy._target_={option('rank_strategy', strategy)['_target_']}"
+    full = (
+        f"method=full with {target} is refused: method=full has no ranks to spread; use method=lora, or "
+        "rank_strategy=uniform."
+    )
+    dora = (
+        f"{target} with adapter.use_dora=True is refused: DoRA rescales the whole weight and peft's AdaLoRA knows no "
+        "magnitude; use adapter.use_dora=false."
+    )
+    best = (
+        f"{target} with select=best is refused: AdaLoRA meets its budget only near its end, so weights from before may "
+        "cost more than was asked; use select=last."
+    )
+    chosen, cuts = f"rank_strategy={strategy}", strategy == "adalora"
+    assert refusals(chosen) == []
+    assert refusals(chosen, "method=full") == [full] * (strategy != "uniform")
+    assert refusals(chosen, "adapter.use_dora=true") == [dora] * cuts
+    assert refusals(chosen, "select=best") == [best] * cuts
+    assert refusals(chosen, "select=best", "adapter.use_dora=true") == [dora, best] * cuts
+
+
+def test_full_training_refuses_each_choice_that_needs_an_adapter_in_a_sentence_of_its_own():
+    told = refusals("method=full", "adapter.use_dora=true", "init=gaussian", "init.filled=B", "rank_strategy=adalora")
+    assert [sentence.split(" is refused")[0] for sentence in told] == [
+        "method=full with adapter.use_dora=True",
+        "method=full with init._target_=lab.init.random.Random with init.distribution=gaussian",
+        "method=full with init._target_=lab.init.random.Random with init.filled=B",
+        "method=full with rank_strategy._target_=lab.rank_strategy.adalora.Adalora",
+    ]
+
+
+class Mine:
+    """A class of the user's own that says nothing of what it goes with."""
+
+
+class Moving(Mine):
+    """One whose product is not zero at step 0."""
+
+    starts_at_zero = False
+
+
+class Picky(Mine):
+    """One that refuses something beside it."""
+
+    conflicts = (
+        ("select", "best", "mine is at its worst there; use select=last"),
+        ("init.filled", "B", "mine fills A; use init.filled=A"),
+        ("init.nowhere", 3, "mine has no such option"),
+    )
+
+
+@pytest.mark.parametrize("group", ["init", "rank_strategy"])
+def test_a_class_of_ones_own_is_refused_where_it_could_do_nothing_and_elsewhere_by_what_it_says(group):
+    def mine(cls: type, *overrides: str) -> list[str]:
+        return refusals(f"{group}._target_={__name__}.{cls.__name__}", *overrides)
+
+    own = f"{group}._target_={__name__}"
+    (full,) = mine(Mine, "method=full")
+    assert full.startswith(f"method=full with {own}.Mine is refused: method=full ")
+    assert mine(Mine) == mine(Mine, "adapter.use_dora=true") == mine(Mine, "select=best") == []
+    dora = [sentence.split(":")[0] for sentence in mine(Moving, "adapter.use_dora=true")]
+    assert dora == [f"adapter.use_dora=True with {own}.Moving is refused"] * (group == "init")
+    assert mine(Picky) == []
+    assert mine(Picky, "select=best", "init.filled=B") == [
+        f"{own}.Picky with select=best is refused: mine is at its worst there; use select=last.",
+        f"{own}.Picky with init.filled=B is refused: mine fills A; use init.filled=A.",
+    ]
+
+
+def test_a_class_that_does_not_exist_is_left_to_the_sentence_that_says_so():
+    assert refusals("init._target_=nowhere.Init", "adapter.use_dora=true", "rank_strategy._target_=nowhere.Rank") == []
+
+
+def test_only_a_config_that_a_class_could_refuse_waits_for_torch():
+    script = """
+import sys
+from lab.config import ConfigError, compose
+
+compose()
+compose("init=svd", "select=best")
+for wrong in (["init=svd"], ["rank_strategy=adalora"], ["init=svd", "adapter.use_dora=true", "rank=0"]):
+    try:
+        compose("method=full", *wrong)
+    except ConfigError:
+        continue
+    raise AssertionError(wrong)
+assert "torch" not in sys.modules
+compose("rank_strategy=gora")
+assert "torch" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("override", ["rank=sixteen", "init=svdd", "rnak=3", "init.nitr=3", "hardware.devices=two"])
@@ -94,12 +226,3 @@ def test_every_choice_is_documented_by_its_default():
     for key, allowed in CHOICES.items():
         value = OmegaConf.select(OmegaConf.structured(compose()), key)
         assert value in allowed
-
-
-@pytest.mark.parametrize("group", ["init", "rank_strategy"])
-def test_what_an_adapter_alone_could_use_is_refused_without_one(group):
-    for path in sorted((CONF / group).glob("*.yaml")):
-        if path.stem in ("random", "uniform", "custom"):  # custom asks for its ranks before anything else
-            continue
-        with pytest.raises(ConfigError, match="method=full"):
-            compose("method=full", f"{group}={path.stem}")

@@ -153,7 +153,7 @@ def _class_conflicts(plain: dict[str, Any]) -> Iterator[str]:
             chosen, choice = locate(target), f"{group}._target_={target}"
         except ImportError:  # said in a sentence where the object is made
             continue
-        if dora and getattr(chosen, "starts_at_zero", None) is False:
+        if dora and group == "init" and getattr(chosen, "starts_at_zero", None) is False:
             yield f"adapter.use_dora=True with {choice} is refused: {MOVES}."
         yield from _conflicts(choice, getattr(chosen, "conflicts", ()), plain)
 

@@ -26,8 +26,8 @@ class Factors:
 class InitScheme(Protocol):
     """A scheme fills one layer's pair; it is called once per target, in module order, by one process of the job.
 
-    A class may also carry `starts_at_zero` (False: the product B A is not zero at step 0, so DoRA is refused before
-    anything is loaded) and `conflicts`, as `lab.config.validate` reads them.
+    A class may also carry `starts_at_zero` (False: B A is not zero at step 0, so DoRA is refused before anything is
+    loaded) and `conflicts` (what it refuses beside it); `lab.config.validate` asks for both.
     """
 
     @property

@@ -13,8 +13,8 @@ RankPlan = dict[str, int]  # module name -> rank, a key for every target
 class RankStrategy(Protocol):
     """A strategy spends one rank budget over the targets.
 
-    A class may also carry `plan_is_final` (False: its ranks are known only when training has ended) and `conflicts`, as
-    `lab.config.validate` reads them.
+    A class may also carry `plan_is_final` (False: its ranks are known only when training has ended) and `conflicts`
+    (what it refuses beside it; `lab.config.validate` asks for it).
     """
 
     @property

@@ -9,7 +9,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch import Generator
 
-from lab.config import CONF
+from lab.config import CONF, trust
 from lab.config.instantiate import make
 from lab.errors import UsageError
 from lab.layer import Evidence, Target
@@ -59,6 +59,20 @@ def test_no_two_schemes_have_one_label_and_controls_show_in_it():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_scheme_follows_the_protocol(name):
     check_init(scheme(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scheme_says_whether_the_product_of_its_pair_is_zero(name):
+    made = fill(scheme(name))
+    product = float(torch.linalg.vector_norm(made.B.double() @ made.A.double()))
+    size = float(torch.linalg.vector_norm(made.A.double()) * torch.linalg.vector_norm(made.B.double()))
+    # one side is zero, or float32 rounds what is orthogonal by construction; the others reach 0.1 of their size
+    assert scheme(name).starts_at_zero == (product <= 1e-6 * size)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strangers_run_may_have_the_scheme_whether_it_needs_evidence_by_option_or_by_class(name, tmp_path):
+    trust.check({"init": config(name)}, tmp_path, "config.yaml")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
+from lab.config import trust
+from lab.errors import UsageError
 from lab.layer import Evidence, Target
+from lab.rank_strategy.shuffled import Shuffled
 from lab.testing import check_rank_strategy
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -110,6 +113,21 @@ def test_every_strategy_can_be_shuffled(of, model):
     assert sorted(plan.values()) == sorted(allocate(strategy(of), model).values())
 
 
+def test_no_strategy_can_be_shuffled_that_knows_its_ranks_only_in_the_end():
+    class Cutting:
+        plan_is_final = False
+
+        def allocate(self, *_): ...
+
+    for name, of in (("adalora", strategy("adalora")), ("cutting", Cutting())):
+        with pytest.raises(UsageError) as error:
+            Shuffled(of=of)
+        assert str(error.value) == (
+            f"rank_strategy=shuffled cannot permute {name}, whose ranks are known only when its run has ended; "
+            "give them to rank_strategy=custom, and that to shuffled."
+        )
+
+
 def test_what_is_shuffled_is_chosen_like_any_option():
     node = composed("+rank_strategy=shuffled", "rank_strategy@rank_strategy.of=eva", "rank_strategy.of.rho=3.0")
     assert node["of"] == as_shipped("eva") | {"rho": 3.0}
@@ -125,6 +143,11 @@ def test_a_map_of_endings_names_and_expressions_can_be_given_on_the_command_line
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "adalora"])
 def test_every_strategy_passes_the_check_that_others_strategies_get(name):
     check_rank_strategy(strategy(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strangers_run_may_have_the_strategy_whether_it_needs_evidence_by_option_or_by_class(name, tmp_path):
+    trust.check({"rank_strategy": as_shipped(name)}, tmp_path, "config.yaml")
 
 
 @pytest.mark.parametrize("name", NAMES)
