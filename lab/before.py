@@ -85,7 +85,7 @@ def _in_a_sentence() -> Iterator[None]:
     except (UsageError, ConfigError) as error:
         sys.exit(str(error))
     except OmegaConfBaseException as error:
-        sys.exit(f"{configuration.said(error)}.")
+        sys.exit(f"{configuration.complaint(error)}.")
     except HydraException as error:
         from lab.config.suggest import explain
 

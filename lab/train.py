@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lab import command
 from lab import config as configuration
 from lab.config import CONF, ConfigError
-from lab.config.arguments import arranged
+from lab.config.arguments import arrange
 from lab.errors import UsageError
 from lab.launch import resume
 from lab.launch.job import JobFailed, directory_of_its_rank, launch
@@ -61,7 +61,7 @@ def main() -> None:
     """The console script: Hydra, with `resume=RUN` and `resume_study=DIR` writing in place."""
     command.show_everything()
     try:
-        sys.argv[1:] = resume.in_place(arranged(sys.argv[1:]))
+        sys.argv[1:] = resume.in_place(arrange(sys.argv[1:]))
     except UsageError as error:
         sys.exit(str(error))
     if "--help" in sys.argv or "-h" in sys.argv:

@@ -10,7 +10,7 @@ from hydra import initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from lab.config import CONF, ConfigError, RunConfig, compose, typed
+from lab.config import CONF, ConfigError, RunConfig, compose, from_plain
 from lab.config.validate import CHOICES, DEFAULTS
 
 
@@ -29,7 +29,7 @@ def test_data_seed_follows_seed_until_it_is_set():
 def test_a_saved_config_comes_back_equal():
     config = compose("init=svd", "rank=8")
     plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert typed(plain) == config
+    assert from_plain(plain) == config
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from lab import paths
 from lab.config import CONF, RunConfig, compose, plain_of
-from lab.config.arguments import arranged, value_of, with_path
+from lab.config.arguments import arrange, value_of, with_path
 from lab.errors import UsageError
 
 # Every key that holds text and no path. A key that is new is in neither list, and fails the test below.
@@ -184,7 +184,7 @@ def test_overrides_come_first_and_options_keep_their_values(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     given = ["rank=4", "-m", "--config-dir", "a=b", "seed=0,1", "--config-path=~/conf", "~data.name"]
-    assert arranged(given) == [
+    assert arrange(given) == [
         "rank=4",
         "seed=0,1",
         "~data.name",
@@ -194,4 +194,4 @@ def test_overrides_come_first_and_options_keep_their_values(tmp_path, monkeypatc
         "--config-path=/home/me/conf",
     ]
     with pytest.raises(UsageError, match="unrecognized arguments: --seed=1; an override has no dashes"):
-        arranged(["rank=4", "--seed=1"])
+        arrange(["rank=4", "--seed=1"])

@@ -85,7 +85,7 @@ def test_a_text_of_the_environment_is_kept_as_its_reference(text, kept, monkeypa
     monkeypatch.setenv("LAB_TOKEN", "abc")
     root = OmegaConf.create({"a": {"x": text, "other": "${oc.env:LAB_TOKEN}!"}})
     plain = OmegaConf.to_container(root, resolve=True)
-    found = references.references(root, plain)
+    found = references.references_in(root, plain)
     assert found.get(("a", "x")) == kept
     again = OmegaConf.create(references.put(references.escape(plain), found))
     assert OmegaConf.to_container(again, resolve=True) == plain

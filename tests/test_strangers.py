@@ -141,7 +141,7 @@ def test_what_is_refused_says_how_to_trust_it_and_then_runs(came, tmp_path, monk
 
 def test_a_run_that_was_started_here_needs_no_trust(honest, tmp_path):
     plain = {**honest, "model": {"_target_": "mine.Model"}}
-    made = config.typed(plain)
+    made = config.from_plain(plain)
     config.save(made, tmp_path, tmp_path)
     assert config.load(tmp_path).model == plain["model"]
     other = tmp_path / "moved"

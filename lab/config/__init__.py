@@ -1,20 +1,28 @@
-"""The typed root of the configuration, its checks, and `compose` for tests and notebooks. No torch here."""
+"""Configuration of a run: composed, checked, loaded and saved. No torch here."""
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.config_store import ConfigStore
 from hydra.errors import CompactHydraException
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lab import paths
 from lab.config import trust
-from lab.config.references import Place, escape, make_absolute, put, references
+from lab.config.references import escape, make_absolute, put, references_in
+from lab.config.schema import (  # noqa: F401 (the groups' types are read from here)
+    Adapter,
+    Evaluate,
+    EvidenceConfig,
+    Hardware,
+    Optim,
+    RunConfig,
+    Schedule,
+)
 from lab.config.validate import problems
 from lab.errors import UsageError, nearest
 from lab.files import write_atomically
@@ -27,123 +35,6 @@ DEEPEST = 50  # levels of a YAML
 
 class ConfigError(CompactHydraException):
     """A mistake in the configuration; Hydra prints it as one sentence and exits with 1."""
-
-
-@dataclass
-class Hardware:
-    """What a job runs on. Nothing here may change the experiment: the global batch is `schedule.batch_size`."""
-
-    accelerator: str = "auto"  # auto | cpu | gpu
-    devices: int = 1
-    precision: str = "auto"  # auto | 32-true | bf16-mixed | bf16-true
-    micro_batch_size: int | None = None  # examples per forward and device; null: at most 16 that divide the batch
-    threads: int | None = None  # of each process on the CPU; null: the cores this process may use
-    num_workers: int = 0
-    gradient_checkpointing: bool = False
-    compile: bool = False
-    timeout_s: float | None = 600.0  # without a sign of life, after which a job ends as hung; null: never
-
-
-@dataclass
-class Optim:
-    """AdamW, optionally with Muon for matrices, and clipping."""
-
-    lr: float = MISSING
-    weight_decay: float = MISSING
-    betas: list[float] = MISSING
-    eps: float = MISSING
-    max_grad_norm: float = MISSING
-    lora_plus_ratio: float = MISSING
-    matrix_lr: float | None = None  # not null: Muon for the matrices of the blocks
-    embedding_lr: float | None = None  # beside Muon; null: lr
-    head_lr: float | None = None  # of an untied output head, beside Muon; null: lr
-    lr_width: int | None = None  # the width AdamW's rates beside Muon are for; null: any
-    momentum: float = 0.95
-    momentum_start: float = 0.95
-    momentum_warmup_steps: int = 0
-
-
-@dataclass
-class Schedule:
-    """When things happen, in optimizer steps."""
-
-    max_epochs: int | None = None
-    max_steps: int | None = None
-    batch_size: int = MISSING
-    warmup_steps: int = MISSING
-    lr_scheduler: str = MISSING
-    eval_every_n_steps: int = MISSING
-    log_every_n_steps: int = MISSING
-    save_every_n_steps: int = MISSING
-
-
-@dataclass
-class Adapter:
-    """Where the low-rank pairs go."""
-
-    target_modules: Any = "all-linear"
-    exclude_modules: Any = None
-    dropout: float = 0.0
-    use_dora: bool = False
-
-
-@dataclass
-class EvidenceConfig:
-    """How much training data is looked at before the first step."""
-
-    num_examples: int = MISSING
-
-
-@dataclass
-class Evaluate:
-    """What an evaluation does besides the loss."""
-
-    num_samples: int = MISSING
-    sample_tokens: int = MISSING
-    max_new_tokens: int = MISSING
-    accuracy: bool = MISSING
-    prompts: list[str] = field(default_factory=list)
-    max_examples: int | None = None
-
-
-@dataclass
-class RunConfig:
-    """The root. Groups that select code stay mappings with a `_target_` until `lab.config.instantiate` makes them."""
-
-    model: Any = MISSING
-    data: Any = MISSING
-    init: Any = MISSING
-    rank_strategy: Any = MISSING
-    svd_policy: Any = MISSING
-    logger: Any = MISSING
-    hardware: Hardware = field(default_factory=Hardware)
-    optim: Optim = field(default_factory=Optim)
-    schedule: Schedule = field(default_factory=Schedule)
-    adapter: Adapter = field(default_factory=Adapter)
-    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
-    evaluate: Evaluate = field(default_factory=Evaluate)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    method: str = MISSING
-    rank: int = MISSING
-    alpha: float = MISSING
-    scaling: str = MISSING
-    seed: int = MISSING
-    data_seed: int = MISSING
-    select: str = MISSING
-    study: str | None = None
-    stage: str | None = None
-    arm: str | None = None
-    resume: str | None = None
-    resume_study: str | None = None
-    study_size: str = MISSING
-    dry_run: bool = MISSING
-    keep_checkpoints: bool = MISSING
-
-    def __post_init__(self) -> None:
-        self.references: dict[Place, str] = {}  # no key: what the environment gave, as files keep it
-
-
-ConfigStore.instance().store(name="run_schema", node=RunConfig)
 
 
 def check(cfg: DictConfig, start: Path | None = None) -> RunConfig:
@@ -161,19 +52,18 @@ def check(cfg: DictConfig, start: Path | None = None) -> RunConfig:
         raise ConfigError(f"{absent[0]} was taken away and every run has one; leave out ~{absent[0]}.")
     try:
         plain = plain_of(cfg)
-        found = problems(plain)
-        if found:
-            raise ConfigError("\n".join(found))
-        whole = paths.absolute(plain, start or Path.cwd())
-        config = typed(whole)
-        config.references = make_absolute(references(cfg, plain), plain, whole)
+        if wrong := problems(plain):
+            raise ConfigError("\n".join(wrong))
+        absolute = paths.absolute(plain, start or Path.cwd())
+        config = from_plain(absolute)
+        config.references = make_absolute(references_in(cfg, plain), plain, absolute)
         return config
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{said(error)}.") from None
+        raise ConfigError(f"{complaint(error)}.") from None
 
 
-def said(error: OmegaConfBaseException) -> str:
-    """What OmegaConf complains of, in a line, behind the key it found it at."""
+def complaint(error: OmegaConfBaseException) -> str:
+    """OmegaConf's complaint, in a line, behind the key it is about."""
     lines = str(error.msg or error).strip().splitlines() or [type(error).__name__]
     first = re.sub(r'^KeyError raised while resolving interpolation: "(.*)"$', r"\1", lines[0].rstrip("."))
     return f"{error.full_key}: {first}" if error.full_key else first
@@ -194,14 +84,14 @@ def for_files(config: RunConfig) -> dict[str, Any]:
     return put(plain_of(config), config.references)
 
 
-def composed(config: RunConfig) -> DictConfig:
+def to_hydra(config: RunConfig) -> DictConfig:
     """A typed config as Hydra would have composed it, references and all."""
     node = OmegaConf.merge(OmegaConf.structured(RunConfig), put(escape(plain_of(config)), config.references))
     assert isinstance(node, DictConfig)
     return node
 
 
-def typed(plain: dict[str, Any]) -> RunConfig:
+def from_plain(plain: dict[str, Any]) -> RunConfig:
     """The typed root of a plain mapping, such as a saved config.yaml."""
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), escape(plain)))
     assert isinstance(config, RunConfig)
@@ -245,18 +135,18 @@ def _read(run_dir: Path, start: Path, *, anybodys: bool, live: bool) -> RunConfi
         loaded = OmegaConf.create(text)
         if not isinstance(loaded, DictConfig):
             raise YAMLError("it holds no mapping")
-        if anybodys and trust.started(Path(run_dir), text) is None:
+        if anybodys and trust.start_folder(Path(run_dir), text) is None:
             raw = OmegaConf.to_container(loaded, resolve=False)
             assert isinstance(raw, dict)
             trust.check({str(key): value for key, value in raw.items()}, Path(run_dir), str(path), start)
         if not live:
             loaded.logger = {"_target_": None}
         plain = plain_of(loaded)
-        config = typed(plain)
-        config.references = references(loaded, plain)
+        config = from_plain(plain)
+        config.references = references_in(loaded, plain)
         return config
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError, AssertionError) as error:
-        why = said(error) if isinstance(error, OmegaConfBaseException) else " ".join(str(error).split())
+        why = complaint(error) if isinstance(error, OmegaConfBaseException) else " ".join(str(error).split())
         raise UsageError(
             f"{path} is not a config that this version reads ({why}); mend it, or use the version that wrote it, "
             f"which result.json names."
@@ -282,7 +172,7 @@ def save(config: RunConfig, run_dir: Path, start: Path | None = None) -> None:
 
     The user's cache remembers that this run was started here, from the folder `start` (None: the working directory).
     """
-    path, text = Path(run_dir) / CONFIG, OmegaConf.to_yaml(composed(config))
+    path, text = Path(run_dir) / CONFIG, OmegaConf.to_yaml(to_hydra(config))
     if not path.is_file() or path.read_text() != text:
         write_atomically(path, lambda temporary: temporary.write_text(text))
     trust.remember(Path(run_dir), text, start or Path.cwd())

@@ -1,4 +1,4 @@
-"""lab-train's command line before Hydra reads it: overrides on both sides of options, paths as users write them."""
+"""Command line of lab-train before Hydra reads it: overrides on both sides of options, paths as users write them."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from lab import paths
 from lab.errors import UsageError
 
 
-def arranged(arguments: Sequence[str]) -> list[str]:
+def arrange(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: overrides first, then options; each path one value of Hydra's grammar.
 
     Raises UsageError for an option that Hydra does not know, and for what no file could record.
@@ -28,12 +28,12 @@ def arranged(arguments: Sequence[str]) -> list[str]:
         if waiting and argument == waiting[0]:
             waiting.pop(0)
         else:
-            options.append(_at_home(argument))
+            options.append(_expand_home(argument))
     return [*(with_path(override) for override in overrides), *options]
 
 
 def _overrides(arguments: Sequence[str]) -> list[str]:
-    """What is no option, nor the value of one, wherever it stands."""
+    """Arguments that are no option, nor the value of one, wherever they stand."""
     parser = get_args_parser()
 
     def error(message: str) -> Any:
@@ -44,8 +44,8 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
     return list(parser.parse_intermixed_args(list(arguments)).overrides)
 
 
-def _at_home(option: str) -> str:
-    """`--config-dir=~/conf`, which no shell expands."""
+def _expand_home(option: str) -> str:
+    """An option with its `~` expanded, as in `--config-dir=~/conf`, which no shell does."""
     name, equals, value = option.partition("=")
     return f"{name}{equals}{paths.at_home(value)}" if value.startswith("~") else option
 
@@ -64,22 +64,22 @@ def with_path(override: str) -> str:
     if not value:
         raise UsageError(f"{key}= is an empty path; give one, or leave {name} out.")
     if os.path.lexists(paths.at_home(value)):
-        return f"{key}={_quoted(value, key)}"
+        return f"{key}={_quote(value, key)}"
     parts = value.split(",")
     if not whole and len(parts) > 1 and all(os.path.lexists(paths.at_home(part)) for part in parts):
-        return f"{key}={','.join(_quoted(part, key) for part in parts)}"
+        return f"{key}={','.join(_quote(part, key) for part in parts)}"
     try:
-        found = _parsed(override).value()
+        parsed = _parse(override).value()
     except HydraException:
         return f"{key}={paths.quoted(paths.at_home(value))}"
-    if isinstance(found, str) and found.startswith("~"):
-        return f"{key}={paths.quoted(paths.at_home(found))}"
-    if whole and isinstance(found, list | dict | ChoiceSweep):
+    if isinstance(parsed, str) and parsed.startswith("~"):
+        return f"{key}={paths.quoted(paths.at_home(parsed))}"
+    if whole and isinstance(parsed, list | dict | ChoiceSweep):
         return f"{key}={paths.quoted(value)}"
     return override
 
 
-def _quoted(place: str, key: str) -> str:
+def _quote(place: str, key: str) -> str:
     if "${" in place:
         raise UsageError(f"{key}={place} has ${{ in its name, which Hydra reads as a reference; rename it.")
     return paths.quoted(paths.at_home(place))
@@ -87,14 +87,14 @@ def _quoted(place: str, key: str) -> str:
 
 def value_of(arguments: Sequence[str], *keys: str) -> str | None:
     """The text that the last override of one of the keys gives it; None where none does, or gives it null."""
-    found = None
+    text = None
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         if equals and key.lstrip("+") in keys:
-            value = _parsed(argument)._value
-            found = value.text if isinstance(value, QuotedString) else None if value is None else str(value)
-    return found
+            value = _parse(argument)._value
+            text = value.text if isinstance(value, QuotedString) else None if value is None else str(value)
+    return text
 
 
-def _parsed(override: str) -> Override:
+def _parse(override: str) -> Override:
     return OverridesParser.create().parse_override(override)

@@ -36,7 +36,7 @@ def with_references(root: DictConfig, key: str | None = None) -> Any:
     return _unmark_all(OmegaConf.to_container(node, resolve=True, throw_on_missing=False))
 
 
-def references(root: DictConfig, resolved: Mapping[str, Any]) -> dict[Place, str]:
+def references_in(root: DictConfig, resolved: Mapping[str, Any]) -> dict[Place, str]:
     """Every text of a resolved config that holds something of the environment, as a reference.
 
     Raises UsageError where what is there is not a text with the environment's in it, and so cannot be written as one.

@@ -1,4 +1,4 @@
-"""What a user may have meant by an option, a key or a value that Hydra refuses, in one sentence each."""
+"""Suggestions for an option, a key or a value that Hydra refuses, in one sentence each."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -37,17 +37,17 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     """Hydra's complaint about a command line in one sentence an override, with what may have been meant."""
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     complaint = str(error)
-    found = [*suggestions(overrides, complaint), *_mistyped(complaint)]
-    if not found and complaint.startswith("Config group override must be"):
-        found = list(_no_options(overrides))
-    if found:
-        return "\n".join(found)
-    said = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if each and str(each).strip()]
-    line = ": ".join(part.rstrip(".") for part in said)
+    sentences = [*suggestions(overrides, complaint), *_type_errors(complaint)]
+    if not sentences and complaint.startswith("Config group override must be"):
+        sentences = list(_no_options(overrides))
+    if sentences:
+        return "\n".join(sentences)
+    messages = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if each and str(each).strip()]
+    line = ": ".join(part.rstrip(".") for part in messages)
     return f"cannot read the overrides: {line}; {QUOTE}" if isinstance(error, OverrideParseException) else f"{line}."
 
 
-def _named(override: str, complaint: str) -> bool:
+def _is_refused(override: str, complaint: str) -> bool:
     """True where Hydra complains of this override; one it is content with may name an option of the user's own."""
     key, _, value = override.lstrip("+~").partition("=")
     return any(f"'{name}'" in complaint for name in (key, f"{key}/{value}"))
@@ -60,18 +60,18 @@ def suggestions(overrides: Sequence[str], complaint: str) -> Iterator[str]:
         key, _, value = override.lstrip("+~").partition("=")
         folder = CONF / key
         if key and folder.is_dir() and not (folder / f"{value}.yaml").is_file():
-            if _named(override, complaint) and "," not in value:
+            if _is_refused(override, complaint) and "," not in value:
                 yield _no_option(key, value)
         elif folder.is_dir():
             chosen[key] = value
     keys = None
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if not key or key.startswith("hydra") or (CONF / key).is_dir() or not _named(override, complaint):
+        if not key or key.startswith("hydra") or (CONF / key).is_dir() or not _is_refused(override, complaint):
             continue
         keys = keys or [known for known in _keys(chosen) if not known.endswith("_target_")]
         if key not in keys:
-            yield f"there is no key {key}{meant(key, keys) or '.'} {ALL}"
+            yield f"there is no key {key}{did_you_mean(key, keys) or '.'} {ALL}"
 
 
 def _no_option(group: str, value: str) -> str:
@@ -91,7 +91,7 @@ def _no_options(overrides: Sequence[str]) -> Iterator[str]:
             yield _no_option(group, override.partition("=")[2])
 
 
-def meant(key: str, keys: Sequence[str]) -> str:
+def did_you_mean(key: str, keys: Sequence[str]) -> str:
     """'did you mean a, b?' for a key that is not among the known ones: those that end in its very word come first."""
     group, _, word = key.rpartition(".")
     if word in ELSEWHERE:
@@ -105,8 +105,8 @@ def meant(key: str, keys: Sequence[str]) -> str:
         if close:
             return f"; did you mean {', '.join(sorted(close, key=len)[:3])}?"
     by_word = {_word(known): known for known in reversed(near)}  # a key of the root before one of a group
-    if found := closest(word, list(by_word), cutoff=0.6):
-        return f"; did you mean {', '.join(by_word[name] for name in found)}?"
+    if alike := closest(word, list(by_word), cutoff=0.6):
+        return f"; did you mean {', '.join(by_word[name] for name in alike)}?"
     return f"; {group} has {', '.join(map(_word, near))}." if group in keys and near else ""
 
 
@@ -114,24 +114,24 @@ def _word(key: str) -> str:
     return key.rsplit(".", 1)[-1]
 
 
-def _mistyped(complaint: str) -> Iterator[str]:
+def _type_errors(complaint: str) -> Iterator[str]:
     """A sentence for an override whose value is not of its key's type."""
     first = complaint.strip().split("\n")[0]
-    if not (found := re.fullmatch(r"Error merging override (\S.*)|Could not override '(.*)'\.", first)):
+    if not (match := re.fullmatch(r"Error merging override (\S.*)|Could not override '(.*)'\.", first)):
         return
-    key, _, value = (found[1] or found[2]).lstrip("+~").partition("=")
+    key, _, value = (match[1] or match[2]).lstrip("+~").partition("=")
     parent, _, word = key.rpartition(".")
     kind = _kind(key)
     if kind == MAP:
         yield f"{key} is {MAP}, which takes a name at a time: +{key}.NAME=…"
-    elif kind is not None and not (found[1] or "~").startswith("~"):
+    elif kind is not None and not (match[1] or "~").startswith("~"):
         yield f"{key}={value} is not {kind}."
     elif _kind(parent) in (*NAMES.values(), *(f"{name} or null" for name in NAMES.values())):
         yield f"there is no key {key}: {parent} is {_kind(parent)} and holds no {word}."
 
 
 def _kind(key: str) -> str | None:
-    """What the value of a typed key is, in words; None for a key that no schema knows."""
+    """Type of a key's value, in words; None for a key that no schema knows."""
     hint: Any = RunConfig
     for part in key.split("."):
         if not is_dataclass(hint) or part not in (hints := get_type_hints(hint)):

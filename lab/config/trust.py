@@ -59,7 +59,7 @@ def remember(folder: Path, text: str, start: Path) -> None:
         keep_json(place, record)
 
 
-def started(folder: Path, text: str) -> Path | None:
+def start_folder(folder: Path, text: str) -> Path | None:
     """The folder that a directory was started from, where it was here and with this very config; else None."""
     known = read_json(_place(folder))
     same = isinstance(known, dict) and (known.get("folder"), known.get("sha256")) == (

@@ -1,4 +1,4 @@
-"""Plain LoRA's A, and the B with which it comes closest to a gradient step."""
+"""GoRA's start: plain LoRA's A, and the B with which it comes closest to a gradient step."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Both sides random and nonzero, their product zero: each lies in its own half of the rank."""
+"""Orthogonal start: both sides random and nonzero, their product zero: each lies in its own half of the rank."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""One side random, the other zero: the product is exactly zero, so step 0 is the base."""
+"""Plain LoRA's start: one side random, the other zero, so the product is exactly zero and step 0 is the base."""
 
 import math
 from dataclasses import dataclass

@@ -264,7 +264,7 @@ def early_checks(config: RunConfig) -> None:
 def started_from(folder: Path) -> Path | None:
     """The folder from which a run was started, where it was here; None of anybody else's."""
     try:
-        return trust.started(folder, (folder / configuration.CONFIG).read_text())
+        return trust.start_folder(folder, (folder / configuration.CONFIG).read_text())
     except (OSError, UnicodeDecodeError):
         return None
 

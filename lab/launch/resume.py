@@ -12,7 +12,7 @@ from yaml import YAMLError
 from lab import config as configuration
 from lab import record
 from lab.config import RunConfig, trust
-from lab.config.arguments import arranged, value_of
+from lab.config.arguments import arrange, value_of
 from lab.errors import UsageError
 from lab.launch import job
 from lab.paths import quoted
@@ -50,10 +50,10 @@ def in_place(arguments: list[str]) -> list[str]:
         started = job.started_from(Path(run))
         if started is not None and started.is_dir():  # the user's own classes, where it was another folder than this
             job.make_importable(started)
-        return arranged([*others, f"resume={quoted(str(Path(run).absolute()))}", *where])
+        return arrange([*others, f"resume={quoted(str(Path(run).absolute()))}", *where])
     if study is not None:
         others = [argument for argument in arguments if argument.split("=", 1)[0].lstrip("+") != "resume_study"]
-        return arranged(as_started(study, others))
+        return arrange(as_started(study, others))
     return arguments
 
 
@@ -105,7 +105,7 @@ def _unresolved(loaded: DictConfig | ListConfig) -> Any:
 def _of_study(folder: Path, started: Path, known: list[str], own: list[str], beside: list[str]) -> Path | None:
     """The folder to go on in, of a study that was started here; None of anybody else's, which is checked first."""
     declared = read_study(folder)
-    if trust.started(folder, (folder / MULTIRUN).read_text()) is not None or declared is None:
+    if trust.start_folder(folder, (folder / MULTIRUN).read_text()) is not None or declared is None:
         return started
     named = f"resume_study={folder}"
     trust.check_links(folder)
@@ -130,7 +130,7 @@ def config_of(cfg: DictConfig, overrides: list[str], start: Path | None = None) 
                 f"hardware, the launcher and a larger schedule.max_steps."
             )
     job.make_importable(start or Path.cwd())
-    plain = configuration.composed(configuration.load(Path(cfg.resume), start))
+    plain = configuration.to_hydra(configuration.load(Path(cfg.resume), start))
     if any(override.startswith("hardware=") for override in overrides):
         plain.hardware = cfg.hardware
     for override in overrides:

@@ -1,4 +1,4 @@
-"""Ranks the user writes down."""
+"""Custom ranks: a map from layers to ranks that the user writes down."""
 
 import re
 from collections.abc import Mapping, Sequence

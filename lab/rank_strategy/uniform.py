@@ -1,4 +1,4 @@
-"""The same rank everywhere: the baseline that every other strategy spends the budget of."""
+"""Uniform rank, the same everywhere: the baseline that every other strategy spends the budget of."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

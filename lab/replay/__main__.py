@@ -90,7 +90,7 @@ def _check_header(run_dir: Path, recorded: Recorded) -> None:
     policy, path = recorded.header.get("policy"), run_dir / config.CONFIG
     if not isinstance(policy, dict):
         raise UsageError(f"the ledger of {run_dir} names no policy in its header; restore the file.")
-    if not path.is_file() or trust.started(run_dir, path.read_text(errors="replace")) is None:
+    if not path.is_file() or trust.start_folder(run_dir, path.read_text(errors="replace")) is None:
         trust.check_policy(policy, run_dir, f"the ledger of {run_dir}")
 
 
