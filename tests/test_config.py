@@ -182,8 +182,9 @@ def test_a_class_of_ones_own_is_refused_where_it_could_do_nothing_and_elsewhere_
     ]
 
 
-def test_a_class_that_does_not_exist_is_left_to_the_sentence_that_says_so():
-    assert refusals("init._target_=nowhere.Init", "adapter.use_dora=true", "rank_strategy._target_=nowhere.Rank") == []
+@pytest.mark.parametrize("target", ["nowhere.Init", "lab.init.svd.Nothing", "''", "3", "null"])
+def test_a_class_that_does_not_exist_is_left_to_the_sentence_that_says_so(target):
+    assert refusals(f"init._target_={target}", f"rank_strategy._target_={target}", "adapter.use_dora=true") == []
 
 
 def test_only_a_config_that_a_class_could_refuse_waits_for_torch():

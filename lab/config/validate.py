@@ -143,9 +143,9 @@ def _class_conflicts(plain: dict[str, Any]) -> Iterator[str]:
 
     The lab's inits refuse nothing but DoRA, where they move the function; so most configs are told without torch.
     """
-    targets = {group: plain[group].get("_target_") for group in DEFAULTS}
+    targets = {group: str(plain[group].get("_target_")) for group in DEFAULTS}
     dora = plain["adapter"]["use_dora"]
-    own = not str(targets["init"]).startswith("lab.")
+    own = not targets["init"].startswith("lab.")
     if not dora and not own and targets["rank_strategy"] == DEFAULTS["rank_strategy"]["_target_"]:
         return
     for group, target in targets.items():
