@@ -57,9 +57,9 @@ def run(run_dir: Path) -> RunRecord:
             config = configuration.load_own(run_dir)
             with _watched(run_dir, config.hardware.timeout_s, result, rank):
                 _import_quietly()
-                from lab.run.run import Session
+                from lab.run.host import Host
 
-                Session(run_dir, config, result, main).run()
+                Host(run_dir, config, result, main).run()
             result.status = "completed"
         except Diverged as error:
             details = {"step": error.step, "examples": error.examples, "module": error.module, "rank": rank}
@@ -197,8 +197,8 @@ def _import_quietly() -> None:
     try:
         from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
-        if "lab.run.run" not in sys.modules:
-            import lab.run.run  # noqa: F401
+        if "lab.run.host" not in sys.modules:
+            import lab.run.host  # noqa: F401
 
             gc.freeze()
     finally:

@@ -5,7 +5,7 @@ Nothing here imports torch or transformers before it is asked for shapes, text o
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,3 +78,8 @@ def digest_of(name: str, weight: "Tensor") -> bytes:
     raw = weight.detach().reshape(-1).contiguous().view(torch.uint8).cpu()
     digest.update(raw.numpy().data)
     return digest.digest()
+
+
+def base_of(net: Any) -> Any:
+    """The transformers model inside a peft wrapper, or the model itself."""
+    return net.get_base_model() if hasattr(net, "get_base_model") else net

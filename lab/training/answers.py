@@ -15,8 +15,8 @@ from lab.data.answer import asked, check_answer_pattern, closing, end_token, ext
 from lab.data.corpus import Corpus
 from lab.data.encode import prompt_ids
 from lab.errors import UsageError
+from lab.model import base_of
 from lab.training.generate import complete
-from lab.training.loss import base_of
 from lab.training.positions import room_for_prompt
 from lab.training.progress import console
 
