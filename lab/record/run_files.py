@@ -1,4 +1,4 @@
-"""Files that grow while a run goes on: how long they were at a moment, and whether they still begin that way."""
+"""Integrity of a run's files: length and hash at a moment, and whether what grew since still begins that way."""
 
 import hashlib
 import os
@@ -56,10 +56,10 @@ def cut_back(run_dir: Path, recorded: Mapping[str, Prefix]) -> None:
     Raises UsageError where one has lost or changed what was recorded of it; nothing is cut then.
     """
     for name in GROWING:
-        found = damage(run_dir / name, recorded[name]) if name in recorded else None
-        if found is not None:
+        fault = damage(run_dir / name, recorded[name]) if name in recorded else None
+        if fault is not None:
             raise UsageError(
-                f"{found}; a run goes on with whole files only: put a copy of it back, or start the run anew."
+                f"{fault}; a run goes on with whole files only: put a copy of it back, or start the run anew."
             )
     for name in GROWING:
         path = run_dir / name

@@ -1,4 +1,4 @@
-"""A study's stages as a pure function: what is on disk goes in, the next jobs come out. Asked again, it agrees."""
+"""Planner of a study, a pure function: what is on disk goes in, the next jobs come out. Asked again, it agrees."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
