@@ -1,9 +1,9 @@
-"""A report as blocks, and the same blocks as Markdown, HTML, LaTeX and a console table; everything is escaped."""
+"""Document: a report as blocks, and these as Markdown, HTML, LaTeX and a console table; everything is escaped."""
 
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class Figure:
 
     name: str
     caption: str
+    section: str  # heading under which it is shown
 
 
 Block = Heading | Paragraph | Bullets | Table | Figure
@@ -73,6 +74,14 @@ def signed(value: float | None, digits: int = 4) -> str:
 def p_text(value: float | None) -> str:
     """A p value; below a thousandth only that it is."""
     return MISSING if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def span(values: Iterable[float | None]) -> str:
+    """Whole numbers as one where they agree, else from the smallest to the largest."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return MISSING
+    return f"{known[0]:,.0f}" if known[0] == known[-1] else f"{known[0]:,.0f} to {known[-1]:,.0f}"
 
 
 def markdown(blocks: Sequence[Block]) -> str:
