@@ -71,7 +71,7 @@ class RunRecord:
 
 
 def strict(value: Any) -> Any:
-    """The same value in strict JSON types: non-finite floats become None: JSON has no NaN, and 0 would be a lie."""
+    """The same value in strict JSON types; non-finite floats become None, since JSON has no NaN and 0 would be a lie."""
     if isinstance(value, dict):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -103,7 +103,7 @@ def write_json(path: Path, content: dict[str, Any], place: str) -> None:
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text of ours; raises ValueError for what none holds, and JSON's readers disagree about."""
+    """Value of a JSON text of ours; raises ValueError where JSON's readers disagree: NaN, huge numbers, a key twice."""
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once)
     except RecursionError:

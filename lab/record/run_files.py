@@ -28,13 +28,13 @@ def prefixes(run_dir: Path, names: Iterable[str]) -> dict[str, Prefix]:
 
 
 def closed(run_dir: Path) -> dict[str, Prefix]:
-    """What a run leaves behind that nothing writes to again: its text files and the weights it exported."""
+    """Files of an ended run that nothing writes to again: its text files and the weights it exported."""
     weights = (str(path.relative_to(run_dir)) for pattern in WEIGHTS for path in sorted(run_dir.glob(pattern)))
     return prefixes(run_dir, (*GROWING, *WRITTEN_ONCE, *weights))
 
 
 def damage(path: Path, recorded: Prefix, *, whole: bool = False) -> str | None:
-    """How a file differs from what was recorded of it, as a sentence begins; None where it begins (`whole`: is) so."""
+    """Damage of a file against what was recorded of it, as a sentence begins; None where it begins (`whole`: is) so."""
     if not path.is_file():
         return f"{path} is gone"
     size = path.stat().st_size

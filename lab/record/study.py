@@ -15,7 +15,7 @@ MOST_CONTRASTS = 4  # more would cost every one of them its power under Holm
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What a study declared before its first job: the arms, the judgement, and the seeds it will be judged on."""
+    """Declaration of a study before its first job: the arms, the judgement, and the seeds it will be judged on."""
 
     schema: int = SCHEMA
     name: str
@@ -46,7 +46,7 @@ def write_study(study_dir: Path, study: Study) -> None:
 
 
 def read_study(study_dir: Path) -> Study | None:
-    """What the study declared, None where there is no study.json; raises UsageError where it cannot be read."""
+    """Study as declared on disk, None where there is no study.json; raises UsageError where it cannot be read."""
     path = Path(study_dir) / STUDY
     try:
         raw = read_json(path)

@@ -35,7 +35,7 @@ class Analysis:
 
     @property
     def contrasts(self) -> list[Comparison]:
-        """The judged rows."""
+        """Rows with a verdict: the declared contrasts with the baseline."""
         return [row for row in self.comparisons if row.kind == "contrast"]
 
     @property

@@ -9,7 +9,7 @@ from lab.report.study import Run
 
 
 def card(run: Run) -> list[Block]:
-    """The blocks of one run's card."""
+    """Card of one run: its settings, what it did as read back, and its metrics."""
     record = run.record
     ended = f"{run.status}{f' ({run.error})' if run.error else ''}"
     blocks: list[Block] = [Heading(f"{run.name}: {ended}", 1), Paragraph(str(run.path))]

@@ -22,7 +22,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Prose."""
+    """Prose, on one line however long."""
 
     text: str
 
@@ -108,7 +108,7 @@ def _flat(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return html.escape(visible(text))
 
 
@@ -128,7 +128,7 @@ def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        f"<title>{_escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
         "</body>\n</html>\n"
     )
 
@@ -136,14 +136,14 @@ def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
 def _html(block: Block, figures: Path) -> str:
     match block:
         case Heading(text, level):
-            return f"<h{level}>{_escaped(text)}</h{level}>"
+            return f"<h{level}>{_escape(text)}</h{level}>"
         case Paragraph(text):
-            return f"<p>{_escaped(text)}</p>"
+            return f"<p>{_escape(text)}</p>"
         case Bullets(items):
-            return "<ul>" + "".join(f"<li>{_escaped(item)}</li>" for item in items) + "</ul>"
+            return "<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in items) + "</ul>"
         case Figure(name, caption):
             data = base64.b64encode((figures / f"{name}.png").read_bytes()).decode()
-            shown = _escaped(caption)
+            shown = _escape(caption)
             return (
                 f'<figure><img src="data:image/png;base64,{data}" alt="{shown}">'
                 f"<figcaption>{shown}</figcaption></figure>"
@@ -152,14 +152,14 @@ def _html(block: Block, figures: Path) -> str:
             left = [i == 0 or column in block.text for i, column in enumerate(block.columns)]
             rows = [
                 "".join(
-                    f"<{tag}{' class=t' if is_left else ''}>{_escaped(cell)}</{tag}>"
+                    f"<{tag}{' class=t' if is_left else ''}>{_escape(cell)}</{tag}>"
                     for cell, is_left in zip(row, left, strict=True)
                 )
                 for tag, row in [("th", block.columns), *(("td", row) for row in block.rows)]
             ]
             body = "".join(f"<tr>{row}</tr>" for row in rows[1:])
             return (
-                f'<p class="caption">{_escaped(block.caption)}</p><div class="scroll"><table>'
+                f'<p class="caption">{_escape(block.caption)}</p><div class="scroll"><table>'
                 f"<thead><tr>{rows[0]}</tr></thead><tbody>{body}</tbody></table></div>"
             )
 

@@ -115,18 +115,18 @@ def conditions(analysis: Analysis) -> list[str]:
     seeds = sorted({run.record.seed for run in runs if run.record.seed is not None} - twins)
     again = f"; the baseline again on {', '.join(map(str, sorted(twins, key=str)))}" if twins else ""
     sides = ("train", "val", "test")
-    sizes = _listed("/".join(str(run.record.data.get(f"{side}_examples", MISSING)) for side in sides) for run in runs)
-    names = _listed(str(run.record.data.get("name") or MISSING) for run in runs)
-    hashes = _listed(str(run.record.data.get("sha256"))[:12] for run in runs)
-    models = _listed(str(run.record.model.get("name_or_path") or MISSING) for run in runs)
-    steps = _listed(number(run.value("steps"), 0) for run in runs)
+    sizes = _distinct("/".join(str(run.record.data.get(f"{side}_examples", MISSING)) for side in sides) for run in runs)
+    names = _distinct(str(run.record.data.get("name") or MISSING) for run in runs)
+    hashes = _distinct(str(run.record.data.get("sha256"))[:12] for run in runs)
+    models = _distinct(str(run.record.model.get("name_or_path") or MISSING) for run in runs)
+    steps = _distinct(number(run.value("steps"), 0) for run in runs)
     labels = [run.record.labelled_tokens for run in runs]
     labelled = "" if None in labels else f", {span(labels)} of them labelled"  # older records do not say
-    devices = _listed(str(run.record.environment.get("device") or MISSING) for run in runs)
-    precisions = _listed(str(run.record.environment.get("precision") or MISSING) for run in runs)
+    devices = _distinct(str(run.record.environment.get("device") or MISSING) for run in runs)
+    precisions = _distinct(str(run.record.environment.get("precision") or MISSING) for run in runs)
     return [
         *lines,
-        f"Base: {models}, weights {_listed(run.base[:12] for run in runs)}.",
+        f"Base: {models}, weights {_distinct(run.base[:12] for run in runs)}.",
         f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
         f"Budget: {steps} optimizer steps, {span(run.record.tokens for run in runs)} tokens{labelled}.",
         f"Device: {devices}; precision {precisions}.",
@@ -134,12 +134,12 @@ def conditions(analysis: Analysis) -> list[str]:
     ]
 
 
-def _listed(values: Iterable[str]) -> str:
+def _distinct(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
 def noise_floor(analysis: Analysis) -> str:
-    """How far the baseline lies from itself, and whether that lets anything be judged."""
+    """Noise floor in words: how far the baseline lies from itself, and whether that lets anything be judged."""
     aa = analysis.aa
     if aa is None:
         return (
@@ -179,7 +179,7 @@ def standings(analysis: Analysis) -> list[str]:
 
 
 def gaps(analysis: Analysis) -> list[Block]:
-    """What did not complete, what was never run, and what could not be read."""
+    """Gaps: runs that did not complete, jobs that were never run, and files that could not be read."""
     blocks: list[Block] = []
     study = analysis.study
     unfinished = tables.unfinished_table(analysis)
@@ -195,7 +195,7 @@ def gaps(analysis: Analysis) -> list[Block]:
 
 
 def limits(analysis: Analysis) -> list[str]:
-    """The reasons for which a careful reader should not generalise."""
+    """Limits: the reasons for which a careful reader should not generalise."""
     judgement, arms = analysis.judgement, analysis.arms
     lines = [
         "One base, one data set and one budget: another base, task or length of training may order the arms otherwise."

@@ -17,7 +17,7 @@ FEWEST_RANKS = 3  # two points make no curve
 
 @dataclass(frozen=True, kw_only=True)
 class RankAnswers:
-    """What a sweep over uniform ranks says; None where it cannot say."""
+    """Answers of a sweep over uniform ranks; None where it has none."""
 
     ranks: dict[int, str]  # rank -> arm
     base: float | None  # the metric of the untrained base, rank 0

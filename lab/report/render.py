@@ -124,7 +124,7 @@ def show(blocks: Sequence[Block]) -> None:
 
 
 def summary(analysis: Analysis) -> list[Block]:
-    """What the console shows of a report: the headline, a sentence per contrast, two tables, and the gaps."""
+    """Summary of a report for the console: the headline, a sentence per contrast, two tables, and the gaps."""
     blocks: list[Block] = [Paragraph(line) for line in findings.headline(analysis)]
     blocks.append(Bullets([findings.sentence(row, analysis) for row in analysis.contrasts]))
     blocks += [Paragraph("Noise floor: " + findings.noise_floor(analysis)), *findings.console(analysis)]

@@ -53,7 +53,7 @@ class Run:
 
     @property
     def pair(self) -> tuple[int | None, int | None]:
-        """What two runs must share to be a pair: seed and data_seed."""
+        """Seed and data_seed, which two runs must share to be a pair."""
         seed, data_seed = self.record.seed, self.record.data_seed
         if seed is None:  # it failed before it recorded more than its overrides
             settings = self.record.override_values
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def base(self) -> str:
-        """What was trained: the hash of the base's weights as stored, else as held, else its name and revision."""
+        """Base that was trained: the hash of its weights as stored, else as held, else its name and revision."""
         model = self.record.model
         base = (
             model.get("stored_sha256")
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def precision(self) -> str | None:
-        """What `hardware.precision=auto` came to on the run's machine; None where a precision was asked for."""
+        """Precision that `hardware.precision=auto` came to on the run's machine; None where one was named."""
         precision = (self.record.config.get("hardware") or {}).get("precision")
         return str(self.record.environment.get("precision")) if precision == "auto" else None
 
@@ -125,7 +125,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that was left out, and why."""
+    """A directory or file that was left out, and why."""
 
     path: Path
     reason: str
@@ -236,7 +236,7 @@ def _by_number(path: Path) -> tuple[int, str]:
 
 
 def _fault(read: RunRecord) -> str | None:
-    """What contradicts the schema in a record that is valid JSON; None where nothing does."""
+    """Contradiction of the schema in a record that is valid JSON; None where there is none."""
     for name in _DICTS:
         if not isinstance(getattr(read, name), dict):
             return f"has {name} = {getattr(read, name)!r}, not a mapping"

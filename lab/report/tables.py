@@ -83,7 +83,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
 
 
 def information_table(analysis: Analysis) -> Table | None:
-    """What is shown beside the verdicts and decides none of them."""
+    """Information beside the verdicts that decides none of them: bootstrap, Wilcoxon, seeds that would decide."""
     rows = [row for row in analysis.contrasts if row.differences]
     if not rows:
         return None
@@ -108,7 +108,7 @@ def information_table(analysis: Analysis) -> Table | None:
 
 
 def described_table(analysis: Analysis) -> Table | None:
-    """Everything else that was measured, against the baseline: numbers without a verdict."""
+    """Differences from the baseline in every other metric: numbers without a verdict."""
     rows = [row for row in analysis.comparisons if row.kind == "described" and row.statistics.mean is not None]
     if not rows:
         return None

@@ -47,7 +47,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What it is called in study.json: a directory is submitted once per rung."""
+        """Name of the submission in study.json: a directory is submitted once per rung."""
         return self.id if self.rung is None else f"{self.id}_rung={self.rung}"
 
 
@@ -78,7 +78,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class State:
-    """What a study has on disk, and the one question planning asks of it."""
+    """State of a study on disk, and the one question planning asks of it."""
 
     study: Study
     seen: tuple[Seen, ...]

@@ -62,7 +62,7 @@ def drop_checkpoints(run_dir: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a study will cost; None where nobody has measured a job."""
+    """Cost of a study; None where nobody has measured a job."""
 
     jobs: int  # without extensions
     extensions: int  # at most

@@ -75,7 +75,7 @@ def _si(value: float) -> str:
 
 
 def forgetting_gain(analysis: Analysis) -> Figure | None:
-    """What a run gained on its task against what it lost on the retention text, a point per run."""
+    """Gain on the task against loss on the retention text, a point per run; None where neither was measured."""
     figure, axes = style.new(4.2)
     drawn = False
     for index, arm in enumerate(analysis.arms):
