@@ -71,7 +71,7 @@ class RunRecord:
 
 
 def strict(value: Any) -> Any:
-    """The same value in strict JSON types; non-finite floats become None, since JSON has no NaN and 0 would be a lie."""
+    """The same value in strict JSON types; NaN and infinities become None: JSON has none, and 0 would be a lie."""
     if isinstance(value, dict):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

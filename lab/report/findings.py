@@ -31,7 +31,7 @@ def report(analysis: Analysis, figures: Sequence[Figure], not_drawn: Sequence[st
 def _sections(analysis: Analysis) -> dict[str, tuple[Sequence[Block | None], Sequence[Block | None]]]:
     """Heading of each section -> what stands in it before its figures, and what after."""
     rank_words = [Bullets(ranks.in_words(analysis.ranks, analysis.contrasts))] if analysis.ranks else []
-    arms = [*map(Paragraph, standings(analysis)), tables.arms_table(analysis)] if analysis.arms else []
+    arms: list[Block] = [*map(Paragraph, standings(analysis)), tables.arms_table(analysis)] if analysis.arms else []
     loss = "Training loss (nats per token), mean over the window and over seeds."
     norm = "Gradient norm before clipping, mean over the window and over seeds."
     traces = [

@@ -55,7 +55,7 @@ def jobs_before_extensions(study: Study) -> int:
 
 
 def extensions_per_arm(study: Study) -> int:
-    """Half-decades by which one arm's grid may grow: an equal share of the jobs that are left, so no arm depends on another."""
+    """Half-decades by which an arm's grid may grow: an equal share of the jobs left, whatever the other arms do."""
     tuned = sum(len(grid) > 1 for grid in study.learning_rates.values())
     left = study.max_jobs - jobs_before_extensions(study)
     return max(0, min(MOST_EXTENSIONS, left // max(1, tuned * len(study.tune_seeds))))
