@@ -15,7 +15,7 @@ from lab.config import instantiate
 from lab.errors import UsageError
 from lab.launch.job import launch
 from lab.model import weights_sha256
-from lab.report.comparison import differing
+from lab.report.comparison import refusal
 from lab.report.study import load_study
 from lab.training import hardware
 from lab.training.callbacks import StopOnRequest
@@ -152,10 +152,10 @@ def test_what_auto_came_to_on_two_machines_is_not_compared(tmp_path, monkeypatch
         bf16(monkeypatch, has)
         run(tmp_path / name, "model=tiny", *AUTO)
     one, other = (Arms(run) for run in load_study(tmp_path).runs)
-    assert "precisions that hardware.precision=auto came to differ" in differing(one, other)
+    assert "precisions that hardware.precision=auto came to differ" in refusal(one, other)
     for each in (*one.runs, *other.runs):  # asked for, it is what the arms are about
         each.record.config["hardware"]["precision"] = each.record.environment["precision"]
-    assert differing(one, other) == ""
+    assert refusal(one, other) == ""
 
 
 class Arms:
