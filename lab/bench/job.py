@@ -1,4 +1,4 @@
-"""What a user waits for: answers to questions and mistakes, and the default job from command to exported adapter.
+"""Waiting times of a user: for answers to questions and mistakes, and for the default job, command to exported adapter.
 
 Every row is a process as a user would start it, timed from outside.
 """
