@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.data import Record, Splits
+from lab.data import Record, Splits, check_retention
 from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields, rows_of
 from lab.data.holdout import hold_out
-from lab.data.retention import check_retention
 from lab.data.template import check_template
 from lab.errors import UsageError, nearest
 
@@ -45,7 +44,7 @@ class Hub:
 
     @property
     def fields(self) -> Fields:
-        """Which columns are read; raises UsageError where none are named."""
+        """The columns that are read; raises UsageError where none are named."""
         return Fields(self.prompt_field, self.response_field, self.input_field, self.messages_field, self.text_field)
 
     def check(self) -> None:
@@ -135,7 +134,7 @@ def ask_hub(path: str, revision: str | None) -> None:
 
 
 def why_not(path: str, revision: str | None, error: BaseException) -> str:
-    """Why a data set cannot be had, and what to do, in one sentence."""
+    """The reason why a data set cannot be had, and the remedy, in one sentence."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

@@ -1,4 +1,4 @@
-"""Where a model's files are: shipped, in a folder, in the hub's cache, or on the hub. No torch here."""
+"""Files of a model: shipped, in a folder, in the hub's cache, or on the hub. No torch here."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def check(name_or_path: str, revision: str | None, needs_weights: bool = True, k
 
 
 def _no_folder(file: str) -> str:
-    """What is wrong with a file where a model's folder belongs."""
+    """The fault of a file where a model's folder belongs, and the remedy."""
     if file.lower().endswith(".gguf"):
         return "is a GGUF file, which is not supported yet; give the Hugging Face folder or name it was made from."
     return "is a file; give the Hugging Face folder that holds a model's files."
@@ -96,7 +96,7 @@ def fetch(name_or_path: str, revision: str | None, needs_weights: bool = True, k
         return Path(got)
 
     print(f"fetching {_named(name_or_path, revision)} from the hub, once for all jobs")
-    with explained(name_or_path, revision):
+    with explain_errors(name_or_path, revision):
         folder = download(*SMALL_FILES, *(["*.safetensors"] if needs_weights else []))
         if needs_weights and not any(folder.glob("*.safetensors")):
             download("*.bin")
@@ -121,7 +121,7 @@ def is_cached(
     if not needs_weights or any(cached(name) for name in WEIGHTS):
         return True
     indices = [path for path in map(cached, WEIGHT_INDICES) if path is not None]
-    return any(all(cached(shard) for shard in _shards(path)) for path in indices)
+    return any(all(cached(shard) for shard in shards(path)) for path in indices)
 
 
 def file_of(name_or_path: str, revision: str | None, filename: str) -> Path | None:
@@ -132,11 +132,12 @@ def file_of(name_or_path: str, revision: str | None, filename: str) -> Path | No
         return path if path.is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name_or_path, filename, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(name_or_path, filename, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
 
 
-def _shards(index: Path) -> set[str]:
+def shards(index: Path) -> set[str]:
+    """The names of the files that an index of a model's weights names."""
     return set(json.loads(index.read_text())["weight_map"].values())
 
 
@@ -195,7 +196,7 @@ def _named(name: str, revision: str | None) -> str:
 
 
 def reason(name: str, revision: str | None, error: BaseException, key: str = "model.name_or_path") -> str:
-    """Why a model cannot be had, and what to do, in one sentence."""
+    """The reason why a model cannot be had, and the remedy, in one sentence."""
     from huggingface_hub import errors as hub
 
     what = _named(name, revision)
@@ -229,7 +230,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextmanager
-def explained(name: str, revision: str | None) -> Iterator[None]:
+def explain_errors(name: str, revision: str | None) -> Iterator[None]:
     """Turn what transformers raises while reading a model into a UsageError with the model's name and the remedy."""
     try:
         yield
