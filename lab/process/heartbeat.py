@@ -13,7 +13,7 @@ _STRICT, _WORD, _SIZE = 8, 9, 16  # bytes: where a slot holds what follows its c
 
 
 class Slot:
-    """What one process shows: beats so far, whether only they count, and its last word; `shared` with who watches."""
+    """Signs of life of a process: beats so far, whether only they count, its last word; `shared` with who watches."""
 
     def __init__(self, memory: bytearray | mmap.mmap, rank: int = 0) -> None:
         self._memory, self._start = memory, rank * _SIZE
