@@ -86,7 +86,7 @@ def load_corpus(data: DataSet, tokenizer: Any, max_examples: int | None = None) 
 
 
 def _lost_sentence(side: Encoded, name: str, max_length: int) -> str | None:
-    """What became of a side's examples; None where every one is whole."""
+    """A sentence on the examples that a side lost or cut; None where every one is whole."""
     without = side.unlabelled - side.cut_off
     parts = [
         f"{count:,} of {side.num_records:,} examples {'is' if count == 1 else 'are'} {what}"

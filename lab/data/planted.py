@@ -110,7 +110,7 @@ class Planted:
 def planted_change(net: Any, layer: Any, ids: "Tensor", rank: int, size: float) -> "Tensor":
     """(out, in) ΔW of the given rank for a layer; `ids` (n, T) are texts that the model wrote. See Planted."""
     inputs, gradients = moments(net, layer, ids)
-    return size * _whitened(gradients, rank) @ _whitened(inputs, rank).T
+    return size * _whiten(gradients, rank) @ _whiten(inputs, rank).T
 
 
 def moments(net: Any, layer: Any, ids: "Tensor") -> "tuple[Tensor, Tensor]":
@@ -142,7 +142,7 @@ def moments(net: Any, layer: Any, ids: "Tensor") -> "tuple[Tensor, Tensor]":
     return inputs / count, gradients / count
 
 
-def _whitened(moment: "Tensor", rank: int) -> "Tensor":
+def _whiten(moment: "Tensor", rank: int) -> "Tensor":
     """(n, rank): the leading eigenvectors, strongest first, each over the root of its eigenvalue."""
     import torch
 

@@ -55,7 +55,7 @@ class Watch:
         for rank in living:
             self._silence[rank] += min(passed, 2 * self._every)
             count, used = self._slots[rank].count, self._processor(rank)
-            if count != self._seen[rank][0] or (not self._slots[rank].strict and self._worked(rank, used)):
+            if count != self._seen[rank][0] or (not self._slots[rank].strict and self._has_worked(rank, used)):
                 self._seen[rank], self._silence[rank] = (count, used), 0.0
         return all(self._silence[rank] >= self.seconds for rank in living)
 
@@ -63,7 +63,7 @@ class Watch:
         """Count all silence from here on."""
         self._silence = [0.0] * len(self._slots)
 
-    def _worked(self, rank: int, used: float | None) -> bool:
+    def _has_worked(self, rank: int, used: float | None) -> bool:
         before = self._seen[rank][1]
         return used is None or before is None or used - before > LEAST_SECONDS + SHARE * self._silence[rank]
 

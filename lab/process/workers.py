@@ -60,7 +60,7 @@ class End:
 
 @dataclass(frozen=True)
 class Ending:
-    """How the processes of a job ended by themselves, in the order of time, until we ended those that were left."""
+    """The ends of a job's processes by themselves, in the order of time, until we ended those that were left."""
 
     ends: tuple[End, ...]
     signals: tuple[str, ...] = ()  # that we were sent, and handed on

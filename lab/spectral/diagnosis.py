@@ -106,7 +106,7 @@ class Diagnosis:
         held = self.counts if counts is None else counts
         place = int(np.searchsorted(held, k))
         if place == len(held) or held[place] != k:
-            raise NotHeld(f"k={k} was not recorded; tick {self.tick} of this layer holds {_listed(held)}.")
+            raise NotHeld(f"k={k} was not recorded; tick {self.tick} of this layer holds {_list(held)}.")
         return float(curve[place]) if place < len(curve) else None
 
     def tail_error(self, k: int) -> float | None:
@@ -202,7 +202,7 @@ def angle_counts_for(directions: int, k: int) -> Counts:
     return np.array(sorted({*powers, *([k] if k <= directions else [])}), dtype=np.int32)
 
 
-def _listed(counts: Counts) -> str:
+def _list(counts: Counts) -> str:
     if len(counts) == 0:
         return "no direction at all"
     if int(counts[-1]) == len(counts):

@@ -58,7 +58,7 @@ class Reach:
 
     @property
     def shortfall(self) -> float:
-        """What the best value lacks to the limit, in its unit; 0 or less where it is reached, inf without a value."""
+        """The distance of the best value from the limit, in its unit; below 0 beyond it, inf without a value."""
         if self.best is None:
             return math.inf
         return self.best - self.limit if self.op in ("<", "<=") else self.limit - self.best
