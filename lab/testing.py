@@ -208,7 +208,7 @@ def example_weight(shape: tuple[int, int]) -> Tensor:
 
 
 def example_evidence(shape: tuple[int, int], needs: frozenset[Need] = NEEDS) -> Evidence:
-    """The needed of a gradient, an inputs' second moment and a weight change; unrelated to the weight."""
+    """Random evidence of a layer, as far as needed: a gradient, an inputs' second moment, a weight change."""
     generator = Generator().manual_seed(2)
     out, inner = shape
     tokens = 4 * inner
