@@ -19,6 +19,7 @@ from lab.bench.train import BATCH, LR, RANK, WARM_UP
 from lab.config import instantiate
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample
+from lab.model import Model
 from lab.record import RunRecord
 from lab.training.loader import BatchPlan, collate
 
@@ -39,7 +40,7 @@ def main() -> None:
     """Measure one contender."""
     name, steps, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     settings = config.compose(*OVERRIDES, f"data.max_length={MAX_LENGTH}")
-    model = instantiate.make(settings.model)
+    model: Model = instantiate.make(settings.model)
     tokenizer = model.tokenizer()
     corpus = load_corpus(instantiate.make({**settings.data, "retention": None}), tokenizer)
     samples = corpus.train.samples[:EXAMPLES]
@@ -62,7 +63,7 @@ def main() -> None:
 Timing = tuple[int, float, float]  # real tokens, seconds, last training loss
 
 
-def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Timing:
+def lab(model: Model, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Timing:
     """This lab's own loop: LightningModule, callbacks off but the clock."""
     from lightning.pytorch import Callback, Trainer
 
@@ -99,7 +100,7 @@ def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: i
     return watch.tokens, seconds, module.step_nats / last["denominator"]
 
 
-def bare_loop(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Timing:
+def bare_loop(model: Model, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Timing:
     """The same work without Lightning or callbacks: same adapters, batches, loss, clipping, fused AdamW."""
     from lab.run.parts import Parts
     from lab.run.setup import adapt, base_hashes, load_base
@@ -135,7 +136,7 @@ def bare_loop(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, st
 
 
 def trainer(
-    model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path, bf16: bool = False
+    model: Model, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path, bf16: bool = False
 ) -> Timing:
     """transformers.Trainer and peft as their documentation starts one: padded batches in random order, all logits."""
     from peft import LoraConfig, get_peft_model

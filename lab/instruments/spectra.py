@@ -22,7 +22,7 @@ from lab.spectral.cadence import analysis_flops, cohorts, due, owners
 from lab.spectral.diagnosis import Diagnosis
 from lab.spectral.tracker import Tracker
 from lab.svd_policy import State, decisions
-from lab.svd_policy.account import before
+from lab.svd_policy.reachability import reachability_record
 from lab.svd_policy.summary import approaches, summarise
 from lab.svd_policy.tables import approach_table, chance_table, measures_table, reach_table, summary_table
 from lab.training.distributed import at_rank_0, from_rank_0, of_all, rank, world
@@ -173,7 +173,7 @@ class SpectralObserver(Instrument):
     def _decide(self, row: Row) -> decisions.Decided:
         decision, self.states[row.layer] = self.policy.decide(row, self.states.get(row.layer, {}))
         self.first.setdefault(row.layer, row)
-        self.recent.append(decisions.decided(row, decision))
+        self.recent.append(decisions.decision_row(row, decision))
         return self.recent[-1]
 
     def _show(self, trainer: Trainer, module: CausalLM, rows: Sequence[Row]) -> None:
@@ -201,7 +201,7 @@ class SpectralObserver(Instrument):
 
     def _say_start(self, aloud: bool) -> None:
         first = [self.first[name] for name in self.targets]
-        account = self.account["before"] = before(self.policy, first, self.bound)
+        account = self.account["before"] = reachability_record(self.policy, first, self.bound)
         if not aloud:
             return
         console.print(chance_table(first))

@@ -110,7 +110,7 @@ def _watched(run_dir: Path, timeout_s: float | None, result: RunRecord, rank: in
         print(f"the job in {run_dir} failed: {message}", file=sys.stderr)
 
     group = process_group.outside() is not None
-    return hang.watched_here(timeout_s, f"resume={run_dir}", group, give_up)
+    return hang.watch_self(timeout_s, f"resume={run_dir}", group, give_up)
 
 
 def _out_of_memory(error: BaseException, rank: int = 0) -> UsageError | None:

@@ -1,11 +1,10 @@
-from dataclasses import replace
-
 """The exported folder is a plain LoRA: stock peft on the pristine base gives the run's own logits."""
 
 import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
