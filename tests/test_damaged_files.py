@@ -33,7 +33,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
 
     def die(self, trainer, module, batch):
-        if module.progress.step == 5:
+        if module.run.progress.step == 5:
             raise Killed
 
     for kind, given in {"lora": LORA, "observed": (*OBSERVED, "schedule.save_every_n_steps=2")}.items():

@@ -67,8 +67,8 @@ def test_every_strategy_runs_within_the_budget_and_saves_its_plan(strategy, tmp_
 def test_a_strategy_and_an_init_that_ask_for_the_same_share_one_look(tmp_path, monkeypatch):
     from lab.evidence import gather
 
-    real, asked = gather.evidence.gather, []
-    monkeypatch.setattr(gather.evidence, "gather", lambda *args, **rest: asked.append(args[3]) or real(*args, **rest))
+    real, asked = gather.statistics.gather, []
+    monkeypatch.setattr(gather.statistics, "gather", lambda *args, **rest: asked.append(args[3]) or real(*args, **rest))
     result = run(tmp_path, *SHORT, "rank_strategy=gora", "init=lora_ga", "rank_strategy.max_rank=8")
     assert asked == [{"gradient"}]
     assert result.init["looked_at"] == ["gradient of 4 training examples"]

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lab.adapter.structured import Structured
 from lab.editors import Editor
 from lab.record import RunRecord
+from lab.training.callbacks import AfterStep
 from lab.training.module import CausalLM
 
 
-class Editing(Callback):
+class Editing(AfterStep):
     """The editors of a run, in their order."""
 
     def __init__(self, editors: Sequence[Editor], model: Structured) -> None:

@@ -28,7 +28,8 @@ LARGEST_SIDE, FEW = 1024, 8  # the best step takes an SVD of the gradient, whose
 class FirstStepWatch(Instrument):
     """Compares s(B₁A₁ − B₀A₀) with the whole step's gradient ∂L/∂W, of its own batch; writes first_step.csv.
 
-    Not with DoRA, whose step is no product. Training is bitwise the same without it.
+    Not with DoRA, whose step is no product, nor of a layer that the step left not finite, which ends the run. Training
+    is bitwise the same without it.
     """
 
     def __init__(self, run_dir: Path, targets: Sequence[Target]) -> None:
@@ -76,7 +77,9 @@ class FirstStepWatch(Instrument):
         for name, gradient in self.gradients.items():
             layer, (A, B) = layers[name], self.before[name]
             L = layer.s * torch.cat([layer.B.detach(), -B], dim=1)
-            step = first_step(L, torch.cat([layer.scaled_A.detach(), A]), gradient, A.shape[0])
+            R = torch.cat([layer.scaled_A.detach(), A])
+            finite = bool(torch.isfinite(L).all() and torch.isfinite(R).all())
+            step = first_step(L, R, gradient, A.shape[0]) if finite else None
             measures = {} if step is None else vars(step)
             rows.append({"module": name} | {f"first_step_{key}": value for key, value in measures.items()})
         if trainer.is_global_zero:

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
 
 from lab.training.callbacks import AfterStep, Checkpoints, Monitor, StopOnRequest
 from lab.training.module import CausalLM
@@ -24,23 +23,11 @@ class Instrument(AfterStep):
         """Training has ended, perhaps in an earlier process, whose last checkpoint it then was; on every process."""
 
 
-class Editing(Protocol):
-    """The editors of a run, as a step sees them: the only writers of structure."""
-
-    def loss_terms(self, scale: int) -> Sequence[Tensor]:
-        """What they add to the objective, times a number."""
-        ...
-
-    def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
-        """Decide, apply, read back."""
-        ...
-
-
 @dataclass(frozen=True)
 class StepOrder:
     """All who act after a step, each seeing what those before it have done."""
 
-    editors: Editing
+    editors: AfterStep  # the only writers of structure
     instruments: Sequence[Instrument]
     monitor: Monitor
     checkpoints: Checkpoints
@@ -48,7 +35,7 @@ class StepOrder:
 
     def callbacks(self) -> list[Callback]:
         """For the Trainer: the step, and each part's own starts, ends and state."""
-        return [Step(self), *self.instruments, self.monitor, self.checkpoints, self.stop]
+        return [Step(self), self.editors, *self.instruments, self.monitor, self.checkpoints, self.stop]
 
 
 class Step(Callback):

@@ -87,7 +87,7 @@ def test_a_resumed_run_has_every_tick_once_and_the_same(tmp_path, monkeypatch):
         pass
 
     def die(self, trainer, module, batch):
-        if module.progress.step == 5:
+        if module.run.progress.step == 5:
             raise Killed
 
     run(tmp_path / "whole", *FULL, *OBSERVE)
