@@ -35,7 +35,7 @@ ENDINGS = {  # faults by rank; the rank recorded (None: either), and what the re
     ),
     "called exit": ({1: Fault("calls exit", BEHIND_A_STEP, 2)}, 1, "rank 1 called exit(0) in the middle of the run"),
     "met a mistake": (
-        {1: Fault("meets a mistake", "lab.run.host:build.make_measures")},
+        {1: Fault("meets a mistake", "lab.run.parts:instantiate.make_measures")},
         1,
         "this rank's data are gone",
     ),

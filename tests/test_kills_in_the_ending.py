@@ -23,7 +23,7 @@ PHASES = {
     "in the answers": ("lab.training.answers:Answers.accuracy", 1),
     "in a measure of the user's": ("lab.run.host:_own_measure", 1),
     "in what was learned": ("lab.instruments.learned:measure", 1),
-    "in the last line": ("lab.run.summary:say_end", 1),
+    "in the last line": ("lab.run.summary:print_end", 1),
     "in the record": ("lab.record:write", 3),  # the first two say that it runs again
 }
 FEW = ("before the last checkpoint", "behind the last checkpoint", "in the test", "in the record")
