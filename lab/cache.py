@@ -1,4 +1,4 @@
-"""Where derived things that are dear to make are kept between runs. Standard library only.
+"""Cache of derived things that are dear to make, kept between runs. Standard library only.
 
 A cache costs no run: where its folder cannot be made, read or written, the run goes on without, and says so once.
 """
@@ -51,7 +51,7 @@ def keep_json(path: Path | None, value: Any) -> bool:
 
 
 def read_json(path: Path | None) -> Any:
-    """What `keep_json` kept; None where there is nothing or it is damaged, which is logged."""
+    """The value that `keep_json` kept; None where there is nothing or it is damaged, which is logged."""
     if path is None:
         return None
     try:
@@ -71,8 +71,8 @@ def _checksum(text: str) -> str:
 
 
 def _tell(error: Exception) -> None:
-    said = f"Nothing is kept for the next run ({error}); set LAB_CACHE to a folder that can be written."
-    log.info(said)
+    sentence = f"Nothing is kept for the next run ({error}); set LAB_CACHE to a folder that can be written."
+    log.info(sentence)
     if not _told:
-        print(said, file=sys.stderr, flush=True)
-    _told.append(said)
+        print(sentence, file=sys.stderr, flush=True)
+    _told.append(sentence)

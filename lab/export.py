@@ -76,11 +76,8 @@ def _write_adapter(found: Selected, folder: Path, to: Path, portable: bool, rank
         model.tokenizer().save_pretrained(folder / BASE)
     verify_export(
         folder,
-        {name: layer.rank for name, layer in layers.items() if layer.rank},
-        scaling=next(iter(layers.values())).s,
-        offset=found.offset,
+        found.weights.structure,
         rank=rank,
-        use_dora=found.config.adapter.use_dora,
         portable=portable,
         base=base,
         revision=model.revision,
@@ -103,7 +100,7 @@ def _write_whole(found: Selected, folder: Path) -> dict[str, Any]:
     from lab.model.stored import load_as_stored, stored_dtype, weight_files
 
     whole = found.net
-    if found.config.method == "lora":
+    if found.weights.structure.pairs:
         whole = merged(found.net, load_as_stored(found.model, found.config.seed))
     whole.save_pretrained(folder)
     share_weights(folder)

@@ -46,7 +46,7 @@ def row_of(diagnosis: Diagnosis, *, step: int, layer: str, mode: Mode, rank: int
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a ledger holds."""
+    """A ledger as it is read back."""
 
     header: dict[str, Any]  # of the writer: the policy's settings, targets with role, depth and shape
     rows: list[Row]  # in the order of writing: by step, then by layer
@@ -54,10 +54,10 @@ class Recorded:
 
     def by_layer(self) -> dict[str, list[Row]]:
         """The rows of each layer, in step order."""
-        found: dict[str, list[Row]] = {}
+        rows: dict[str, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(row.layer, []).append(row)
-        return found
+            rows.setdefault(row.layer, []).append(row)
+        return rows
 
 
 class Ledger:
@@ -104,8 +104,8 @@ def read(run_dir: Path) -> Recorded:
         )
     lines, cut = _whole_lines(path)
     if not lines or lines[0].get("schema") != SCHEMA:
-        found = lines[0].get("schema") if lines else "no header"
-        raise UsageError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}.")
+        schema = lines[0].get("schema") if lines else "no header"
+        raise UsageError(f"{path} has schema {schema!r}; this version reads schema {SCHEMA}.")
     try:
         rows = [_decode(Row, line) for line in lines[1:]]
     except (TypeError, ValueError, AttributeError) as error:

@@ -53,8 +53,8 @@ def _check_factors(factors: Factors, shape: tuple[int, int], rank: int, side: st
     if factors.base is not None:
         expected_shapes.append(("the base", factors.base, shape))
     for name, tensor, expected in expected_shapes:
-        found = tuple(tensor.shape)
-        _demand(found == expected, f"{name} of a {side} layer has shape {found}, not {expected}")
+        actual = tuple(tensor.shape)
+        _demand(actual == expected, f"{name} of a {side} layer has shape {actual}, not {expected}")
         _demand(tensor.dtype == torch.float32, f"{name} of a {side} layer is {tensor.dtype}, not float32")
         _demand(bool(torch.isfinite(tensor).all()), f"{name} of a {side} layer is not finite")
         _demand(not tensor.requires_grad, f"{name} of a {side} layer still carries a graph")
@@ -85,21 +85,19 @@ def check_rank_strategy(strategy: RankStrategy, rank: int = 4) -> None:
     kept = all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
     _demand(kept, "a weight or the evidence was changed in place")
     if getattr(strategy, "budget", None) == "params":
-        asked = rank * sum(target.cost for target in targets)
+        allowed = rank * sum(target.cost for target in targets)
         spent = sum(plan[target.name] * target.cost for target in targets)
-        within = 0 <= asked - spent < max(target.cost for target in targets)
-        _demand(within, f"the plan costs {spent} parameters and uniform at rank {rank} costs {asked}")
+        within = 0 <= allowed - spent < max(target.cost for target in targets)
+        _demand(within, f"the plan costs {spent} parameters and uniform at rank {rank} costs {allowed}")
 
 
 def _check_plan(plan: RankPlan, targets: list[Target]) -> None:
     names = {target.name for target in targets}
     _demand(set(plan) == names, f"layers without a rank or unasked for: {sorted(set(plan) ^ names)}")
     for target in targets:
-        found = plan[target.name]
-        whole = isinstance(found, int) and not isinstance(found, bool)
-        _demand(
-            whole and 1 <= found <= target.max_rank, f"{target.name} got rank {found!r}, not 1 to {target.max_rank}"
-        )
+        rank = plan[target.name]
+        whole = isinstance(rank, int) and not isinstance(rank, bool)
+        _demand(whole and 1 <= rank <= target.max_rank, f"{target.name} got rank {rank!r}, not 1 to {target.max_rank}")
 
 
 def check_policy(policy: SvdPolicy) -> None:
@@ -210,7 +208,7 @@ def example_weight(shape: tuple[int, int]) -> Tensor:
 
 
 def example_evidence(shape: tuple[int, int], needs: frozenset[Need] = NEEDS) -> Evidence:
-    """What is asked for of a gradient, an inputs' second moment and a weight change; unrelated to the weight."""
+    """Random evidence of a layer, as far as needed: a gradient, an inputs' second moment, a weight change."""
     generator = Generator().manual_seed(2)
     out, inner = shape
     tokens = 4 * inner

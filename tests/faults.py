@@ -23,7 +23,7 @@ from jobs import SMALL
 from lab.errors import UsageError
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["jobs", "lab.run.run"])
+_forks.set_forkserver_preload(["jobs", "lab.run.host"])
 
 TWO = ("hardware=cpu_ddp2", "hardware.threads=1", "hardware.precision=32-true")
 QUIET = ("evaluate.accuracy=false", "evaluate.num_samples=0", "schedule.max_steps=6", "schedule.max_epochs=null")

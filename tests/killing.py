@@ -20,7 +20,7 @@ from lab import record
 
 # A server that has imported everything once forks each job: a real process, killed by a real SIGKILL, for a second.
 _jobs = multiprocessing.get_context("forkserver")
-_jobs.set_forkserver_preload(["jobs", "lab.run.run"])
+_jobs.set_forkserver_preload(["jobs", "lab.run.host"])
 OF_TIME = {"seconds", "peak_memory_bytes", "overrides", "environment", "files"}  # and of how often it was started
 
 

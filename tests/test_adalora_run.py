@@ -10,11 +10,11 @@ from test_schemes_in_runs import IDS
 
 from lab import config
 from lab.config import instantiate
-from lab.editors.adaptive import RankSchedule
+from lab.editors.editing import Editing
+from lab.editors.start import first_scheme
 from lab.errors import Mismatch, UsageError
 from lab.export import export_run, load_model
 from lab.launch import resume
-from lab.run.setup import _scheme_of
 
 ADALORA = ("rank_strategy=adalora", "evaluate.accuracy=false", "evaluate.num_samples=0", "optim.lr=3e-3")
 
@@ -81,7 +81,7 @@ def test_the_adapter_is_a_plain_lora_that_gives_the_runs_logits_and_can_be_cut_f
 
 
 def test_a_run_whose_ranks_are_never_updated_aborts(tmp_path, monkeypatch):
-    monkeypatch.setattr(RankSchedule, "after_step", lambda self, trainer, module, batch: None)
+    monkeypatch.setattr(Editing, "after_step", lambda self, trainer, module, batch: None)
     with pytest.raises(Mismatch, match="updated after 0 of 2 steps"):
         run(tmp_path, *ADALORA, "schedule.max_steps=2")
 
@@ -112,4 +112,4 @@ def test_an_init_it_could_not_use_is_refused_whoever_wrote_it():
 
     strategy = instantiate.make(config.compose(*ADALORA).rank_strategy)
     with pytest.raises(UsageError, match="init=Mine would not be used"):
-        _scheme_of(strategy, Mine())
+        first_scheme(strategy, Mine())

@@ -8,82 +8,63 @@ import pytest
 
 LAB = Path(__file__).resolve().parent.parent / "lab"
 
-# Every part may import only those before it, so every arrow runs down and there are no circles.
-ORDER = (
-    *("errors", "heartbeat", "paths", "command", "cache", "files", "record", "gpus", "hang", "process_group"),
-    *("workers", "ending", "spectral", "ledger", "layer", "model", "data"),
-    *("init", "rank_strategy", "svd_policy", "adapter", "switch", "sweep", "report"),
-    *(
-        "build",
-        "references",
-        "trust",
-        "incompatible",
-        "allowed",
-        "config",
-        "arguments",
-        "suggest",
-        "training",
-        "environment",
-        "assemble",
-    ),
-    *(
-        "fetch",
-        "dry_run",
-        "account",
-        "session",
-        "worker",
-        "launch",
-        "resume",
-        "before",
-        "train",
-        "replay",
-        "selected",
-        "export",
-        "assets",
-        "testing",
-        "bench",
-    ),
-)
+# A room, a folder or a file of lab/, imports only from floors below its own: so every arrow runs down, and there are no
+# circles. `lab` is the package's own __init__.py, which imports the report when it is first asked to load one.
+FLOORS: dict[int, tuple[str, ...]] = {
+    9: ("train", "before", "export"),
+    8: ("launch", "bench"),
+    7: ("run",),
+    6: ("evidence", "instruments", "editors", "replay", "testing", "assets"),
+    5: ("adapter", "training", "svd_policy"),
+    4: ("init", "rank_strategy", "ledger", "lab"),
+    3: ("spectral", "config", "data", "sweep", "report"),
+    2: ("layer", "model", "record", "cache", "process", "command"),
+    1: ("structure", "files", "paths", "errors"),
+}
+FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 
-# Parts that see little of ours, whatever else is below them.
+# Rooms that see little of ours, whatever else is below them.
 SEES_ONLY = {
+    "structure": set(),
     "errors": set(),
-    "spectral": {"errors"},
+    "files": set(),
     "paths": set(),
+    "spectral": {"errors", "process"},
     "command": {"errors", "paths"},
-    "cache": {"errors"},
-    "record": {"errors", "cache"},
-    "sweep": {"errors", "paths", "cache", "record"},
-    "files": {"errors"},
-    "report": {"errors", "paths", "command", "cache", "files", "record", "sweep"},
-    "replay": {
-        *("errors", "command", "cache", "files", "record", "ledger", "svd_policy", "spectral", "layer"),
-        *("config", "build", "trust"),
+    "cache": {"files"},
+    "record": {"errors", "files"},
+    "sweep": {"errors", "paths", "record"},
+    "report": {"errors", "paths", "command", "record"},
+    "training": {  # neither pairs nor spectra
+        *("errors", "structure", "files", "cache", "record", "process", "model", "data", "config", "lab"),
     },
 }
 # Who alone may import a framework; bench compares us with them, so it may import each.
 ONLY_IMPORTERS = {
-    "peft": {"adapter", "bench"},
-    "lightning": {"training", "session", "worker", "bench"},  # session starts the Trainer, worker quiets it
-    "hydra": {"build", "config", "arguments", "suggest", "before", "train", "replay"},
-    # gpus is a resolver
-    "omegaconf": {"build", "references", "config", "suggest", "resume", "before", "train", "replay", "gpus", "bench"},
+    "peft": {"adapter", "editors", "bench"},  # editors: AdaLoRA's allocator
+    "lightning": {"training", "editors", "instruments", "run", "launch", "bench"},  # launch quiets it
+    "hydra": {"config", "before", "train"},
+    # process: which GPU is free is a resolver
+    "omegaconf": {"config", "launch", "before", "train", "process", "bench"},
 }
-# Parts that must start fast or know nothing of training.
+# Rooms that must start fast or know nothing of training.
 NEVER = {
     "record": {"torch", "numpy"},
     "cache": {"torch", "numpy"},
     "files": {"torch", "numpy"},
     "errors": {"torch", "numpy"},
+    "structure": {"torch", "numpy"},
     "report": {"torch", "transformers", "lightning", "peft", "hydra"},
     "sweep": {"torch", "transformers", "lightning", "peft", "hydra", "numpy"},
     "spectral": {"transformers", "lightning", "peft", "hydra"},
+    "evidence": {"lightning", "peft"},
 }
 
 
-def part_of(path: Path) -> str:
-    """`init` for lab/init/svd.py, `build` for lab/config/instantiate.py, `__init__` for the package itself."""
-    return path.relative_to(LAB).with_suffix("").parts[0]
+def room_of(path: Path) -> str:
+    """`init` for lab/init/svd.py, `layer` for lab/layer.py, `lab` for the package itself."""
+    room = path.relative_to(LAB).with_suffix("").parts[0]
+    return "lab" if room == "__init__" else room
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
@@ -103,34 +84,55 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 FILES = sorted(LAB.rglob("*.py"))
 IMPORTS = [(path, name, line) for path in FILES for name, line in imports(path)]
+ROOMS = {room_of(path) for path in FILES}
+
+
+def target_of(name: str) -> str | None:
+    """The room that an imported name is from: `lab.record.study.Study` is from record, `lab.__version__` from lab."""
+    package, _, rest = name.partition(".")
+    if package != "lab":
+        return None
+    room = rest.split(".")[0]
+    return room if room in ROOMS else "lab"
+
+
 OURS = [
-    (path, name.split(".")[1], line)
+    (path, room, line)
     for path, name, line in IMPORTS
-    if name.startswith("lab.") and name != "lab.__version__" and name.split(".")[1] != part_of(path)
+    if (room := target_of(name)) is not None and room != room_of(path)
 ]
 
 
-def test_every_part_has_a_place_in_the_order():
-    assert {part_of(path) for path in FILES} <= {*ORDER, "__init__"}
+def test_every_room_has_a_floor():
+    assert set(FLOOR) == ROOMS
 
 
-def test_imports_run_one_way():
+def test_every_arrow_runs_down():
     upward = [
-        f"{path.relative_to(LAB)}:{line} imports {part}"
-        for path, part, line in OURS
-        if part_of(path) != "__init__" and ORDER.index(part) > ORDER.index(part_of(path))
+        f"{path.relative_to(LAB)}:{line} (floor {FLOOR[room_of(path)]}) imports {room} (floor {FLOOR[room]})"
+        for path, room, line in OURS
+        if FLOOR[room] >= FLOOR[room_of(path)]
     ]
     assert not upward
 
 
-@pytest.mark.parametrize("part", SEES_ONLY)
-def test_part_sees_only(part):
-    others = {seen for path, seen, _ in OURS if part_of(path) == part}
-    assert others <= SEES_ONLY[part]
+@pytest.mark.parametrize("code", ["import lab", "import lab as l", "from lab import __version__", "import lab.report"])
+def test_an_import_of_the_package_itself_is_seen(code, tmp_path):
+    source = tmp_path / "x.py"
+    source.write_text(f"def f():\n    {code}\n")
+    rooms = {target_of(name) for name, _ in imports(source)}
+    assert rooms <= {"lab", "report"}
+    assert rooms
+
+
+@pytest.mark.parametrize("room", SEES_ONLY)
+def test_room_sees_only(room):
+    others = {seen for path, seen, _ in OURS if room_of(path) == room}
+    assert others <= SEES_ONLY[room]
 
 
 def importers(package: str) -> set[str]:
-    return {part_of(path) for path, name, _ in IMPORTS if name.split(".")[0] == package}
+    return {room_of(path) for path, name, _ in IMPORTS if name.split(".")[0] == package}
 
 
 @pytest.mark.parametrize("package", ONLY_IMPORTERS)
@@ -138,11 +140,11 @@ def test_framework_has_few_importers(package):
     assert importers(package) <= ONLY_IMPORTERS[package]
 
 
-@pytest.mark.parametrize("part", NEVER)
-def test_part_never_imports(part):
-    assert {package for package in NEVER[part] if part in importers(package)} == set()
+@pytest.mark.parametrize("room", NEVER)
+def test_room_never_imports(room):
+    assert {package for package in NEVER[room] if room in importers(package)} == set()
 
 
-def test_only_build_instantiates():
-    callers = {part_of(path) for path, name, _ in IMPORTS if name in ("hydra.utils.instantiate", "hydra.utils.call")}
-    assert callers <= {"build", "testing"}
+def test_only_config_instantiates():
+    callers = {room_of(path) for path, name, _ in IMPORTS if name in ("hydra.utils.instantiate", "hydra.utils.call")}
+    assert callers <= {"config", "testing"}

@@ -20,26 +20,24 @@ ROOT = Path(__file__).resolve().parent.parent
 MEASURE = """
 import json, sys
 from lab import config
-from lab.run import setup
-from lab.config import instantiate
-from lab.run import dry_run
-from lab.run import run
 from lab.data.corpus import load_corpus
-from lab.training import hardware, loader, module, optim
+from lab.run import dry_run, host, setup
+from lab.run.parts import Parts
+from lab.training import loader, module, optim, run
 
 def status(key):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 asked = config.compose(*sys.argv[1:])
-found = hardware.resolve(asked.hardware, asked.schedule.batch_size)
-model, data = instantiate.make(asked.model), instantiate.make(asked.data)
-corpus = load_corpus(data, model.tokenizer())
+found, parts = setup.resolve_hardware(asked), Parts.of(asked)
+model = parts.model
+corpus = load_corpus(parts.data, model.tokenizer())
 baseline = status("VmRSS")
 net, targets = setup.load_base(model, asked, found)
 hashes = setup.base_hashes(model, net, 0)
-adapted = setup.adapt(net, targets, asked, found, corpus.train.samples, corpus.pad_id, hashes)
-training = module.CausalLM(adapted.net, asked, found, 2, adapted.structure)
+adapted = setup.adapt(net, targets, parts, asked, found, corpus.train.samples, corpus.pad_id, hashes)
+training = module.CausalLM(run.Run(asked, None, None, adapted.model, 2, run.Clock()), found)
 optimizer = optim.make_optimizer(adapted.net, asked.optim, found.device)
 longest = sorted(corpus.train.samples, key=lambda sample: -len(sample.input_ids))[: found.micro]
 batch = loader.collate(longest, corpus.pad_id)

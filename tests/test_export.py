@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lab import config
 from lab.adapter.export import verify_export
+from lab.adapter.read import read
 from lab.config import instantiate
 from lab.errors import Mismatch, UsageError
 from lab.export import export_run, load_model, main
@@ -213,12 +214,7 @@ def test_the_revision_of_the_base_is_named(base, tmp_path, monkeypatch):
 
 
 def verified(run_dir: Path, folder: Path, **named) -> None:
-    net, layers = load_model(run_dir)[0], {}
-    for name, module in net.get_base_model().named_modules():
-        if hasattr(module, "offset_scaling"):
-            layers[name] = module.rank
-    offset = "separate" if "svd" in str(config.load(run_dir).init["_target_"]) else "none"
-    verify_export(folder, layers, scaling=8.0, offset=offset, **named)
+    verify_export(folder, read(load_model(run_dir)[0]), **named)
 
 
 BASES = {

@@ -24,8 +24,8 @@ def said_last(console: str) -> str:
 
 
 ENDINGS = {  # faults by rank; the rank recorded (None: either), and what the record's message says
-    "killed before the group meets": ({1: Fault("is killed", "lab.run.run:hardware.join_group")}, 1, KILLED),
-    "killed in the base's evaluation": ({1: Fault("is killed", "lab.run.run:base_loss")}, 1, KILLED),
+    "killed before the group meets": ({1: Fault("is killed", "lab.run.host:hardware.join_group")}, 1, KILLED),
+    "killed in the base's evaluation": ({1: Fault("is killed", "lab.run.host:base_loss")}, 1, KILLED),
     "killed in a step": ({1: Fault("is killed", IN_A_STEP, 3)}, 1, KILLED),
     "both killed": (dict.fromkeys((0, 1), Fault("is killed", BEHIND_A_STEP, 2)), None, KILLED),
     "left with status 0": (
@@ -34,7 +34,11 @@ ENDINGS = {  # faults by rank; the rank recorded (None: either), and what the re
         "the process of rank 1 exited with 0 in the middle of the run; resume=",
     ),
     "called exit": ({1: Fault("calls exit", BEHIND_A_STEP, 2)}, 1, "rank 1 called exit(0) in the middle of the run"),
-    "met a mistake": ({1: Fault("meets a mistake", "lab.run.run:build.make_measures")}, 1, "this rank's data are gone"),
+    "met a mistake": (
+        {1: Fault("meets a mistake", "lab.run.parts:instantiate.make_measures")},
+        1,
+        "this rank's data are gone",
+    ),
     "ran out of memory": ({1: Fault("runs out of memory", IN_A_STEP, 3)}, 1, "memory ran out on rank 1 (MemoryError)"),
 }
 
@@ -87,7 +91,7 @@ def whole(tmp_path_factory):
     [
         ({0: Fault("is killed behind it", "torch:save", 2)}, ()),  # of the best one, behind the first of the last
         (
-            {1: Fault("is killed", "lab.run.run:_own_measure"), 0: Fault("sleeps", "lab.run.run:_own_measure")},
+            {1: Fault("is killed", "lab.run.host:_own_measure"), 0: Fault("sleeps", "lab.run.host:_own_measure")},
             "a measure",
         ),
     ],
@@ -152,7 +156,7 @@ def test_a_job_is_not_ended_while_any_rank_moves_or_stands_still_for_a_while_onl
 
 def test_a_job_of_one_process_ends_where_it_hangs(tmp_path):
     given = ("hardware=cpu", "evaluate.accuracy=true", "hardware.timeout_s=2")
-    job = Job(tmp_path, *given, faults={0: Fault("sleeps", "lab.run.run:Answers.accuracy")})
+    job = Job(tmp_path, *given, faults={0: Fault("sleeps", "lab.run.host:Answers.accuracy")})
     status, console = job.end(60)
     result = record.read(job.run_dir)
     assert (status, result.status, result.error["type"], result.error["rank"]) == (1, "failed", "Hung", 0)

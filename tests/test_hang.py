@@ -168,13 +168,13 @@ def test_a_process_that_hangs_raises_where_it_stands():
         pytest.raises(
             Hung, match=r"^no sign of life for 0\.2 s: the process hangs in test_a_process\w+, .*; resume=it$"
         ),
-        hang.watched_here(0.2, "resume=it", False, nobody),
+        hang.watch_self(0.2, "resume=it", False, nobody),
     ):
         time.sleep(20)
 
 
 def test_a_call_that_catches_every_exception_does_not_swallow_it():
-    with pytest.raises(Hung), hang.watched_here(0.2, "", False, nobody):
+    with pytest.raises(Hung), hang.watch_self(0.2, "", False, nobody):
         try:
             threading.Event().wait(20)
         except Exception:
@@ -182,7 +182,7 @@ def test_a_call_that_catches_every_exception_does_not_swallow_it():
 
 
 def test_a_process_that_beats_is_left_alone():
-    with hang.watched_here(0.5, "", False, nobody):
+    with hang.watch_self(0.5, "", False, nobody):
         for _ in range(20):
             time.sleep(0.05)
             heartbeat.beat()
@@ -193,10 +193,10 @@ def test_waiting_for_processes_that_others_started_is_no_silence(group):
     scope = {"time": time}
     exec(compile("def all_reduce(): time.sleep(1.2)", COLLECTIVE, "exec"), scope)
     if group:
-        with hang.watched_here(0.2, "", group, nobody):
+        with hang.watch_self(0.2, "", group, nobody):
             scope["all_reduce"]()
     else:
-        with pytest.raises(Hung), hang.watched_here(0.2, "", group, nobody):
+        with pytest.raises(Hung), hang.watch_self(0.2, "", group, nobody):
             scope["all_reduce"]()
 
 
@@ -204,7 +204,7 @@ def test_outside_the_main_thread_nothing_is_watched():
     done = []
 
     def work():
-        with hang.watched_here(0.1, "", False, nobody):
+        with hang.watch_self(0.1, "", False, nobody):
             time.sleep(0.5)
         done.append(True)
 
@@ -224,7 +224,7 @@ def stuck():
     time.sleep(30)
 
 hang.GRACE = 0.3
-with hang.watched_here(0.3, "resume=it", False, lambda message, stack: print(message, stack, sep="\\n", flush=True)):
+with hang.watch_self(0.3, "resume=it", False, lambda message, stack: print(message, stack, sep="\\n", flush=True)):
     stuck()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)

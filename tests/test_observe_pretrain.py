@@ -82,7 +82,7 @@ def test_a_run_with_muon_resumes_bitwise(whole, text, tmp_path, monkeypatch):
         pass
 
     def die(self, trainer, module, batch):
-        if module.progress.step == 3:
+        if module.run.progress.step == 3:
             raise Killed
 
     with monkeypatch.context() as patch:

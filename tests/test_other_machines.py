@@ -15,14 +15,16 @@ from lab.config import instantiate
 from lab.errors import UsageError
 from lab.launch.job import launch
 from lab.model import weights_sha256
-from lab.report.comparison import differing
+from lab.report.comparison import refusal
 from lab.report.study import load_study
-from lab.training import hardware
+from lab.structure import Structure
+from lab.training import checkpoint, hardware
 from lab.training.callbacks import StopOnRequest
 
 BEFORE = (
     Path(__file__).parent / "fixtures" / "runs_before_stored_sha256"
 )  # made at commit e3d9863, killed at step 3 of 4
+BEFORE_STRUCTURE = Path(__file__).parent / "fixtures" / "runs_before_structure"  # at 361bdbb, killed at step 5 of 6
 AUTO = ("hardware.precision=auto", "schedule.max_steps=4", "schedule.save_every_n_steps=2", "evaluate.accuracy=false")
 
 
@@ -34,7 +36,7 @@ def interrupted(folder, *overrides):
     """A run that a kill ended behind step 3."""
 
     def die(self, trainer, module, batch):
-        if module.progress.step == 3:
+        if module.run.progress.step == 3:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
@@ -136,6 +138,23 @@ def test_a_run_from_before_goes_on_and_is_exported_on_either_kind_of_processor(k
     assert Path(said["to"]).is_dir()
 
 
+@pytest.mark.parametrize("kind", ["adalora", "loftq", "observed"])
+def test_a_run_from_before_structures_had_a_type_goes_on_as_it_would_have_and_is_exported(kind, tmp_path):
+    shutil.copytree(BEFORE_STRUCTURE / kind, tmp_path / "run")
+    result = go_on(tmp_path / "run")
+    assert (result.status, result.steps, result.switches) == ("completed", 6, 0)
+    whole, gone_on = rows(tmp_path / "run/metrics_of_the_whole_run.csv"), rows(tmp_path / "run/metrics.csv")
+    assert [row["step"] for row in gone_on] == [row["step"] for row in whole]
+    for row, expected in zip(gone_on, whole, strict=True):
+        for column in ("train_loss", "val_loss", "grad_norm"):
+            if expected[column]:  # float32, on whatever processor: sums in another order
+                assert float(row[column]) == pytest.approx(float(expected[column]), rel=1e-4), (row["step"], column)
+    saved = checkpoint.load(tmp_path / "run/checkpoints/last.ckpt")["structure"]
+    assert Structure.from_plain(saved["layers"]).ranks.keys() == result.ranks.keys()
+    said = export.export_run(tmp_path / "run", tmp_path / "out", "adapter", None)
+    assert Path(said["to"]).is_dir()
+
+
 def test_a_study_of_runs_from_before_and_after_has_one_base(tmp_path):
     for name, seed in (("0_before", 0), ("1_after", 0)):
         run(tmp_path / name, "model=tiny", "schedule.max_steps=1", "evaluate.accuracy=false", f"seed={seed}")
@@ -152,10 +171,10 @@ def test_what_auto_came_to_on_two_machines_is_not_compared(tmp_path, monkeypatch
         bf16(monkeypatch, has)
         run(tmp_path / name, "model=tiny", *AUTO)
     one, other = (Arms(run) for run in load_study(tmp_path).runs)
-    assert "precisions that hardware.precision=auto came to differ" in differing(one, other)
+    assert "precisions that hardware.precision=auto came to differ" in refusal(one, other)
     for each in (*one.runs, *other.runs):  # asked for, it is what the arms are about
         each.record.config["hardware"]["precision"] = each.record.environment["precision"]
-    assert differing(one, other) == ""
+    assert refusal(one, other) == ""
 
 
 class Arms:

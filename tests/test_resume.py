@@ -35,7 +35,7 @@ def stop_after(monkeypatch, step):
     from lab.training.callbacks import StopOnRequest
 
     def die(self, trainer, module, batch):
-        if module.progress.step == step:
+        if module.run.progress.step == step:
             raise Killed
 
     monkeypatch.setattr(StopOnRequest, "after_step", die)
@@ -57,9 +57,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(step, whole, tmp_path, m
 
 
 def test_the_seconds_of_a_resumed_run_go_on_where_its_checkpoint_stood(tmp_path, monkeypatch):
-    monkeypatch.setattr("lab.run.run.time", Clock(time))
-    monkeypatch.setattr("lab.training.callbacks.time", Clock(time))
-    monkeypatch.setattr("lab.run.run.base_loss", slow_base_loss)
+    monkeypatch.setattr("lab.training.run.time", Clock(time))
+    monkeypatch.setattr("lab.run.host.base_loss", slow_base_loss)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(Killed):

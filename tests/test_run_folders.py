@@ -33,7 +33,7 @@ def killed_after(step, *arguments, cwd, small=SMALL):
     """A run that ends right behind an optimizer step, as by a kill."""
 
     def die(self, trainer, module, batch):
-        if module.progress.step == step:
+        if module.run.progress.step == step:
             raise Killed
 
     with pytest.MonkeyPatch.context() as patch:

@@ -8,11 +8,14 @@ from jobs import SMALL, losses, run
 from safetensors.torch import load_file
 
 from lab import config, record
-from lab.adapter.install import install
+from lab.adapter.build import build, planned
+from lab.adapter.layer import adapted_layers
 from lab.config import CONF, instantiate
 from lab.data.corpus import load_corpus
 from lab.errors import Mismatch, UsageError
 from lab.run import setup
+from lab.run.parts import Parts
+from lab.structure import Structure
 from lab.training import hardware
 
 STRATEGIES = sorted(path.stem for path in (CONF / "rank_strategy").glob("*.yaml"))
@@ -64,8 +67,8 @@ def test_every_strategy_runs_within_the_budget_and_saves_its_plan(strategy, tmp_
 def test_a_strategy_and_an_init_that_ask_for_the_same_share_one_look(tmp_path, monkeypatch):
     from lab.evidence import gather
 
-    real, asked = gather.evidence.gather, []
-    monkeypatch.setattr(gather.evidence, "gather", lambda *args, **rest: asked.append(args[3]) or real(*args, **rest))
+    real, asked = gather.statistics.gather, []
+    monkeypatch.setattr(gather.statistics, "gather", lambda *args, **rest: asked.append(args[3]) or real(*args, **rest))
     result = run(tmp_path, *SHORT, "rank_strategy=gora", "init=lora_ga", "rank_strategy.max_rank=8")
     assert asked == [{"gradient"}]
     assert result.init["looked_at"] == ["gradient of 4 training examples"]
@@ -90,15 +93,15 @@ def test_with_one_rank_to_choose_from_every_strategy_trains_bitwise_like_uniform
     assert all(mine[name].equal(theirs[name]) for name in mine)
 
 
-def one_less(net, targets, plan, **rest):
-    """Installs one layer at another rank than planned."""
-    first = next(name for name in plan if plan[name] > 1)
-    return install(net, targets, {**plan, first: plan[first] - 1}, **rest)
+def one_less(net, structure, dropout):
+    """Builds one layer at another rank than planned."""
+    first = next(name for name, rank in structure.ranks.items() if rank > 1)
+    return build(net, structure.changed(first, rank=structure.ranks[first] - 1), dropout)
 
 
-def one_skipped(net, targets, plan, **rest):
-    """Installs on all layers but one."""
-    return install(net, targets[1:], {target.name: plan[target.name] for target in targets[1:]}, **rest)
+def one_skipped(net, structure, dropout):
+    """Builds all layers but one."""
+    return build(net, Structure(dict(list(structure.layers.items())[1:])), dropout)
 
 
 FAULTS = {one_less: r": the rank is \d+, asked \d+", one_skipped: "is a target but has no adapter to initialise"}
@@ -119,16 +122,15 @@ def test_a_layer_that_any_strategy_skips_or_misranks_aborts(strategy, fault, pre
     settings = config.compose(*SMALL, *SHORT, *asked(strategy))
     machine = hardware.resolve(settings.hardware, settings.schedule.batch_size)
     net, targets = setup.load_base(model, settings, machine)
-    monkeypatch.setattr(setup, "install", fault)
+    monkeypatch.setattr(setup, "build", fault)
     with pytest.raises(Mismatch, match=FAULTS[fault]):
-        setup.adapt(
-            net, targets, settings, machine, corpus.train.samples, corpus.pad_id, setup.base_hashes(model, net, 0)
-        )
+        hashes = setup.base_hashes(model, net, 0)
+        setup.adapt(net, targets, Parts.of(settings), settings, machine, corpus.train.samples, corpus.pad_id, hashes)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_and_so_it_does_in_a_whole_run(fault, tmp_path, monkeypatch):
-    monkeypatch.setattr(setup, "install", fault)
+    monkeypatch.setattr(setup, "build", fault)
     with pytest.raises(Mismatch, match=FAULTS[fault]):
         run(tmp_path, *SHORT, "rank_strategy=linear_decay")
     assert record.read(tmp_path).status == "failed"
@@ -176,17 +178,9 @@ def test_lora_plus_trains_b_faster_and_a_at_the_rate(tmp_path):
     settings = config.compose("model=micro", "optim.lora_plus_ratio=16", "optim.lr=1e-3")
     net = instantiate.make(settings.model).load(torch.float32, 0)
     targets = find_targets(net)
-    adapted = install(
-        net,
-        targets,
-        {target.name: 4 for target in targets},
-        rank=4,
-        alpha=8,
-        scaling="alpha_over_r",
-        dropout=0.0,
-        use_dora=False,
-    )
-    groups = make_optimizer(adapted, settings.optim, torch.device("cpu")).param_groups
+    adapted = build(net, planned(targets, {target.name: 4 for target in targets}, scaling=2.0))
+    fast = [layer.B for layer in adapted_layers(adapted).values()]
+    groups = make_optimizer(adapted, settings.optim, torch.device("cpu"), fast).param_groups
     assert [group["lr"] for group in groups] == [1e-3, 16e-3]
     names = {id(parameter): name for name, parameter in adapted.named_parameters()}
     for group, letter in zip(groups, ("lora_A", "lora_B"), strict=True):

@@ -38,8 +38,8 @@ def refused(folder, sentence, *overrides):
 def test_a_parameter_that_trains_and_is_not_in_the_optimizer(overrides, left_out, tmp_path, monkeypatch):
     real = optim.make_optimizer
 
-    def leaving_out(net, settings, device):
-        made = real(net, settings, device)
+    def leaving_out(net, settings, device, fast):
+        made = real(net, settings, device, fast)
         names = {id(p): name for name, p in net.named_parameters()}
         for group in made.param_groups:
             group["params"] = [p for p in group["params"] if left_out not in names[id(p)]]
@@ -52,8 +52,8 @@ def test_a_parameter_that_trains_and_is_not_in_the_optimizer(overrides, left_out
 def test_a_parameter_that_the_optimizer_holds_twice(tmp_path, monkeypatch):
     real = optim.make_optimizer
 
-    def twice(net, settings, device):
-        made = real(net, settings, device)
+    def twice(net, settings, device, fast):
+        made = real(net, settings, device, fast)
         made.param_groups[0]["params"].append(made.param_groups[0]["params"][0])
         return made
 
@@ -120,8 +120,8 @@ def test_an_offset_that_does_not_cancel(tmp_path, monkeypatch):
         (lambda layer: layer.scaling.update(default=3.0), "the scaling is 3.0, asked 8.0"),
         (lambda layer: layer.A.data.add_(1e-4), "not what the checkpoint holds"),
         (lambda layer: layer.A.requires_grad_(False), "A.requires_grad is False, asked True"),
-        (lambda layer: setattr(layer, "offset", "none"), "the offset is none.separate, asked separate"),
-        (lambda layer: layer.offset_A.requires_grad_(True), "offset_A is trainable"),
+        (lambda layer: setattr(layer, "offset", "none"), "the offset is none, asked separate"),
+        (lambda layer: layer.offset_A.requires_grad_(True), "offset_A.requires_grad is True, asked False"),
     ],
     ids=["scaling", "values", "frozen", "offset", "trainable offset"],
 )
@@ -136,13 +136,13 @@ def test_a_model_that_a_checkpoint_was_not_written_from(spoiled, sentence, tmp_p
         patch.setattr(StopOnRequest, "after_step", die)
         with pytest.raises(Killed):
             run(tmp_path, *SHORT, "init=svd")
-    real = setup.load_adapter_state
+    real = setup.load_model_state
 
     def spoiling(model, state):
         real(model, state)
         spoiled(adapted_layers(model)["model.layers.0.mlp.up_proj"])
 
-    monkeypatch.setattr(setup, "load_adapter_state", spoiling)
+    monkeypatch.setattr(setup, "load_model_state", spoiling)
     refused(tmp_path, sentence, "init=svd")
 
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from lab.record.study import Study
 
-OWN_KEYS = ("study_size", "dry_run", "resume_study", "keep_checkpoints")  # asked of the study, not of its jobs
+OWN_KEYS = ("study_size", "dry_run", "resume_study", "keep_checkpoints")  # of the study, not of its jobs
 
 
 class StudySweeper(Sweeper):
@@ -25,7 +25,7 @@ class StudySweeper(Sweeper):
         self.study = study
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `sweep`."""
+        """Build the launcher; Hydra calls this before `sweep`."""
         self.config, self.context = config, hydra_context
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -51,10 +51,10 @@ class StudySweeper(Sweeper):
         from lab.sweep import drive, runs
 
         study_dir = Path(str(self.config.hydra.sweep.dir)).absolute()
-        study = self._declared(arguments, study_dir)
+        study = self._study(arguments, study_dir)
         self._check_jobs(study)
         there = study_dir.is_dir()
-        print(runs.describe(study, runs.observe(study_dir, study)[0] if there else ()), flush=True)
+        print(runs.describe(study, runs.scan(study_dir, study)[0] if there else ()), flush=True)
         if self.config.dry_run:
             return []
         study_dir.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ class StudySweeper(Sweeper):
             keep_checkpoints=self.config.keep_checkpoints,
         )
 
-    def _declared(self, arguments: list[str], study_dir: Path) -> "Study":
-        """What an earlier start declared in the directory, else what the YAML and the command line say."""
+    def _study(self, arguments: list[str], study_dir: Path) -> "Study":
+        """The study as an earlier start declared it in the directory, else as the YAML and the command line do."""
         from lab import record
         from lab.config.references import with_references
         from lab.errors import UsageError

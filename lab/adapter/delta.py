@@ -27,7 +27,7 @@ class Truncated:
 
 def pair(layer: LowRankLinear) -> tuple[Tensor, Tensor]:
     """A (k, in) and B (out, k) with s B A the change against the pristine base; k is twice the rank with an offset."""
-    if layer.E is not None:  # what AdaLoRA cut is left out, so k may be as little as 0
+    if layer.E is not None:  # directions that were cut are left out, so k may be as little as 0
         kept = layer.E.detach().view(-1) != 0
         return layer.scaled_A.detach()[kept], layer.B.detach()[:, kept]
     if layer.offset == "none":

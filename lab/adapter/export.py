@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lab.adapter.build import rank_settings
 from lab.adapter.delta import Truncated, pair, trained_base, truncate
-from lab.adapter.install import rank_settings
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
 from lab.adapter.readers import NOT_CUT, NOT_PORTABLE
 from lab.errors import Mismatch, UsageError
 from lab.files import share_weights, write_atomically
 from lab.model.stored import weight_files
 from lab.process import heartbeat
-from lab.rank_strategy import RankPlan
+from lab.structure import Structure
 
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base"  # folder inside an adapter's that holds the base it was trained on, where that is not the pristine one
@@ -34,7 +34,7 @@ class Exported:
     """What an export wrote."""
 
     directory: Path
-    # As saved: twice the trained rank with an offset, at most `rank` where that was asked; without what AdaLoRA cut.
+    # As saved: twice the trained rank with an offset, at most `rank` where that was asked; without what was cut.
     ranks: dict[str, int]
     scaling: float
     dropped_energy: dict[str, float]  # share of each module's ‖ΔW‖²_F that truncation left out
@@ -76,7 +76,7 @@ def export(
         raise UsageError(NOT_PORTABLE)
     pairs, cuts = _pairs(layers, rank)
     if not pairs:
-        raise UsageError("every layer's change is 0 after AdaLoRA's cuts, so there is no adapter to export; train on.")
+        raise UsageError("every layer's change is 0, so there is no adapter to export; train on.")
     if portable:
         width = max(A.shape[0] for A, _ in pairs.values())
         pairs = {name: (_widened(A, width), _widened(B.T, width).T) for name, (A, B) in pairs.items()}
@@ -128,7 +128,7 @@ def export(
 def _pairs(
     layers: Mapping[str, LowRankLinear], rank: int | None
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Truncated]]:
-    """A and B to save, by module, without what AdaLoRA cut to nothing; and how each was cut to `rank`."""
+    """A and B to save, by module, without layers that were cut to nothing; and how each was cut to `rank`."""
     pairs, cuts = {}, {}
     for name, layer in layers.items():
         heartbeat.beat()
@@ -154,12 +154,9 @@ def _widened(rows: Tensor, height: int) -> Tensor:
 
 def verify_export(
     directory: Path | str,
-    plan: RankPlan,
+    structure: Structure,
     *,
-    scaling: float,
-    offset: str,
     rank: int | None = None,
-    use_dora: bool = False,
     portable: bool = False,
     base: str | None = None,
     revision: str | None = None,
@@ -167,13 +164,16 @@ def verify_export(
 ) -> None:
     """Read the folder back as stock peft would; raises Mismatch where it is not what was planned.
 
-    Each module's saved rank is its planned one, or twice it where `offset` (as in Applied) is separate or fold, and at
-    most `rank`; its scaling is `scaling`; every tensor is there, float32 and finite, and there are no others. Where
-    `portable`, one rank and one alpha hold for all, and what a pair has beyond its own rank is 0. The base is named
-    `base`, at `revision`; by default the one in the folder, where it holds one, and that at none. With the live `model`
-    every pair that was not cut to `rank` is compared with the model's own, number by number.
+    Each module's saved rank is that of its directions that act, or twice it where it has an offset, and at most `rank`;
+    a module without any is left out. Its scaling is the structure's; every tensor is there, float32 and finite, and
+    there are no others. Where `portable`, one rank and one alpha hold for all, and what a pair has beyond its own rank
+    is 0. The base is named `base`, at `revision`; by default the one in the folder, where it holds one, and that at
+    none. With the live `model` every pair that was not cut to `rank` is compared with the model's own, number by
+    number.
     """
     directory = Path(directory)
+    plan = {name: rank for name, rank in structure.active_ranks.items() if rank > 0}
+    use_dora = any(layer.dora for layer in structure.pairs.values())
     config = LoraConfig.from_pretrained(str(directory))
     assert isinstance(config, LoraConfig), "not the config of a LoRA adapter"
     own = directory / BASE
@@ -188,9 +188,9 @@ def verify_export(
     ]
     if portable:
         facts += [("rank_pattern", {}, config.rank_pattern), ("alpha_pattern", {}, config.alpha_pattern)]
-    for what, asked, found in facts:
-        if asked != found:
-            raise Mismatch(f"{directory}/adapter_config.json: {what} is {found}, asked {asked}.")
+    for what, expected, actual in facts:
+        if expected != actual:
+            raise Mismatch(f"{directory}/adapter_config.json: {what} is {actual}, asked {expected}.")
     if own.is_dir() and not weight_files(str(own), None):
         raise Mismatch(f"{own} is the adapter's base and holds no weights.")
     tensors = load_file(directory / WEIGHTS)
@@ -203,23 +203,24 @@ def verify_export(
         if tensor.dtype != torch.float32 or not bool(torch.isfinite(tensor).all()):
             raise Mismatch(f"{directory}/{WEIGHTS}: {key} is {tensor.dtype} or holds values that are not finite.")
     live = {name: pair(layer) for name, layer in adapted_layers(model).items()} if model is not None else {}
-    own_ranks = {name: [min(k, rank or k) for k in _saved_ranks(planned, offset)] for name, planned in plan.items()}
-    least = max(min(ranks) for ranks in own_ranks.values())
-    widths = sorted({k for ranks in own_ranks.values() for k in ranks if k >= least})
-    for name, ranks in own_ranks.items():
-        possible = widths if portable else ranks
+    saved_ranks = {name: k if structure.layers[name].offset == "none" else 2 * k for name, k in plan.items()}
+    own_ranks = {name: min(k, rank or k) for name, k in saved_ranks.items()}
+    widest = max(own_ranks.values())
+    for name, own_rank in own_ranks.items():
+        asked = widest if portable else own_rank
         A, B = tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"]
         stated = _resolve(config.rank_pattern, name, config.r)
         for what, saved in (("the rank of A", A.shape[0]), ("the rank of B", B.shape[1]), ("the stated rank", stated)):
-            if saved not in possible:
-                raise Mismatch(f"{name}: {what} in {directory} is {saved}, asked {' or '.join(map(str, possible))}.")
+            if saved != asked:
+                raise Mismatch(f"{name}: {what} in {directory} is {saved}, asked {asked}.")
         if not stated == A.shape[0] == B.shape[1]:
             raise Mismatch(f"{name}: {directory} states rank {stated} and holds {A.shape[0]} and {B.shape[1]}.")
-        if bool(A[max(ranks) :].any()) or bool(B[:, max(ranks) :].any()):
-            raise Mismatch(f"{name}: {directory} holds more than rank {max(ranks)}.")
+        if bool(A[own_rank:].any()) or bool(B[:, own_rank:].any()):
+            raise Mismatch(f"{name}: {directory} holds more than rank {own_rank}.")
         if name in live and not _is_pair(A, B, live[name]):
             raise Mismatch(f"{name}: {directory} holds another pair than the live model's.")
         alpha = _resolve(config.alpha_pattern, name, config.lora_alpha)
+        scaling = structure.scalings[name]
         if not math.isclose(alpha / stated, scaling, rel_tol=1e-9):
             raise Mismatch(f"{name}: the scaling in {directory} is {alpha / stated}, asked {scaling}.")
 
@@ -230,15 +231,6 @@ def _is_pair(A: Tensor, B: Tensor, live: tuple[Tensor, Tensor]) -> bool:
     return k > A.shape[0] or (
         torch.equal(A[:k], live[0].float().cpu()) and torch.equal(B[:, :k], live[1].float().cpu())
     )
-
-
-def _saved_ranks(planned: int, offset: str) -> Iterator[int]:
-    """The ranks a module may be saved at; a scheme that mixes kinds of offset leaves two."""
-    kinds = set(offset.split("+"))
-    if "none" in kinds:
-        yield planned
-    if kinds - {"none"}:
-        yield 2 * planned
 
 
 def _resolve(patterns: dict[str, float] | None, name: str, default: float) -> float:

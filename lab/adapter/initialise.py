@@ -1,24 +1,24 @@
-"""Fill the low-rank pairs by a scheme, and remember what was written well enough to check it."""
+"""Initialisation of low-rank pairs by a scheme, remembered well enough to check what was written."""
 
 import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import Generator, Tensor
 
 from lab.adapter.layer import LowRankLinear, adapted_layers
-from lab.adapter.share import from_owner
 from lab.errors import Mismatch, UsageError
 from lab.init import Factors, InitScheme
 from lab.layer import Evidence, Target, weight_of
 from lab.process import heartbeat
-from lab.structure import Offset
+from lab.structure import Offset, Structure
 
 NOTHING = 1e-5  # ‖B A‖ / (‖A‖ ‖B‖) that float32 leaves where B A = 0 by construction, as in init=orthogonal
 
@@ -34,6 +34,11 @@ class LayerInit:
     factors_sha256: str  # of A and B as returned, before they were written
     base_sha256: str | None  # of the base weight as it must be now, (out, in); None where the scheme leaves it alone
 
+    @property
+    def base_replaced(self) -> bool:
+        """True where the scheme gave the layer another weight to train on (LoftQ)."""
+        return self.base_sha256 is not None and self.offset != "fold"
+
 
 @dataclass(frozen=True)
 class Initialised:
@@ -41,10 +46,14 @@ class Initialised:
 
     layers: dict[str, LayerInit]
 
-    @property
-    def offset(self) -> str:
-        """The one kind of offset, or the kinds that occur joined by +."""
-        return "+".join(sorted({layer.offset for layer in self.layers.values()}))
+    def applied_to(self, planned: Structure) -> Structure:
+        """The planned structure with the offsets and replaced bases that the scheme chose."""
+        return Structure(
+            {
+                name: replace(form, offset=self.layers[name].offset, base_replaced=self.layers[name].base_replaced)
+                for name, form in planned.layers.items()
+            }
+        )
 
     @property
     def delta_norm(self) -> float:
@@ -130,6 +139,33 @@ def initialise(
         if progress is not None:
             progress(target)
     return Initialised(filled)
+
+
+def from_owner(
+    ask: Callable[[], Factors], turn: int, shape: tuple[int, int], rank: int, device: torch.device
+) -> Factors:
+    """The factors of a layer of shape (out, in), asked for by the process whose turn it is; a job's only process asks.
+
+    What `ask` raises ends that process, and with it the job: the others wait for it in vain until they are stopped.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return ask()
+    owner = turn % dist.get_world_size()
+    own = ask() if dist.get_rank() == owner else None
+    header: list[Any] = [None if own is None else (own.offset, dict(own.info), own.base is not None)]
+    dist.broadcast_object_list(header, src=owner)
+    offset, info, replaces = header[0]
+    out, inner = shape
+
+    def give(mine: Tensor | None, size: tuple[int, int]) -> Tensor:
+        tensor = torch.empty(size, device=device) if mine is None else mine.detach().to(device).contiguous()
+        dist.broadcast(tensor, src=owner)
+        return tensor
+
+    A = give(None if own is None else own.A, (rank, inner))
+    B = give(None if own is None else own.B, (out, rank))
+    base = give(None if own is None else own.base, shape) if replaces else None
+    return Factors(A=A, B=B, offset=offset, base=base, info=info)
 
 
 def generator_for(seed: int, name: str) -> Generator:

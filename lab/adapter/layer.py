@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft import PeftModel
 from peft.tuners.lora import Linear, LoraConfig
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lab.errors import UsageError
 from lab.layer import weight_of
+from lab.model import base_of
 from lab.structure import Offset
 
 ADAPTER = "default"  # the one peft adapter; the offset is part of the layer, not a second adapter
@@ -20,9 +20,9 @@ ADAPTER = "default"  # the one peft adapter; the offset is part of the layer, no
 class LowRankLinear(Linear):
     """peft's LoRA layer for `nn.Linear` and `Conv1D`, with an optional frozen offset pair and float32 arithmetic.
 
-    A: (rank, in), B: (out, rank), both float32 whatever the base is. With AdaLoRA a third factor E (rank, 1), Λ of
-    P Λ Q, stands between them: the product is B diag(E) A, and a rank is cut where E is 0. The offset pair is plain
-    frozen parameters: peft's `set_adapter` would unfreeze a second adapter, and DDP would broadcast buffers.
+    A: (rank, in), B: (out, rank), both float32 whatever the base is. Values E (rank, 1) may stand between them: the
+    product is B diag(E) A then, and a direction is cut where its value is 0. The offset pair is plain frozen
+    parameters: peft's `set_adapter` would unfreeze a second adapter, and DDP would broadcast buffers.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
@@ -70,7 +70,7 @@ class LowRankLinear(Linear):
         return cast(nn.Parameter, self.lora_magnitude_vector[ADAPTER].weight) if self.lora_variant else None
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """A and B, AdaLoRA's E and DoRA's magnitude where they are."""
+        """A and B, and E and DoRA's magnitude where they are."""
         return [p for p in (self.A, self.B, self.E, self.magnitude) if p is not None]
 
     def own_parameters(self) -> list[nn.Parameter]:
@@ -122,7 +122,7 @@ class LowRankLinear(Linear):
         self.offset = kind
 
     def add_values(self) -> None:
-        """Put AdaLoRA's E between the factors, all 0."""
+        """Put values between the factors, all 0."""
         self.E = nn.Parameter(torch.zeros(self.A.shape[0], 1, device=self.A.device))
 
     @torch.no_grad()
@@ -162,8 +162,6 @@ def _product(x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
     return F.linear(F.linear(x, A) * scaling, B)
 
 
-def adapted_layers(model: PeftModel) -> dict[str, LowRankLinear]:
-    """The adapted layers of a model, named as in the pristine base, in module order."""
-    return {
-        name: module for name, module in model.get_base_model().named_modules() if isinstance(module, LowRankLinear)
-    }
+def adapted_layers(net: nn.Module) -> dict[str, LowRankLinear]:
+    """The adapted layers of a model, named as in the pristine base, in module order; none of one without adapters."""
+    return {name: module for name, module in base_of(net).named_modules() if isinstance(module, LowRankLinear)}

@@ -13,8 +13,8 @@ from lab.layer import weight_of
 LEAVES = {"A.weight": "A", "B.weight": "B", "magnitude_vector": "magnitude"}
 
 
-def reread(directory: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
-    """The rank of each module and the state that `adapter_state` names, of the folder that `export` wrote.
+def reread(directory: Path) -> dict[str, Tensor]:
+    """The state that `adapter_state` names, of the folder that `export` wrote.
 
     An offset is part of the pair there, so the ranks are those that were saved and there is no offset left. A pair of
     more directions than its layer has is written with as many as that, which is the same product.
@@ -33,4 +33,4 @@ def reread(directory: Path) -> tuple[dict[str, int], dict[str, Tensor]]:
     if (directory / BASE).is_dir():
         base = AutoModelForCausalLM.from_pretrained(directory / BASE, dtype="auto")
         state |= {f"{name}.base": weight_of(base.get_submodule(name)).detach() for name in names}
-    return {name: state[f"{name}.A"].shape[0] for name in names}, state
+    return state

@@ -1,4 +1,7 @@
-"""The state of the adapters alone, in names that know nothing of peft; rebuilding from it needs no data and no SVD."""
+"""State of what trains, in names that know nothing of peft; rebuilding from it needs no data and no SVD."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -7,22 +10,52 @@ from torch import Tensor
 from lab.adapter.layer import LowRankLinear, adapted_layers
 from lab.errors import Mismatch
 from lab.layer import weight_of
-from lab.structure import Offset
+from lab.structure import LayerForm, Offset, Structure
 
 OFFSETS: tuple[Offset, ...] = ("separate", "fold")
+
+
+def model_state(net: Any) -> dict[str, Tensor]:
+    """The tensors that a checkpoint needs of a model: its pairs, where the rest is frozen, or all that it has."""
+    return adapter_state(net) if adapted_layers(net) else dict(net.state_dict())
+
+
+def load_model_state(net: Any, state: dict[str, Tensor]) -> None:
+    """Give a model the state that `model_state` took, in place; raises where tensors are missing or unexpected."""
+    if adapted_layers(net):
+        load_adapter_state(net, state)
+    else:
+        net.load_state_dict(state, strict=True)
 
 
 def adapter_state(model: PeftModel) -> dict[str, Tensor]:
     """The tensors a checkpoint needs, named `<module>.<leaf>`; live ones, detached, not copies.
 
-    Leaves: `A`, `B`; `E` of AdaLoRA; `separate_A`, `separate_B` or `fold_A`, `fold_B` of an offset; `magnitude` of
-    DoRA; `base`, (out, in) in the base's dtype, where a scheme replaced the weight.
+    Leaves: `A`, `B`; `E` of values between them; `separate_A`, `separate_B` or `fold_A`, `fold_B` of an offset;
+    `magnitude` of DoRA; `base`, (out, in) in the base's dtype, where a scheme replaced the weight.
     """
     return {
         f"{name}.{leaf}": tensor.detach()
         for name, layer in adapted_layers(model).items()
         for leaf, tensor in _tensors(layer).items()
     }
+
+
+def structure_of(state: Mapping[str, Tensor], scaling: float) -> Structure:
+    """The structure of the adapters whose state this is, at one scaling."""
+    forms = {}
+    for name in (key.removesuffix(".A") for key in state if key.endswith(".A")):
+        values = state.get(f"{name}.E")
+        forms[name] = LayerForm(
+            "delta",
+            rank=state[f"{name}.A"].shape[0],
+            scaling=scaling,
+            dora=f"{name}.magnitude" in state,
+            offset=next((kind for kind in OFFSETS if f"{name}.{kind}_A" in state), "none"),
+            base_replaced=f"{name}.base" in state,
+            active=None if values is None else int(torch.count_nonzero(values)),
+        )
+    return Structure(forms)
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""What the package carries: the shipped base model with its tokenizer, and how each was made."""
+"""Assets of the package: the shipped base model with its tokenizer, and how each was made."""

@@ -32,12 +32,12 @@ def bits_per_byte(sides: tuple[str, ...]) -> tuple[dict[str, float], int]:
     samples = encode(
         [Text(text) for text in texts], tokenizer, template=None, max_length=BLOCK, side_name="held-out"
     ).samples
-    found = evaluate(Scorer(net, torch.device("cpu"), autocast=False), samples, tokenizer.pad_token_id)
+    loss = evaluate(Scorer(net, torch.device("cpu"), autocast=False), samples, tokenizer.pad_token_id)
     raw = "".join(texts).encode()
-    assert found.num_bytes == len(raw), "the loss must be over the same bytes that xz reads"
-    assert found.bpb is not None
+    assert loss.num_bytes == len(raw), "the loss must be over the same bytes that xz reads"
+    assert loss.bpb is not None
     return {
-        "base": found.bpb,
+        "base": loss.bpb,
         "xz -9e": 8 * len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) / len(raw),
         "gzip -9": 8 * len(gzip.compress(raw, 9)) / len(raw),
     }, len(raw)

@@ -47,10 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _shape(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if found is None or min(int(found[1]), int(found[2])) < LEAST_SIDE:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None or min(int(match[1]), int(match[2])) < LEAST_SIDE:
         raise argparse.ArgumentTypeError(f"{text!r} is no layer of at least {LEAST_SIDE} a side, such as 4096x11008.")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 if __name__ == "__main__":

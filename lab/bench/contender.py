@@ -19,6 +19,8 @@ from lab.bench.train import BATCH, LR, RANK, WARM_UP
 from lab.config import instantiate
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample
+from lab.model import Model
+from lab.record import RunRecord
 from lab.training.loader import BatchPlan, collate
 
 OVERRIDES = (
@@ -38,7 +40,7 @@ def main() -> None:
     """Measure one contender."""
     name, steps, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     settings = config.compose(*OVERRIDES, f"data.max_length={MAX_LENGTH}")
-    model = instantiate.make(settings.model)
+    model: Model = instantiate.make(settings.model)
     tokenizer = model.tokenizer()
     corpus = load_corpus(instantiate.make({**settings.data, "retention": None}), tokenizer)
     samples = corpus.train.samples[:EXAMPLES]
@@ -47,7 +49,7 @@ def main() -> None:
     import transformers.trainer  # noqa: F401
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    contenders: dict[str, Callable[..., Clock]] = {
+    contenders: dict[str, Callable[..., Timing]] = {
         "lab": lab,
         "bare loop": bare_loop,
         "Trainer + peft": trainer,
@@ -58,23 +60,26 @@ def main() -> None:
     print(json.dumps({"tokens_per_second": tokens / seconds, "peak_bytes": peak, "loss": loss}))
 
 
-Clock = tuple[int, float, float]  # real tokens, seconds, last training loss
+Timing = tuple[int, float, float]  # real tokens, seconds, last training loss
 
 
-def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Clock:
+def lab(model: Model, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Timing:
     """This lab's own loop: LightningModule, callbacks off but the clock."""
     from lightning.pytorch import Callback, Trainer
 
+    from lab.run.parts import Parts
     from lab.run.setup import adapt, base_hashes, load_base
     from lab.training.hardware import resolve
     from lab.training.loader import MicroBatches, Split, TrainLoader
     from lab.training.module import CausalLM
+    from lab.training.run import Clock, Run
 
     settings = config.compose(*OVERRIDES)
     hardware = resolve(settings.hardware, BATCH)
     net, targets = load_base(model, settings, hardware)
-    adapted = adapt(net, targets, settings, hardware, samples, pad_id, base_hashes(model, net, settings.seed))
-    module = CausalLM(adapted.net, settings, hardware, steps, adapted.structure)
+    hashes = base_hashes(model, net, settings.seed)
+    adapted = adapt(net, targets, Parts.of(settings), settings, hardware, samples, pad_id, hashes)
+    module = CausalLM(Run(settings, folder, RunRecord(), adapted.model, steps, Clock()), hardware)
     plan = BatchPlan([len(sample.input_ids) for sample in samples], BATCH, 0)
     batches = MicroBatches(samples, plan, Split(hardware.micro, hardware.accumulate, 1, 0), steps, pad_id)
 
@@ -95,8 +100,9 @@ def lab(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: i
     return watch.tokens, seconds, module.step_nats / last["denominator"]
 
 
-def bare_loop(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Clock:
+def bare_loop(model: Model, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path) -> Timing:
     """The same work without Lightning or callbacks: same adapters, batches, loss, clipping, fused AdamW."""
+    from lab.run.parts import Parts
     from lab.run.setup import adapt, base_hashes, load_base
     from lab.training.hardware import resolve
     from lab.training.loss import Scorer
@@ -105,7 +111,8 @@ def bare_loop(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, st
     settings = config.compose(*OVERRIDES)
     hardware = resolve(settings.hardware, BATCH)
     net, targets = load_base(model, settings, hardware)
-    adapted = adapt(net, targets, settings, hardware, samples, pad_id, base_hashes(model, net, settings.seed))
+    hashes = base_hashes(model, net, settings.seed)
+    adapted = adapt(net, targets, Parts.of(settings), settings, hardware, samples, pad_id, hashes)
     scorer = Scorer(adapted.net, hardware.device, autocast=False)
     optimizer = make_optimizer(adapted.net, settings.optim, hardware.device)
     trainable = [p for p in adapted.net.parameters() if p.requires_grad]
@@ -129,8 +136,8 @@ def bare_loop(model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, st
 
 
 def trainer(
-    model: Any, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path, bf16: bool = False
-) -> Clock:
+    model: Model, samples: list[Sample], pad_id: int, tokenizer: Any, steps: int, folder: Path, bf16: bool = False
+) -> Timing:
     """transformers.Trainer and peft as their documentation starts one: padded batches in random order, all logits."""
     from peft import LoraConfig, get_peft_model
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments

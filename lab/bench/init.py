@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lab.adapter.initialise import initialise
 from lab.adapter.install import install
-from lab.bench import SPECTRA
+from lab.bench import SPECTRA, BenchRow
 from lab.bench.init_cases import (
     ALPHA,
     COUNTERPARTS,
@@ -38,7 +38,6 @@ from lab.bench.init_cases import (
 )
 from lab.layer import find_targets, weight_of
 
-Row = dict[str, Any]
 Fill = Callable[[], tuple[Tensor, Tensor]]
 
 QUICK_SHAPES = ((1024, 1024),)
@@ -53,7 +52,7 @@ def run(
     spectra: Sequence[str] = SPECTRA,
     schemes: Sequence[str] = (),
     lines: Path | None = None,
-) -> list[Row]:
+) -> list[BenchRow]:
     """A row per whole model, then per layer, spectrum and scheme; printed as a table and returned for JSON.
 
     seconds: CPU time of one thread, with an empty SVD cache; cached_seconds: once more with a full one; peak_bytes:
@@ -81,7 +80,7 @@ def run(
 
 def _rows(
     quick: bool, shapes: Sequence[tuple[int, int]], spectra: Sequence[str], schemes: Sequence[str]
-) -> Iterator[Row]:
+) -> Iterator[BenchRow]:
     with _empty_cache() as cache:
         if not (shapes or schemes):
             yield from _model_rows(num_layers=2 if quick else 8, cache=cache)
@@ -91,7 +90,7 @@ def _rows(
             yield from _layer_rows(make_case(shape, spectrum), schemes, repeats, cache)
 
 
-def _layer_rows(case: Case, schemes: Sequence[str], repeats: int, cache: Path) -> Iterator[Row]:
+def _layer_rows(case: Case, schemes: Sequence[str], repeats: int, cache: Path) -> Iterator[BenchRow]:
     for name, scheme in our_schemes().items():
         if schemes and name not in schemes:
             continue
@@ -103,7 +102,7 @@ def _layer_rows(case: Case, schemes: Sequence[str], repeats: int, cache: Path) -
             yield sketched | {"scheme": "pissa / niter_4"}
 
 
-def _row(case: Case, name: str, ours: Fill, theirs: Callable[[], Fill] | None, repeats: int, cache: Path) -> Row:
+def _row(case: Case, name: str, ours: Fill, theirs: Callable[[], Fill] | None, repeats: int, cache: Path) -> BenchRow:
     measured: dict[str, list[tuple[float, int | None, Any]]] = {"ours": [], "cached": [], "theirs": []}
     for _ in range(repeats):  # interleaved, so that a busy moment hits both
         _clear(cache)
@@ -111,7 +110,7 @@ def _row(case: Case, name: str, ours: Fill, theirs: Callable[[], Fill] | None, r
         measured["cached"].append(_measure(ours))
         if theirs is not None:
             measured["theirs"].append(_measure(theirs()))
-    row: Row = {"layer": case.layer, "spectrum": case.spectrum, "scheme": name}
+    row: BenchRow = {"layer": case.layer, "spectrum": case.spectrum, "scheme": name}
     row["seconds"], row["peak_bytes"] = _middle(measured["ours"])
     row["cached_seconds"], _ = _middle(measured["cached"])
     row["captured_energy"] = captured_energy(name, measured["ours"][0][2], case)
@@ -121,7 +120,7 @@ def _row(case: Case, name: str, ours: Fill, theirs: Callable[[], Fill] | None, r
     return row
 
 
-def _model_rows(num_layers: int, cache: Path) -> Iterator[Row]:
+def _model_rows(num_layers: int, cache: Path) -> Iterator[BenchRow]:
     """A Llama of `num_layers` blocks, 512 wide, every linear layer of decaying spectrum: adapters made and filled."""
     config = LlamaConfig(
         hidden_size=512, intermediate_size=1376, num_hidden_layers=num_layers, num_attention_heads=8, vocab_size=512
@@ -137,7 +136,7 @@ def _model_rows(num_layers: int, cache: Path) -> Iterator[Row]:
         seconds, peak, _ = _measure(_ours_whole(base, name))
         cached, _, _ = _measure(_ours_whole(base, name))
         peft_seconds, peft_peak, _ = _measure(_pefts_whole(base, name))
-        row: Row = {"layer": f"model, {num_layers * 7} layers", "spectrum": "decaying", "scheme": name}
+        row: BenchRow = {"layer": f"model, {num_layers * 7} layers", "spectrum": "decaying", "scheme": name}
         row |= {"seconds": seconds, "peak_bytes": peak, "cached_seconds": cached, "captured_energy": None}
         row |= {"peft_seconds": peft_seconds, "peft_peak_bytes": peft_peak, "peft_captured_energy": None}
         yield row | {"speedup": peft_seconds / seconds}
@@ -217,7 +216,7 @@ def _middle(measured: list[tuple[float, int | None, Any]]) -> tuple[float | None
     return statistics.median(item[0] for item in measured), max(peaks) if peaks else None
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[BenchRow]) -> Table:
     """The rows for a terminal."""
     shown = Table(title=f"init at rank {RANK}, CPU seconds of one thread; energy: share of what the scheme is after")
     for heading in ("layer", "spectrum", "scheme"):

@@ -1,4 +1,4 @@
-"""What the init bench measures on: layers of known spectrum, our schemes and peft's counterparts filling them."""
+"""Cases of the init bench: layers of known spectrum, with our schemes and peft's counterparts to fill them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a user waits for: answers to questions and mistakes, and the default job from command to exported adapter.
+"""Waiting times of a user: for answers to questions and mistakes, and for the default job, command to exported adapter.
 
 Every row is a process as a user would start it, timed from outside.
 """
@@ -34,10 +34,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     for name, (arguments, limit) in ANSWERS.items():
-        seconds = [_timed(arguments, works=name == "--help")[0] for _ in range(1 if quick else 5)]
+        seconds = [_time(arguments, works=name == "--help")[0] for _ in range(1 if quick else 5)]
         rows.append({"asked": name, "seconds": statistics.median(seconds), "target": limit})
     if not quick:
-        seconds_of_job, record = _timed(list(JOB), works=True)
+        seconds_of_job, record = _time(list(JOB), works=True)
         job = {"asked": " ".join(JOB), "seconds": seconds_of_job, "target": JOB_SECONDS, "target_mb": JOB_MB}
         rows.append({**job, "peak_mb": record["peak_memory_bytes"] / 1e6, "parts": record["seconds"]})
     table = Table(title=f"From command to answer, {cpu_name()}")
@@ -52,7 +52,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _timed(arguments: list[str], works: bool) -> tuple[float, dict[str, Any]]:
+def _time(arguments: list[str], works: bool) -> tuple[float, dict[str, Any]]:
     """Seconds of one `python -m lab.train`, and the record it left; raises where it ends other than it should."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,20 +12,24 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lab import config
+from lab.adapter.build import trained_in_full
+from lab.adapter.structured import Structured
+from lab.bench import BenchRow
 from lab.config import instantiate
+from lab.record import RunRecord
 from lab.run.dry_run import LiveBytes
-from lab.training.hardware import resolve
+from lab.run.setup import resolve_hardware
 from lab.training.module import CausalLM
 from lab.training.muon import NEWTON_SCHULZ, STEPS
 from lab.training.progress import console
+from lab.training.run import Clock, Run
 
 TOKENS = 512
 WARM_UP = 2  # steps that are not timed
-Row = dict[str, Any]
 Step = Callable[[Tensor], float]
 
 
-def run(quick: bool) -> list[Row]:
+def run(quick: bool) -> list[BenchRow]:
     """A row per contender: median seconds of a step, peak bytes its tensors take, and the loss after the last.
 
     All start from the same weights and see the same random words, one step each in turn; `speedup` is the seed's
@@ -41,7 +46,7 @@ def run(quick: bool) -> list[Row]:
         "schedule.warmup_steps=0",
         "schedule.lr_scheduler=constant",
     )
-    hardware = resolve(settings.hardware, 1)
+    hardware = resolve_hardware(settings)
     model = instantiate.make(settings.model)
     contenders: dict[str, Step] = {
         "this lab": lab(model.load(torch.float32, 0), settings, hardware),
@@ -82,8 +87,10 @@ def run(quick: bool) -> list[Row]:
 
 
 def lab(net: Any, settings: Any, hardware: Any) -> Step:
-    """What a training step of this lab does, its trainer's bookkeeping left out."""
-    module = CausalLM(net, settings, hardware, settings.schedule.max_steps, {})
+    """This lab's training step, its trainer's bookkeeping left out."""
+    model = Structured(net, trained_in_full(net), {})
+    run = Run(settings, Path(), RunRecord(), model, settings.schedule.max_steps, Clock())
+    module = CausalLM(run, hardware)
     optimizer = module.configure_optimizers()["optimizer"]
     net.train()
 
@@ -146,7 +153,7 @@ def _muon(matrix: nn.Parameter, momentum: Tensor, beta: float, dtype: torch.dtyp
     matrix.add_((X.mT if tall else X).to(matrix.dtype), alpha=-0.02 * scale)
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[BenchRow]) -> Table:
     """The rows for a terminal."""
     first = rows[0]
     title = (

@@ -12,16 +12,16 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from lab.bench import BenchRow
 from lab.bench.spectral_cases import EVERY, Case, Snapshot, train
-from lab.spectral.spectrum import decompose, singular_values
+from lab.spectral.spectrum import singular_values, spectrum_of
 from lab.spectral.subspace import subspace_angle
 from lab.spectral.tracker import Tracker
 
-Row = dict[str, Any]
 K, OVERSAMPLE = 10, 8
 
 
-def run(quick: bool) -> list[Row]:
+def run(quick: bool) -> list[BenchRow]:
     """A row per width and contender, printed as a table and returned for JSON.
 
     `seconds` is the CPU time of one thread for a tick of all layers (one block's at depth 12 and 20), the median over
@@ -42,7 +42,7 @@ def run(quick: bool) -> list[Row]:
     return rows
 
 
-def _rows(case: Case, repeats: int) -> list[Row]:
+def _rows(case: Case, repeats: int) -> list[BenchRow]:
     tracker = Tracker(k=K, oversample=OVERSAMPLE, engine="warm", exact_every_n_ticks=10**9, seed=0)
     tracker.begin(1, case.snapshots[0].weights)
     tracker.finish()
@@ -55,7 +55,7 @@ def _rows(case: Case, repeats: int) -> list[Row]:
             tracker.load_state_dict(state)
             spent = tracker.products
             with _stopwatch(seconds, "tick"):
-                found = tracker.tick(tick, snapshot.weights, snapshot.gradients, snapshot.updates)
+                diagnoses = tracker.tick(tick, snapshot.weights, snapshot.gradients, snapshot.updates)
             after = tracker.state_dict()
             products += tracker.products - spent
             with _stopwatch(seconds, "seed"):
@@ -68,7 +68,7 @@ def _rows(case: Case, repeats: int) -> list[Row]:
                     for weight in snapshot.weights.values():
                         call(weight)
         tracker.load_state_dict(after)
-        for name, diagnosis in found.items():
+        for name, diagnosis in diagnoses.items():
             (U0, _, V0), (U, S, V) = before[name], now[name]
             value_errors.append(float(abs(diagnosis.singular_values[:K] / S.numpy() - 1).max()))
             angle = diagnosis.angle(K)
@@ -101,8 +101,8 @@ def _stopwatch(seconds: dict[str, list[float]], name: str) -> Iterator[None]:
 
 
 def _exact(snapshot: Snapshot) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    found = {name: decompose(weight, K) for name, weight in snapshot.weights.items()}
-    return {name: (spectrum.U, spectrum.S, spectrum.V) for name, spectrum in found.items()}
+    spectra = {name: spectrum_of(weight, K) for name, weight in snapshot.weights.items()}
+    return {name: (spectrum.U, spectrum.S, spectrum.V) for name, spectrum in spectra.items()}
 
 
 def _seed(snapshot: Snapshot, before: dict[str, tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -118,13 +118,13 @@ def _seed(snapshot: Snapshot, before: dict[str, tuple[Tensor, Tensor, Tensor]]) 
 
 
 def _same(tracker: Tracker, tick: int, snapshot: Snapshot) -> None:
-    """What the seed's analysis gives, by this lab's engine: angle, tail error, left energy of the gradient.
+    """The numbers of the seed's analysis, by this lab's engine: angle, tail error, left energy of the gradient.
 
     The seed's second share, of the other left directions, is what the first leaves over where U is square.
     """
-    found = tracker.tick(tick, snapshot.weights)
+    diagnoses = tracker.tick(tick, snapshot.weights)
     bases = tracker.state_dict()
-    for name, diagnosis in found.items():
+    for name, diagnosis in diagnoses.items():
         diagnosis.angle(K)
         diagnosis.tail_error(K)
         G = snapshot.gradients[name]
@@ -154,7 +154,7 @@ def _bytes(state: Any) -> int:
     return sum(_bytes(value) for value in state.values()) if isinstance(state, dict) else 0
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[BenchRow]) -> Table:
     """The rows for a terminal."""
     shown = Table(title=f"k = {K}, oversampling {OVERSAMPLE}, one thread, weights {EVERY} Muon steps apart")
     for heading in ("depth", "layers", "contender"):

@@ -9,23 +9,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
+from lab.bench import BenchRow
 from lab.training.progress import console
 
 CONTENDERS = ("lab", "bare loop", "Trainer + peft", "Trainer + peft bf16")
 BATCH, RANK, LR, WARM_UP = 16, 16, 1e-3, 4  # WARM_UP steps are not timed
 
 
-def run(quick: bool) -> list[dict[str, Any]]:
+def run(quick: bool) -> list[BenchRow]:
     """Medians over the repeats, as rows of (contender, tokens per second, peak bytes, ratio of the lab to it)."""
     repeats, steps = (1, 12) if quick else (3, 24)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     for repeat in range(repeats):
         for name in CONTENDERS[repeat % 2 :: 1] if repeat == 0 else reversed(CONTENDERS):
             console.print(f"repeat {repeat + 1} of {repeats}: {name}")
-            found[name].append(_measure(name, steps))
-    return _rows(found, repeats)
+            results[name].append(_measure(name, steps))
+    return _rows(results, repeats)
 
 
 def _measure(name: str, steps: int) -> dict[str, float]:
@@ -42,13 +42,14 @@ def _measure(name: str, steps: int) -> dict[str, float]:
     return result
 
 
-def _rows(found: dict[str, list[dict[str, float]]], repeats: int) -> list[dict[str, Any]]:
+def _rows(results: dict[str, list[dict[str, float]]], repeats: int) -> list[BenchRow]:
     from rich.table import Table
 
     from lab.training.hardware import cpu_name
 
     median = {
-        name: {key: statistics.median(item[key] for item in items) for key in items[0]} for name, items in found.items()
+        name: {key: statistics.median(item[key] for item in items) for key in items[0]}
+        for name, items in results.items()
     }
     table = Table(title=f"Training, {cpu_name()}, medians of {repeats}")
     for column in ("contender", "real tokens/s", "peak MB above imports", "lab is faster by", "loss at the end"):

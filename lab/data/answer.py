@@ -1,4 +1,4 @@
-"""What counts as an answer: the pattern that finds it in a text, where it ends, and what it is held against."""
+"""Answers: the pattern that finds one in a text, the token that ends it, and the reference it is held against."""
 
 import re
 import signal
@@ -41,7 +41,7 @@ def check_answer_pattern(pattern: str | None, running_text: bool = False) -> Non
 
 
 def extract_answer(text: str, pattern: str) -> str | None:
-    """What the group matches in the last match that has an answer in it, whitespace normalised; None without one.
+    """The answer in the last match whose group holds one, whitespace normalised; None without one.
 
     Raises TimeoutError after SECONDS_PER_SEARCH (in the main thread: only there can a search be interrupted).
     """
@@ -69,10 +69,10 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def asked(record: Record) -> tuple[Pair | Chat, str] | None:
+def question_and_answer(record: Record) -> tuple[Pair | Chat, str] | None:
     """A record up to its last answer, and that answer; None for text, and for turns without an assistant's.
 
-    What `prompt_ids` makes of the first is the question: everything before the answer.
+    The prompt that `prompt_ids` makes of the first is the question: everything before the answer.
     """
     if isinstance(record, Pair):
         return record, record.response
@@ -85,21 +85,21 @@ def asked(record: Record) -> tuple[Pair | Chat, str] | None:
 
 
 def closing(record: Record, tokenizer: Any, template: str | None) -> str:
-    """What a chat template puts behind an answer, up to white space; empty where none is applied to the record.
+    """The text a chat template puts behind an answer, up to white space; empty where none is applied to the record.
 
     It is what a run learns to write at the end of a turn, so what ends an answer.
     """
     renderer = Renderer(tokenizer, template, SpecialTokens(tokenizer))
-    found = asked(record)
-    if found is None or not renderer.writes_turns(found[0]):
+    parts = question_and_answer(record)
+    if parts is None or not renderer.writes_turns(parts[0]):
         return ""
-    turns = found[0]
+    turns = parts[0]
     if isinstance(turns, Pair):
         turns = replace(turns, response=PROBE)
     else:
         turns = Chat((*turns.messages[:-1], ("assistant", PROBE)))
-    said = "".join(text for text, predicted in renderer.whole(turns) if predicted)
-    return said.rpartition(PROBE)[2] if PROBE in said else ""
+    written = "".join(text for text, predicted in renderer.whole(turns) if predicted)
+    return written.rpartition(PROBE)[2] if PROBE in written else ""
 
 
 def end_token(closing: str, tokenizer: Any) -> tuple[str, int] | None:

@@ -1,11 +1,11 @@
-"""From text to the samples of every side, as a run takes them."""
+"""Corpus of a run: the samples of every side, read, rendered and encoded from a data set's text."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from lab.data import Record, Splits
+from lab.data import RETENTION, DataSet, Record, Splits, Text, check_retention
 from lab.data.encode import Encoded, Sample, encode
-from lab.data.retention import retention_records
+from lab.data.stdlib import corpus
 from lab.errors import UsageError
 
 LOUD = 0.1  # share of a side's examples whose loss is a warning
@@ -50,11 +50,11 @@ class Corpus:
         return [
             sentence
             for side in ("train", "val", "test")
-            if (sentence := _loss(getattr(self, side), side, self.max_length)) is not None
+            if (sentence := _lost_sentence(getattr(self, side), side, self.max_length)) is not None
         ]
 
 
-def load_corpus(data: Any, tokenizer: Any, max_examples: int | None = None) -> Corpus:
+def load_corpus(data: DataSet, tokenizer: Any, max_examples: int | None = None) -> Corpus:
     """Read, render and encode the data set; raises UsageError where a side a run needs is empty.
 
     With `max_examples`, a held-out side keeps at most so many of its samples, evenly spread.
@@ -67,12 +67,13 @@ def load_corpus(data: Any, tokenizer: Any, max_examples: int | None = None) -> C
             raise UsageError(f"data {data.name} has an empty {side} side; give it text, or a val_fraction above 0.")
         sides[side] = encode(records, tokenizer, template=data.template, max_length=data.max_length, side_name=side)
         if side != "train":
-            sides[side].samples = _spread(sides[side].samples, max_examples)
+            sides[side].samples = _subsample(sides[side].samples, max_examples)
     retention: list[Sample] = []
     if data.retention:
-        records = retention_records(data.retention)
+        check_retention(data.retention)
+        records = [Text(text) for [text] in corpus(RETENTION[data.retention])["val"]]  # not of what the base learned
         retention = encode(records, tokenizer, template=None, max_length=256, side_name="retention").samples
-        retention = _spread(retention, max_examples)
+        retention = _subsample(retention, max_examples)
     return Corpus(
         splits=splits,
         retention=retention,
@@ -84,8 +85,8 @@ def load_corpus(data: Any, tokenizer: Any, max_examples: int | None = None) -> C
     )
 
 
-def _loss(side: Encoded, name: str, max_length: int) -> str | None:
-    """What became of a side's examples; None where every one is whole."""
+def _lost_sentence(side: Encoded, name: str, max_length: int) -> str | None:
+    """A sentence on the examples that a side lost or cut; None where every one is whole."""
     without = side.unlabelled - side.cut_off
     parts = [
         f"{count:,} of {side.num_records:,} examples {'is' if count == 1 else 'are'} {what}"
@@ -104,7 +105,7 @@ def _loss(side: Encoded, name: str, max_length: int) -> str | None:
     return f"{loud}{name}: {', '.join(parts)}{remedy}"
 
 
-def _spread(samples: list[Sample], most: int | None) -> list[Sample]:
+def _subsample(samples: list[Sample], most: int | None) -> list[Sample]:
     if most is None or len(samples) <= most:
         return samples
     return [samples[i * len(samples) // most] for i in range(most)]

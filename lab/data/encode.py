@@ -64,9 +64,9 @@ def encode(
         )
     special = SpecialTokens(tokenizer)
     texts = [record.text for record in records if isinstance(record, Text) and not isinstance(record, Written)]
-    samples = list(packed(texts, tokenizer, special, max_length)) if texts else []
+    samples = list(pack(texts, tokenizer, special, max_length)) if texts else []
     written = [[tokenizer.eos_token_id, *record.ids] for record in records if isinstance(record, Written)]
-    samples += [as_written(ids[:max_length], tokenizer) for ids in written]
+    samples += [written_sample(ids[:max_length], tokenizer) for ids in written]
     truncated = shortened = sum(len(ids) > max_length for ids in written)
     unlabelled = cut_off = 0
     renderer = Renderer(tokenizer, template, special)
@@ -74,7 +74,7 @@ def encode(
     begin = opening(tokenizer)
     heads = [[] if renderer.writes_turns(record) else begin for record in others.values()]
     rendered = [renderer.whole(record) for record in others.values()]
-    for i, (ids, labels, sizes) in zip(others, joined(heads, rendered, tokenizer, special), strict=True):
+    for i, (ids, labels, sizes) in zip(others, encode_rendered(heads, rendered, tokenizer, special), strict=True):
         truncated += len(ids) > max_length
         if (labels[:max_length] == IGNORED).all():
             unlabelled += 1
@@ -133,7 +133,7 @@ def opening(tokenizer: Any) -> list[int]:
     return first if first == [tokenizer.bos_token_id] else []
 
 
-def packed(texts: list[str], tokenizer: Any, special: SpecialTokens, max_length: int) -> Iterator[Sample]:
+def pack(texts: list[str], tokenizer: Any, special: SpecialTokens, max_length: int) -> Iterator[Sample]:
     """END text END text ... END in blocks that overlap by one token, so that all but the first are predicted once.
 
     Where the tokenizer opens a text with a token other than END, that token follows END.
@@ -156,14 +156,14 @@ def packed(texts: list[str], tokenizer: Any, special: SpecialTokens, max_length:
         yield sample(block, block, lengths[at : at + max_length])
 
 
-def as_written(ids: list[int], tokenizer: Any) -> Sample:
-    """Every token but the first is predicted."""
+def written_sample(ids: list[int], tokenizer: Any) -> Sample:
+    """The sample of text in a model's own tokens; every token but the first is predicted."""
     sizes = np.zeros(len(ids), np.int64)
     sizes[-1] = len(tokenizer.decode(ids[1:], skip_special_tokens=True).encode())
     return sample(np.array(ids), np.array(ids), sizes)
 
 
-def joined(
+def encode_rendered(
     heads: list[list[int]], rendered: list[list[Segment]], tokenizer: Any, special: SpecialTokens
 ) -> Iterator[tuple[Ints, Ints, Ints]]:
     """(ids, labels, bytes) of each record, its head masked in front; END closes what ends in an answer."""

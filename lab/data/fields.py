@@ -101,16 +101,16 @@ def string(value: object, field: str, where: str) -> str:
 def turns(value: object, field: str, where: str) -> list[Any]:
     """The value, which must be a list with something in it."""
     if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else kind(value)
-        raise UsageError(f"{where}: field {field!r} is {found}; write a list of {{role, content}} objects.")
+        what = "an empty list" if value == [] else kind(value)
+        raise UsageError(f"{where}: field {field!r} is {what}; write a list of {{role, content}} objects.")
     return value
 
 
 def turn(value: object, where: str) -> tuple[str, str]:
     """(role, content) of one message."""
     if not isinstance(value, Mapping) or not {"role", "content"} <= value.keys():
-        found = f"an object with {', '.join(map(str, value))}" if isinstance(value, Mapping) else kind(value)
-        raise UsageError(f"{where}: a message is {found}; write {{role, content}}.")
+        what = f"an object with {', '.join(map(str, value))}" if isinstance(value, Mapping) else kind(value)
+        raise UsageError(f"{where}: a message is {what}; write {{role, content}}.")
     for key in NOT_READ:
         if value.get(key):
             raise UsageError(
@@ -120,7 +120,7 @@ def turn(value: object, where: str) -> tuple[str, str]:
 
 
 def kind(value: object) -> str:
-    """What JSON calls a value."""
+    """The name that JSON has for a value."""
     if value is None:
         return "null"
     if isinstance(value, Twice):

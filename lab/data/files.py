@@ -9,11 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lab.data import Record, Splits, Text
+from lab.data import Record, Splits, Text, check_retention
 from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields, Twice, rows_of
 from lab.data.holdout import hold_out
-from lab.data.retention import check_retention
 from lab.data.template import check_template
 from lab.errors import UsageError
 
@@ -24,7 +23,7 @@ SAMPLE_BY = ("line", "paragraph", "document")  # the words of Hugging Face's `te
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What the file formats share: a file or folder per side, and a validation side held out where none is given."""
+    """A data set of files or folders, one per side; a validation side is held out where none is given."""
 
     suffix: ClassVar[str]  # of the files that a folder contributes
 
@@ -69,10 +68,10 @@ class Files:
         """The records of all files of a side; UsageError where a file has none."""
         records: list[Record] = []
         for file in self.files(key):
-            found = list(self.read(file))
-            if not found:
+            of_file = list(self.read(file))
+            if not of_file:
                 raise UsageError(f"{file} holds no example; fill it, or leave it out.")
-            records += found
+            records += of_file
         return records
 
 
@@ -117,7 +116,7 @@ class TextFiles(Files):
     sample_by: str
 
     def check(self) -> None:
-        """As for every file; and `sample_by` is one of the three, and no answer is asked of running text."""
+        """Raises UsageError as for every file, for another `sample_by`, and for an answer asked of running text."""
         if self.sample_by not in SAMPLE_BY:
             raise UsageError(f"data.sample_by={self.sample_by!r} is none of {', '.join(SAMPLE_BY)}.")
         check_answer_pattern(self.answer_pattern, running_text=True)
@@ -158,13 +157,13 @@ class Rows(Files):
     text_field: str | None
 
     def check(self) -> None:
-        """As for every file; and the answer pattern is one, and is not asked of running text."""
+        """Raises UsageError as for every file, and for an answer pattern that is none or is asked of running text."""
         check_answer_pattern(self.answer_pattern, running_text="text_field" in self.fields.named())
         super().check()
 
     @property
     def fields(self) -> Fields:
-        """Which columns are read; raises UsageError where none are named."""
+        """The columns that are read; raises UsageError where none are named."""
         return Fields(self.prompt_field, self.response_field, self.input_field, self.messages_field, self.text_field)
 
 
@@ -199,11 +198,11 @@ def parse(line: str, where: str) -> Any:
 
 def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object, where a name that it gives twice has no value."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        found |= {name: Twice() for name in found if names.count(name) > 1}
-    return found
+        values |= {name: Twice() for name in values if names.count(name) > 1}
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,18 @@
 """Data sets of the Hugging Face hub: from the local cache, else after one short request that they are there."""
 
 import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.data import Record, Splits
+from lab.data import Record, Splits, check_retention
 from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields, rows_of
 from lab.data.holdout import hold_out
-from lab.data.retention import check_retention
 from lab.data.template import check_template
 from lab.errors import UsageError, nearest
+from lab.model.hub import REQUEST_SECONDS, ask, is_offline
 
-REQUEST_SECONDS = 2.0  # a hub that does not answer one request in this time is treated as out of reach
 REMEDY = (
     "download it where there is a network and share the cache, or save it as a file and use data=jsonl or data=parquet "
     "with data.path; data=probability_qa and data=stdlib_instruct need no network."
@@ -45,7 +43,7 @@ class Hub:
 
     @property
     def fields(self) -> Fields:
-        """Which columns are read; raises UsageError where none are named."""
+        """The columns that are read; raises UsageError where none are named."""
         return Fields(self.prompt_field, self.response_field, self.input_field, self.messages_field, self.text_field)
 
     def check(self) -> None:
@@ -111,31 +109,22 @@ def is_cached(path: str) -> bool:
 
 
 def ask_hub(path: str, revision: str | None) -> None:
-    """One request, given up after REQUEST_SECONDS: a blocked name look-up ignores a client's own timeout."""
-    outcome: list[BaseException | None] = []
+    """One request for the data set; raises UsageError where it cannot be had, or there is no answer in time."""
 
-    def ask() -> None:
+    def request() -> None:
         from huggingface_hub import HfApi
 
-        try:
-            HfApi().dataset_info(path, revision=revision, timeout=REQUEST_SECONDS)
-            outcome.append(None)
-        except Exception as error:  # carried to the caller's thread, where it becomes a sentence
-            outcome.append(error)
+        HfApi().dataset_info(path, revision=revision, timeout=REQUEST_SECONDS)
 
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if is_offline():
         raise UsageError(f"data set {path} is not in the local cache and HF_HUB_OFFLINE is set; unset it, {REMEDY}")
-    request = threading.Thread(target=ask, daemon=True)
-    request.start()
-    request.join(REQUEST_SECONDS)
-    if not outcome:
-        raise UsageError(f"data set {path}: the hub did not answer in {REQUEST_SECONDS:g} s; {REMEDY}")
-    if outcome[0] is not None:
-        raise UsageError(why_not(path, revision, outcome[0])) from outcome[0]
+    error = ask(request, f"data set {path}", REMEDY)
+    if error is not None:
+        raise UsageError(why_not(path, revision, error)) from error
 
 
 def why_not(path: str, revision: str | None, error: BaseException) -> str:
-    """Why a data set cannot be had, and what to do, in one sentence."""
+    """The reason why a data set cannot be had, and the remedy, in one sentence."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):

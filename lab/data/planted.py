@@ -21,7 +21,7 @@ AT_ONCE = 32  # of them, since every token has its logits
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """What a teacher writes that is `base` plus a rank-r* change of the weight of `target`.
+    """Texts of a teacher that is `base` plus a rank-r* change of the weight of `target`.
 
     ΔW = size · Σᵢ (eᵢ/√φᵢ) (vᵢ/√λᵢ)ᵀ for i = 1 … r*: vᵢ and λᵢ are the leading eigenpairs of E[x xᵀ] of the layer's
     input x, eᵢ and φᵢ those of F = E[g gᵀ], g the gradient of a token's −log p at the layer's output, both on text that
@@ -59,9 +59,9 @@ class Planted:
         import torch
 
         net = self._base().load(torch.float32, self.seed)
-        asked = json.dumps({"as": "tokens"} | asdict(self), sort_keys=True) + weights_sha256(net)
+        identity = json.dumps({"as": "tokens"} | asdict(self), sort_keys=True) + weights_sha256(net)
         folder = cache_dir("planted")
-        path = folder and folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
+        path = folder and folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
         rows = read_json(path)
         if rows is None:
             rows = self._sample(net)
@@ -85,7 +85,7 @@ class Planted:
         wanted = self.train_examples + self.val_examples + self.test_examples
         ids = sample(net, wanted, self.length, self._end(), generator)
         tokenizer = self._base().tokenizer()
-        rows = [_through(row, self._end()) for row in ids[:, 1:].tolist()]
+        rows = [_up_to_end(row, self._end()) for row in ids[:, 1:].tolist()]
         return [(tokenizer.decode(row, skip_special_tokens=True), row) for row in rows]
 
     def _end(self) -> int:
@@ -110,7 +110,7 @@ class Planted:
 def planted_change(net: Any, layer: Any, ids: "Tensor", rank: int, size: float) -> "Tensor":
     """(out, in) ΔW of the given rank for a layer; `ids` (n, T) are texts that the model wrote. See Planted."""
     inputs, gradients = moments(net, layer, ids)
-    return size * _whitened(gradients, rank) @ _whitened(inputs, rank).T
+    return size * _whiten(gradients, rank) @ _whiten(inputs, rank).T
 
 
 def moments(net: Any, layer: Any, ids: "Tensor") -> "tuple[Tensor, Tensor]":
@@ -142,7 +142,7 @@ def moments(net: Any, layer: Any, ids: "Tensor") -> "tuple[Tensor, Tensor]":
     return inputs / count, gradients / count
 
 
-def _whitened(moment: "Tensor", rank: int) -> "Tensor":
+def _whiten(moment: "Tensor", rank: int) -> "Tensor":
     """(n, rank): the leading eigenvectors, strongest first, each over the root of its eigenvalue."""
     import torch
 
@@ -165,5 +165,5 @@ def sample(net: Any, count: int, length: int, end: int, generator: Any) -> "Tens
     return ids
 
 
-def _through(ids: list[int], end: int) -> list[int]:
+def _up_to_end(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids

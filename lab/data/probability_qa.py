@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import count, islice
 
-from lab.data import Pair, Splits
+from lab.data import Pair, Splits, check_retention
 from lab.data.answer import check_answer_pattern
 from lab.data.probability import KINDS
 from lab.data.probability.problem import Problem, Wording
-from lab.data.retention import check_retention
 from lab.data.template import check_template
 from lab.errors import UsageError
 

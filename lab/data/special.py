@@ -51,8 +51,8 @@ class SpecialTokens:
         parts = marked.split(mark)
         text, at, borders = "".join(parts), 0, [0]
         if len(parts) > 1:
-            found = [(match.end(), next(filter(None, match.groups()))) for match in self._name.finditer(text)]
-            names = [(second - 1, second + len(rest)) for second, rest in found]
+            seconds = [(match.end(), next(filter(None, match.groups()))) for match in self._name.finditer(text)]
+            names = [(second - 1, second + len(rest)) for second, rest in seconds]
             for part in parts[:-1]:
                 at += len(part)
                 if at > borders[-1] and any(start < at < end for start, end in names):

@@ -38,19 +38,19 @@ class Renderer:
         return isinstance(record, Chat) or (self.template in (None, "auto") and bool(self.tokenizer.chat_template))
 
     def whole(self, record: Pair | Chat) -> list[Segment]:
-        """What training reads."""
+        """The segments that training reads."""
         if isinstance(record, Chat) or self.writes_turns(record):
             return self._turns(messages_of(record))
-        return self._filled(record) + [(piece, True) for piece in self.special.split(record.response)]
+        return self._prompt_of_pair(record) + [(piece, True) for piece in self.special.split(record.response)]
 
     def prompt(self, record: Pair | Chat) -> list[Segment]:
-        """What generation starts from: the very segments that training reads before the last answer."""
+        """The segments that generation starts from: the very ones that training reads before the last answer."""
         if isinstance(record, Chat) or self.writes_turns(record):
             messages = messages_of(record)
             return self._turns(messages[:-1] if messages[-1]["role"] == "assistant" else messages, prompt=True)
-        return self._filled(record)
+        return self._prompt_of_pair(record)
 
-    def _filled(self, pair: Pair) -> list[Segment]:
+    def _prompt_of_pair(self, pair: Pair) -> list[Segment]:
         template = template_for(pair, self.template)
         mark = unused(template, pair.prompt, pair.input)
         text = fill(template, self.special.mark(pair.prompt, mark), self.special.mark(pair.input, mark))

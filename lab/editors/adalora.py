@@ -1,4 +1,4 @@
-"""peft's AdaLoRA allocator on our layers: called after every step, read back, saved, and cut out at the end."""
+"""Editor of AdaLoRA (arXiv:2303.10512): peft's allocator on our layers, called after every step and read back."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,10 +9,14 @@ from peft.tuners.adalora import AdaLoraModel, RankAllocator
 from torch import Tensor, nn
 
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
+from lab.adapter.read import form_of
+from lab.editors import Edit
 from lab.errors import Mismatch
 from lab.layer import Target
 from lab.rank_strategy import RankPlan
 from lab.rank_strategy.adalora import Adalora
+from lab.record import RunRecord
+from lab.training import distributed
 
 
 class _Parameters:
@@ -49,33 +53,39 @@ class _Allocator(RankAllocator):
         self.target_bgt = self.peft_config.target_r * sum(self.costs.values())
 
     def mask_to_budget(self, model: Any, budget: int) -> dict[str, list[bool]]:
-        """Keep the triplets of greatest importance that fit; peft's own masks, for the number of triplets that do."""
+        """The triplets of greatest importance that fit; peft's own masks, for the number of triplets that do.
+
+        Nothing is masked here but copies: the masks are applied by every process.
+        """
         if budget >= self.init_bgt:
             return {name: [True] * len(p) for name, p in model.named_parameters() if name in self.costs}
         fits, beyond = 0, self.triplets
         while beyond - fits > 1:
             middle = (fits + beyond) // 2
-            found = self._keep(self.trial, middle)
-            if sum(self.costs[name] * sum(kept) for name, kept in found.items()) <= budget:
+            masks = self._keep(self.trial, middle)
+            if sum(self.costs[name] * sum(kept) for name, kept in masks.items()) <= budget:
                 fits = middle
             else:
                 beyond = middle
-        return self._keep(model, fits)
+        return self._keep(self.trial, fits)
 
     def _keep(self, model: Any, count: int) -> dict[str, list[bool]]:
         cut: int = self.triplets - count
-        found: dict[str, list[bool]] = super().mask_to_budget(model, self.init_bgt - cut)
-        return found
+        masks: dict[str, list[bool]] = super().mask_to_budget(model, self.init_bgt - cut)
+        return masks
 
 
-class AdaptiveRanks:
+class AdaloraEditor:
     """AdaLoRA on a live model: importance and masks after each optimizer step, each cut read back from the layers."""
+
+    name = "adalora"
 
     def __init__(
         self, model: PeftModel, targets: Sequence[Target], strategy: Adalora, rank: int, total_steps: int
     ) -> None:
         self.layers = adapted_layers(model)
-        self.strategy = strategy
+        self.strategy, self.targets, self.rank = strategy, targets, rank
+        self.last_orthogonality = float("nan")  # of the last step, unweighted and in no logged loss
         self.costs = strategy.costs(targets)
         self.schedule = strategy.schedule(targets, rank, total_steps)
         self.done = 0  # optimizer steps after which the allocator was called
@@ -98,14 +108,20 @@ class AdaptiveRanks:
 
     def orthogonality(self) -> Tensor:
         """Mean over all P and Q of ‖PᵀP − I‖_F and ‖QQᵀ − I‖_F, a float32 scalar: peft's regulariser, unweighted."""
-        found = []
+        distances = []
         for layer in self.layers.values():
             for gram in (layer.A @ layer.A.T, layer.B.T @ layer.B):
-                found.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)))
-        return torch.stack(found).mean()
+                distances.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)))
+        return torch.stack(distances).mean()
 
-    def after_step(self, step: int) -> None:
-        """peft's update_and_allocate, while the step's gradients are still there, then the ranks read back.
+    def loss_term(self, scale: int) -> Tensor:
+        """The regulariser at its weight, times a number."""
+        regulariser = self.orthogonality()
+        self.last_orthogonality = float(regulariser.detach())
+        return regulariser * (self.strategy.orthogonality * scale)
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> list[Edit]:
+        """peft's update_and_allocate on rank 0, its masks on every process, then the ranks read back.
 
         Raises Mismatch where a step was left out or has no gradients, and where the live ranks are not the scheduled.
         """
@@ -114,9 +130,16 @@ class AdaptiveRanks:
         for name, parameter in self.model.named_parameters():
             if parameter.grad is None:
                 raise Mismatch(f"{name} has no gradient after step {step}, so AdaLoRA cannot tell how important it is.")
-        AdaLoraModel.update_and_allocate(self, step)  # type: ignore[arg-type]
+        if distributed.rank() == 0:
+            AdaLoraModel.update_and_allocate(self, step)  # type: ignore[arg-type]
         self.done = step
+        if not self.schedule.cuts(step):
+            return []
+        self.config.rank_pattern = distributed.from_rank_0(lambda: self.config.rank_pattern)
+        if self.config.rank_pattern:
+            self.rankallocator.mask_using_rank_pattern(self.model, self.config.rank_pattern)
         self.check()
+        return [Edit(name, form_of(layer)) for name, layer in self.layers.items()]
 
     def check(self) -> None:
         """Compare the live model with the schedule at the last step; raises Mismatch naming the first layer."""
@@ -136,14 +159,20 @@ class AdaptiveRanks:
         if asked < schedule.initial and not 0 <= asked - used < max(self.costs.values()):
             raise Mismatch(f"AdaLoRA left {used} of {asked} scheduled for step {self.done} in units of the budget.")
 
-    def finish(self) -> None:
-        """What must hold when training has ended; raises Mismatch where it does not."""
+    def finish(self, record: RunRecord) -> None:
+        """Record the ranks that are left, read back, in place of those of step 0; raises Mismatch if it did not act."""
         if self.done != self.schedule.total:
             raise Mismatch(
                 f"AdaLoRA's ranks were updated after {self.done} of {self.schedule.total} steps, so what was trained "
                 "is not AdaLoRA."
             )
         self.check()
+        record.ranks = self.ranks()
+        record.budget = {
+            "asked": self.rank * sum(target.cost for target in self.targets),
+            "used": sum(record.ranks[target.name] * target.cost for target in self.targets),
+            "at_start": sum(layer.A.numel() + layer.B.numel() for layer in self.layers.values()),
+        }
 
     def used(self) -> int:
         """What the triplets that the masks keep cost, in units of the budget."""
@@ -157,8 +186,8 @@ class AdaptiveRanks:
         """The rank of each layer now, read back: its values that are not 0; a layer may be left with none."""
         return {name: layer.rank for name, layer in self.layers.items()}
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs beside the factors, in plain types and tensors."""
+    def state_dict(self) -> dict[str, Any]:
+        """Step, masks, and the running means of importance and uncertainty."""
         return {
             "step": self.done,
             "rank_pattern": self.config.rank_pattern,
@@ -166,8 +195,8 @@ class AdaptiveRanks:
             "uncertainty": dict(self.rankallocator.exp_avg_unc),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
         device = {name: parameter.device for name, parameter in self.model.named_parameters()}
         self.done, self.config.rank_pattern = state["step"], state["rank_pattern"]
         allocator = self.rankallocator

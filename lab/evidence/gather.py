@@ -1,4 +1,4 @@
-"""What is looked at before step 0 for a rank strategy and an init scheme: gathered once, shared, and accounted for."""
+"""Gathering of evidence (gradients, activations, weight changes) that the init scheme and the rank strategy ask for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +19,8 @@ from lab.training.progress import console
 
 
 @dataclass
-class Look:
-    """One look at the training data of a run."""
+class EvidenceGatherer:
+    """Evidence that the init scheme and the rank strategy of a run ask for, gathered once and accounted for."""
 
     net: nn.Module
     targets: Sequence[Target]

@@ -61,7 +61,7 @@ def gather(
     groups = list(_groups(targets, needs, sum_bytes))
     batches = [[s] for s in samples] if "gradient_square" in needs else list(batches_of(samples, TOKENS_PER_BATCH))
     out: dict[str, Evidence] = {}
-    with _observed(net) as gate, _bar(len(groups) * len(batches), needs) as advance:
+    with _frozen(net) as gate, _bar(len(groups) * len(batches), needs) as advance:
         for group in groups:
             sums = _pass(net, gate, group, batches, needs, pad_id, device, advance)
             out |= {target.name: sums.evidence(target, offload=len(groups) > 1) for target in group}
@@ -209,16 +209,15 @@ def _pass(
 
 
 @contextmanager
-def _observed(net: nn.Module) -> Iterator[LabelGate]:
+def _frozen(net: nn.Module) -> Iterator[LabelGate]:
     """The net frozen, in eval mode and gated; given back as it was."""
     trainable = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
     was_training = net.training
     net.requires_grad_(False).eval()
-    gate = LabelGate(net)
     try:
-        yield gate
+        with LabelGate(net) as gate:
+            yield gate
     finally:
-        gate.handle.remove()
         net.train(was_training)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(trainable[name])

@@ -8,21 +8,22 @@ import torch
 from rich.progress import track
 from torch import Generator, Tensor, nn
 
+from lab.adapter.build import Scaling, build, planned, scaling_factor
 from lab.adapter.delta import delta_factors
 from lab.adapter.initialise import generator_for
-from lab.adapter.install import Scaling, install
 from lab.adapter.layer import adapted_layers
 from lab.config import RunConfig
 from lab.data.encode import Sample
 from lab.errors import UsageError
 from lab.evidence.statistics import TOKENS_PER_BATCH
 from lab.layer import Target, weight_of
+from lab.model import base_of
 from lab.model.pretrained import Pretrained
 from lab.rank_strategy import RankPlan
 from lab.training.distributed import all_reduce, rank, world
 from lab.training.evaluate import batches_of
 from lab.training.loader import BatchPlan, collate
-from lab.training.loss import LabelGate, base_of, token_loss
+from lab.training.loss import LabelGate, token_loss
 from lab.training.optim import make_lr_lambda, total_steps
 from lab.training.progress import console
 
@@ -110,16 +111,8 @@ def wide_run(
     A Kaiming, B = 0, the run's own optimizer settings and schedule, no dropout, nothing evaluated on the way.
     """
     trainable = {name: parameter.requires_grad for name, parameter in net.named_parameters()}
-    adapted = install(
-        net,
-        targets,
-        ranks,
-        rank=config.rank,
-        alpha=config.alpha,
-        scaling=cast(Scaling, config.scaling),
-        dropout=0.0,
-        use_dora=False,
-    )
+    scaling = scaling_factor(config.alpha, config.rank, cast(Scaling, config.scaling))
+    adapted = build(net, planned(targets, ranks, scaling=scaling))
     layers = adapted_layers(adapted)
     with torch.no_grad():
         for name, layer in layers.items():
@@ -186,14 +179,11 @@ def _backward(net: Any, batch: Sequence[Sample], pad_id: int, device: torch.devi
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    gate = LabelGate(base_of(net))
-    try:
+    with LabelGate(base_of(net)) as gate:
         for i, part in enumerate(batches_of(batch, TOKENS_PER_BATCH)):
             if i % world() == rank():
                 tensors = {key: value.to(device) for key, value in collate(part, pad_id).items()}
                 (token_loss(net, gate, **tensors) / max(1, labels)).backward()  # type: ignore[no-untyped-call]
-    finally:
-        gate.handle.remove()
     for parameter in trained:
         all_reduce(parameter.grad)
     return sum(len(sample.input_ids) for sample in batch)

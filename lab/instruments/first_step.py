@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lab.adapter.layer import adapted_layers
-from lab.instruments.layer_view import AdaptedLayers
+from lab.instruments.layer_view import LowRankView
 from lab.instruments.per_module_csv import FIRST_STEP, Row, write_rows
 from lab.layer import Target, evenly_spaced
 from lab.process import heartbeat
 from lab.spectral.weight_change import first_step
-from lab.training.callbacks import AfterStep
 from lab.training.module import CausalLM
+from lab.training.step import Instrument
 
 log = logging.getLogger(__name__)
 
@@ -26,22 +25,23 @@ MOST_BYTES = 2**28  # of gradients held during the step; beyond it, and for wide
 LARGEST_SIDE, FEW = 1024, 8  # the best step takes an SVD of the gradient, whose cost grows with the smaller side's cube
 
 
-class FirstStepWatch(AfterStep):
+class FirstStepWatch(Instrument):
     """Compares s(B₁A₁ − B₀A₀) with the whole step's gradient ∂L/∂W, of its own batch; writes first_step.csv.
 
-    Not with DoRA, whose step is no product. Training is bitwise the same without it.
+    Not with DoRA, whose step is no product, nor of a layer that the step left not finite, which ends the run. Training
+    is bitwise the same without it.
     """
 
     def __init__(self, run_dir: Path, targets: Sequence[Target]) -> None:
-        self.run_dir, self.targets, self.all = run_dir, compared(targets), len(targets)
+        self.run_dir, self.targets, self.all = run_dir, sample_of(targets), len(targets)
         self.before: dict[str, tuple[Tensor, Tensor]] = {}
         self.gradients: dict[str, Tensor] = {}
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def before_step(self, trainer: Trainer, module: CausalLM) -> None:
         """Before the very first micro-batch: keep the factors and listen for gradients."""
-        if pl_module.progress.step > 0 or self.before:
+        if module.run.progress.step > 0:
             return
-        layers = adapted_layers(pl_module.net)
+        layers = adapted_layers(module.net)
         if any(layer.magnitude is not None for layer in layers.values()):
             return
         names = [target.name for target in self.targets]
@@ -53,10 +53,10 @@ class FirstStepWatch(AfterStep):
             )
         factors = {name: (layers[name].scaled_A, layers[name].B) for name in names}
         self.before = {name: (A.detach().clone(), B.detach().clone()) for name, (A, B) in factors.items()}
-        self.layers = AdaptedLayers(pl_module.net, self.targets, pl_module.config)
+        self.layers = LowRankView(module.net, self.targets, module.run.config.hardware.compile)
         self.layers.listen(names)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+    def gradients_ready(self, trainer: Trainer, module: CausalLM) -> None:
         """The gradients are there: take them on the main process."""
         if self.before:
             self.gradients = self.layers.gradients(list(self.before), dict.fromkeys(self.before, 0))
@@ -66,24 +66,27 @@ class FirstStepWatch(AfterStep):
         """After the first step, measure and let everything go."""
         if not self.before:
             return
-        began = time.perf_counter()
+        with module.run.clock.spent("analysis"):
+            self._compare(trainer, module)
+        self.before, self.gradients = {}, {}
+        del self.layers
+
+    def _compare(self, trainer: Trainer, module: CausalLM) -> None:
         rows: list[Row] = []
         layers = adapted_layers(module.net)
         for name, gradient in self.gradients.items():
             layer, (A, B) = layers[name], self.before[name]
             L = layer.s * torch.cat([layer.B.detach(), -B], dim=1)
-            found = first_step(L, torch.cat([layer.scaled_A.detach(), A]), gradient, A.shape[0])
-            measures = {} if found is None else vars(found)
+            R = torch.cat([layer.scaled_A.detach(), A])
+            finite = bool(torch.isfinite(L).all() and torch.isfinite(R).all())
+            step = first_step(L, R, gradient, A.shape[0]) if finite else None
+            measures = {} if step is None else vars(step)
             rows.append({"module": name} | {f"first_step_{key}": value for key, value in measures.items()})
         if trainer.is_global_zero:
             write_rows(self.run_dir / FIRST_STEP, rows)
-        self.before, self.gradients = {}, {}
-        del self.layers
-        if module.progress.step < module.total_steps:  # what follows a step is clocked with the next one
-            module.progress.train_seconds -= time.perf_counter() - began
 
 
-def compared(targets: Sequence[Target]) -> list[Target]:
+def sample_of(targets: Sequence[Target]) -> list[Target]:
     """All layers where that is cheap, else a few, evenly spaced, whose gradients fit into MOST_BYTES."""
     if bytes_of(targets) <= MOST_BYTES and all(min(target.shape) <= LARGEST_SIDE for target in targets):
         return list(targets)

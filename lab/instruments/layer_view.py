@@ -1,10 +1,10 @@
-"""What an observer may read of layers in training: weights, gradients, momenta and applied updates. It writes nothing.
+"""Views of layers in training: their weights, gradients, momenta and applied updates, read and never written.
 
 Everything is (out, in). A gradient is ∂L/∂W of the step's whole loss: summed over micro-batches and processes, not yet
 clipped.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from lab.adapter.delta import effective_weight
 from lab.adapter.layer import LowRankLinear, adapted_layers
-from lab.config import RunConfig
 from lab.instruments.initial_weights import Directions, KeptDirections, OnDisk, Pristine
 from lab.layer import Target, weight_of
 from lab.ledger import Mode
 from lab.training.distributed import rank, world
+from lab.training.run import StructuredModel
 
 
-class Observed(Protocol):
-    """The layers of a model in training, as an observer sees them."""
+class LayerView(Protocol):
+    """Some layers of a model in training, as an instrument sees them."""
 
     initial: Mapping[str, Tensor]  # W₀, read where it is asked for
     directions: Mapping[str, Tensor]  # W₀'s left singular vectors, likewise
 
-    def standing(self, name: str) -> tuple[Mode, int | None]:
-        """The layer's mode and trainable rank, read back from the model."""
+    def save_initial(self) -> None:
+        """Before the first step, on the main process: keep what of W₀ the model will not hold."""
         ...
 
     def listen(self, names: Sequence[str]) -> None:
@@ -56,7 +56,78 @@ class Observed(Protocol):
         ...
 
 
-class FullLayers:
+class LayerViews:
+    """The layers of a model, each through the view of its form."""
+
+    def __init__(self, model: StructuredModel, targets: Sequence[Target], run_dir: Path, compiled: bool) -> None:
+        self._model = model
+        pairs = model.structure.pairs
+        full = [target for target in targets if target.name not in pairs]
+        low = [target for target in targets if target.name in pairs]
+        self._views: list[tuple[set[str], LayerView]] = []
+        if full:
+            self._views.append(({t.name for t in full}, FullWeightView(model.net, full, run_dir)))
+        if low:
+            self._views.append(({t.name for t in low}, LowRankView(model.net, low, compiled)))
+        self.initial: Mapping[str, Tensor] = _Chained([(names, view.initial) for names, view in self._views])
+        self.directions: Mapping[str, Tensor] = _Chained([(names, view.directions) for names, view in self._views])
+
+    def mode_of(self, name: str) -> tuple[Mode, int | None]:
+        """The layer's mode, as the ledger has it, and its trainable rank."""
+        layer = self._model.structure.layers[name]
+        return ("full", None) if layer.rank is None else ("low_rank", layer.rank)
+
+    def save_initial(self) -> None:
+        """As LayerView, of all views; so are the others."""
+        for _, view in self._views:
+            view.save_initial()
+
+    def listen(self, names: Sequence[str]) -> None:
+        for own, view in self._views:
+            view.listen([name for name in names if name in own])
+
+    def gradients(self, names: Sequence[str], owner: Mapping[str, int]) -> dict[str, Tensor]:
+        return self._gather(names, lambda view, own: view.gradients(own, owner))
+
+    def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
+        return self._gather(names, lambda view, own: view.weights(own))
+
+    def keep(self, names: Sequence[str]) -> int:
+        return sum(view.keep([name for name in names if name in own]) for own, view in self._views)
+
+    def updates(self) -> dict[str, Tensor]:
+        return {name: update for _, view in self._views for name, update in view.updates().items()}
+
+    def momenta(self, names: Sequence[str], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        return self._gather(names, lambda view, own: view.momenta(own, optimizer))
+
+    def _gather(
+        self, names: Sequence[str], read: Callable[[LayerView, list[str]], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        parts = [read(view, [name for name in names if name in own]) for own, view in self._views]
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+class _Chained(Mapping[str, Tensor]):
+    """Mappings of several views as one; a tensor is read when it is asked for."""
+
+    def __init__(self, parts: Sequence[tuple[set[str], Mapping[str, Tensor]]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> Tensor:
+        part = next((part for names, part in self._parts if name in names), None)
+        if part is None:
+            raise KeyError(name)
+        return part[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for names, _ in self._parts for name in names)
+
+    def __len__(self) -> int:
+        return sum(len(names) for names, _ in self._parts)
+
+
+class FullWeightView:
     """Layers whose whole weight trains: everything is there to be read."""
 
     def __init__(self, net: nn.Module, targets: Sequence[Target], run_dir: Path) -> None:
@@ -68,9 +139,6 @@ class FullLayers:
         self._kept_directions = KeptDirections(self._on_disk, weight_of(self._modules[targets[0].name]).device)
         self.initial: Mapping[str, Tensor] = self._on_disk
         self.directions: Mapping[str, Tensor] = self._kept_directions
-
-    def standing(self, name: str) -> tuple[Mode, int | None]:
-        return "full", None
 
     def listen(self, names: Sequence[str]) -> None:
         """Nothing to do: the gradients gather where the optimizer wants them."""
@@ -109,7 +177,7 @@ def _copies(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield name, weight.to(torch.float32, copy=True)
 
 
-class AdaptedLayers:
+class LowRankView:
     """Layers with a low-rank pair, seen as the weight they act with, W + s B A (out, in).
 
     No parameter holds that weight, so its gradient is summed from what passes through the layer, Σ δᵀx with x the
@@ -117,9 +185,9 @@ class AdaptedLayers:
     gradient checkpointing runs the layer's forward twice. Where blocks are compiled such a step runs eagerly.
     """
 
-    def __init__(self, net: Any, targets: Sequence[Target], config: RunConfig) -> None:
+    def __init__(self, net: Any, targets: Sequence[Target], compiled: bool) -> None:
         layers = adapted_layers(net)
-        self._compiled = config.hardware.compile
+        self._compiled = compiled
         self._layers = {target.name: layers[target.name] for target in targets}
         self._sums: dict[str, Tensor] = {}
         self._handles: list[Any] = []
@@ -127,8 +195,8 @@ class AdaptedLayers:
         self.initial: Mapping[str, Tensor] = Pristine(self._layers)
         self.directions: Mapping[str, Tensor] = Directions(self.initial, self._layers[targets[0].name].A.device)
 
-    def standing(self, name: str) -> tuple[Mode, int | None]:
-        return "low_rank", self._layers[name].A.shape[0]
+    def save_initial(self) -> None:
+        """Nothing to do: the base is frozen."""
 
     def listen(self, names: Sequence[str]) -> None:
         if self._compiled:
@@ -178,15 +246,15 @@ class AdaptedLayers:
     def updates(self) -> dict[str, Tensor]:
         """The change of the product, s B₁A₁ − s B₀A₀: what is frozen never enters, so nothing cancels."""
         kept, self._kept = self._kept, {}
-        found = {}
+        updates = {}
         for name, before in kept.items():
             layer = self._layers[name]
             if len(before) == 1:
-                found[name] = effective_weight(layer) - before[0]
+                updates[name] = effective_weight(layer) - before[0]
             else:
                 A, B = before
-                found[name] = layer.s * (layer.B.detach() @ layer.scaled_A.detach() - B @ A)
-        return found
+                updates[name] = layer.s * (layer.B.detach() @ layer.scaled_A.detach() - B @ A)
+        return updates
 
     def momenta(self, names: Sequence[str], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         """None: the optimizer holds moments of A and B, and none of their product."""

@@ -16,7 +16,7 @@ from lab.instruments.first_step import FEW, LARGEST_SIDE
 from lab.instruments.per_module_csv import FIRST_STEP, LEARNED, Row, read_rows, write_rows
 from lab.layer import evenly_spaced
 from lab.process import heartbeat
-from lab.spectral.weight_change import learned
+from lab.spectral.weight_change import change_measures
 from lab.training.progress import console
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
             own = leading_triples(weight, k, "randomised")
         else:
             own = triples_at(weight, torch.arange(smaller))
-        found = learned(L, R, weight, own.U, own.Vh.T, rank=rank, k=k, epsilon=EPSILON)
+        found = change_measures(L, R, weight, own.U, own.Vh.T, rank=rank, k=k, epsilon=EPSILON)
         rows.append({"module": name, "rank": rank, **found, **first.get(name, {})})
     write_rows(run_dir / LEARNED, rows)
     names = [name for name in rows[0] if name not in ("module", "rank") and not name.startswith("first_step")]

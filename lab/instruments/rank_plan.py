@@ -1,14 +1,14 @@
-"""The rank plan shown: a table in the console where it is uneven, a figure on the dashboard."""
+"""Rank plan of a run, shown: a table in the console where it is uneven, a figure on the dashboard."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from lab.layer import Target
+from lab.training.module import CausalLM
 from lab.training.progress import console
-
-TAG = "init/ranks"
+from lab.training.step import Instrument
 
 
 def print_plan(plan: Mapping[str, int], targets: Sequence[Target]) -> None:
@@ -20,16 +20,22 @@ def print_plan(plan: Mapping[str, int], targets: Sequence[Target]) -> None:
     console.print(table(dict(plan), targets))
 
 
-class PlanFigure(Callback):
-    """Puts the figure of the plan on every logger that takes figures, once, as training starts."""
+class RankPlanFigure(Instrument):
+    """The figure of the ranks on every logger that takes figures: as training starts, and as editors have left them."""
 
-    def __init__(self, plan: Mapping[str, int], targets: Sequence[Target]) -> None:
-        self.plan, self.targets = dict(plan), targets
+    def __init__(self, targets: Sequence[Target], edited: bool) -> None:
+        self.targets, self.edited = targets, edited
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Draw and log it."""
-        if trainer.is_global_zero and pl_module.progress.step == 0:
-            show_figure(trainer, TAG, self.plan, self.targets, 0)
+        """The plan of step 0."""
+        if trainer.is_global_zero and pl_module.run.progress.step == 0:
+            show_figure(trainer, "init/ranks", pl_module.run.model.structure.ranks, self.targets, 0)
+
+    def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
+        """The ranks that are left at the end."""
+        if self.edited and trainer.is_global_zero and trainer.global_step == module.run.total_steps:
+            ranks = module.run.model.structure.active_ranks
+            show_figure(trainer, "ranks/final", ranks, self.targets, trainer.global_step)
 
 
 def show_figure(trainer: Trainer, tag: str, plan: Mapping[str, int], targets: Sequence[Target], step: int) -> None:

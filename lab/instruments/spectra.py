@@ -1,9 +1,9 @@
-"""Watching the spectra of a run in training: when to look, who looks, and what becomes of it. Training never knows."""
+"""Spectral observer of a run in training: which layers are measured when and by which process, and what is recorded."""
 
 import logging
-import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,29 @@ from lightning.pytorch import Trainer
 from rich.text import Text
 
 from lab import ledger
-from lab.config import RunConfig
-from lab.instruments.layer_view import AdaptedLayers, FullLayers, Observed
+from lab.instruments.layer_view import LayerViews
 from lab.instruments.spectral_board import SpectralBoard
-from lab.instruments.targets import Watched
+from lab.instruments.targets import SpectralTargets
 from lab.ledger import Ledger, Row, row_of
 from lab.process import heartbeat
 from lab.spectral.cadence import analysis_flops, cohorts, due, owners
 from lab.spectral.diagnosis import Diagnosis
 from lab.spectral.tracker import Tracker
 from lab.svd_policy import State, decisions
-from lab.svd_policy.account import before
+from lab.svd_policy.reachability import reachability_record
 from lab.svd_policy.summary import approaches, summarise
 from lab.svd_policy.tables import approach_table, chance_table, measures_table, reach_table, summary_table
-from lab.training.callbacks import AfterStep
 from lab.training.distributed import at_rank_0, from_rank_0, of_all, rank, world
 from lab.training.interrupt import Diverged
 from lab.training.module import CausalLM
 from lab.training.progress import console
+from lab.training.step import Instrument
 
 log = logging.getLogger(__name__)
 TREND = 5  # ticks through which a trend is drawn
 
 
-class Observer(AfterStep):
+class SpectralObserver(Instrument):
     """Measures the layers due at each tick, records what it saw, and lets the policy decide on the record.
 
     A tick at step s looks at the weights and the gradient of the step that follows s steps, and at what that step
@@ -49,16 +48,16 @@ class Observer(AfterStep):
     def __init__(
         self,
         run_dir: Path,
-        watched: Watched,
-        config: RunConfig,
+        chosen: SpectralTargets,
+        settings: Mapping[str, Any],
         tokens_per_step: float,
-        found: dict[str, Any],
+        account: dict[str, Any],
     ) -> None:
-        self.run_dir, self.policy, self.settings = run_dir, watched.policy, config.svd_policy
-        self.targets = {target.name: target for target in watched.targets}
-        self.bound, self.step_flops = watched.bound, watched.step_flops(config, tokens_per_step)
-        self.found = found  # goes into the run's record
-        self.seconds = self.tick_seconds = 0.0
+        self.run_dir, self.policy, self.settings = run_dir, chosen.policy, settings
+        self.targets = {target.name: target for target in chosen.targets}
+        self.bound, self.step_flops = chosen.bound, chosen.step_flops(tokens_per_step)
+        self.account = account  # of the run's record
+        self.tick_seconds = 0.0
         self.due: Sequence[str] = ()
         self.bases: dict[str, Any] = {}  # of a checkpoint, until training starts
         self.states: dict[str, State] = {}
@@ -68,8 +67,11 @@ class Observer(AfterStep):
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Divide the layers over ticks and processes; take up the files where the checkpoint is."""
-        began = self._now(pl_module)
-        policy, config = self.policy, pl_module.config
+        with pl_module.run.clock.spent("analysis"):
+            self._start(trainer, pl_module)
+
+    def _start(self, trainer: Trainer, module: CausalLM) -> None:
+        policy, run = self.policy, module.run
         shapes = {name: target.shape for name, target in self.targets.items()}
         how = (policy.k, policy.oversample, policy.engine, policy.exact_every_n_ticks)
         flops = {name: analysis_flops(shape, *how) for name, shape in shapes.items()}
@@ -78,28 +80,24 @@ class Observer(AfterStep):
         if policy.budget is not None:
             allowance = policy.budget * policy.every_n_steps * self.step_flops
         self.groups = cohorts(flops, allowance)
-        self.layers: Observed = (
-            AdaptedLayers(pl_module.net, list(self.targets.values()), config)
-            if config.method == "lora"
-            else FullLayers(pl_module.net, list(self.targets.values()), self.run_dir)
-        )
+        targets, compiled = list(self.targets.values()), run.config.hardware.compile
+        self.layers = LayerViews(run.model, targets, self.run_dir, compiled)
         self.tracker = Tracker(
             k=policy.k,
             oversample=policy.oversample,
             engine=policy.engine,
             exact_every_n_ticks=policy.exact_every_n_ticks,
-            seed=config.seed,
+            seed=run.config.seed,
         )
         own = {name: basis for name, basis in self.bases.items() if self.owner.get(name) == rank()}
-        self.tracker.load_state_dict(_moved(own, pl_module.hardware.device))
+        self.tracker.load_state_dict(_moved(own, module.hardware.device))
         if trainer.is_global_zero:
-            self.board = SpectralBoard(trainer.loggers, list(self.targets.values()), policy)
-            self._take_up(pl_module.progress.step)
-        if pl_module.progress.step == 0 and isinstance(self.layers, FullLayers):
+            self.board = SpectralBoard(trainer.loggers, targets, policy)
+            self._take_up(run.progress.step)
+        if run.progress.step == 0:
             if trainer.is_global_zero:
                 self.layers.save_initial()
             trainer.strategy.barrier()
-        self.seconds += self._now(pl_module) - began
 
     def _take_up(self, step: int) -> None:
         """Start the files, or cut them back to what the checkpoint's steps saw, and remember what they say."""
@@ -117,10 +115,8 @@ class Observer(AfterStep):
         if len(self.first) == len(self.targets):
             self._say_start(aloud=False)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def before_step(self, trainer: Trainer, module: CausalLM) -> None:
         """Before the first micro-batch of a step: is it a tick, and of which layers?"""
-        if batch_idx % pl_module.hardware.accumulate != 0:
-            return
         self.step = trainer.global_step
         tick, off = divmod(self.step, self.policy.every_n_steps)
         if off == 0:
@@ -131,18 +127,19 @@ class Observer(AfterStep):
 
     @heartbeat.long()
     @torch.no_grad()
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+    def gradients_ready(self, trainer: Trainer, module: CausalLM) -> None:
         """All gradients are there, unclipped: measure, and keep what the update will be measured against."""
-        if not self.due:
-            return
-        began = self._now(pl_module)
+        if self.due:
+            with self._tick(module):
+                self._measure()
+
+    def _measure(self) -> None:
         own = [name for name in self.due if self.owner[name] == rank()]
         gradients = self.layers.gradients(self.due, self.owner)
         layers = self.layers
         self.tracker.begin(self.round, layers.weights(own), gradients, layers.initial, layers.directions)
         kept = self.layers.keep(own)
         self.bytes = max(self.bytes, kept + _bytes(self.tracker.state_dict()))
-        self._spent(pl_module, began)
 
     @heartbeat.long()
     @torch.no_grad()
@@ -150,23 +147,21 @@ class Observer(AfterStep):
         """The optimizer has stepped: measure its update, gather, write, decide and show."""
         if not self.due:
             return
-        began = self._now(module)
-        own = [name for name in self.due if self.owner[name] == rank()]
-        found = self.tracker.finish(self.layers.updates(), self.layers.momenta(own, trainer.optimizers[0]))
-        everywhere = {name: diagnosis for part in at_rank_0(found) for name, diagnosis in part.items()}
-        rows = self._write([self._row(name, everywhere[name]) for name in self.due]) if everywhere else []
-        self._spent(module, began)
-        began = self._now(module)
-        if trainer.is_global_zero:
-            self._show(trainer, module, rows)
-        broken = from_rank_0(lambda: [row.layer for row in rows if row.reason == "non_finite"])
+        with self._tick(module):
+            own = [name for name in self.due if self.owner[name] == rank()]
+            measured = self.tracker.finish(self.layers.updates(), self.layers.momenta(own, trainer.optimizers[0]))
+            everywhere = {name: diagnosis for part in at_rank_0(measured) for name, diagnosis in part.items()}
+            rows = self._write([self._row(name, everywhere[name]) for name in self.due]) if everywhere else []
+        with self._tick(module):
+            if trainer.is_global_zero:
+                self._show(trainer, module, rows)
+            broken = from_rank_0(lambda: [row.layer for row in rows if row.reason == "non_finite"])
         self.due = ()
-        self._spent(module, began)
         if broken and self.policy.on_non_finite == "stop":
             raise Diverged("a weight", self.step + 1, batch["examples"], broken[0])
 
     def _row(self, name: str, diagnosis: Diagnosis) -> Row:
-        mode, trainable = self.layers.standing(name)
+        mode, trainable = self.layers.mode_of(name)
         return row_of(diagnosis, step=self.step, layer=name, mode=mode, rank=trainable)
 
     def _write(self, rows: list[Row]) -> list[Row]:
@@ -178,20 +173,21 @@ class Observer(AfterStep):
     def _decide(self, row: Row) -> decisions.Decided:
         decision, self.states[row.layer] = self.policy.decide(row, self.states.get(row.layer, {}))
         self.first.setdefault(row.layer, row)
-        self.recent.append(decisions.decided(row, decision))
+        self.recent.append(decisions.decision_row(row, decision))
         return self.recent[-1]
 
     def _show(self, trainer: Trainer, module: CausalLM, rows: Sequence[Row]) -> None:
         """A tick on the console and the dashboard; once every layer was seen, what can happen at all."""
-        if "before" not in self.found and len(self.first) == len(self.targets):
+        if "before" not in self.account and len(self.first) == len(self.targets):
             self._say_start(aloud=True)
         for row in rows:
             if row.reason == "non_finite":
                 console.print(f"step {row.step}: {row.layer} has weights that are not finite; it is on hold.")
         cost = {"tick_seconds": self.tick_seconds, "memory_share": self.bytes / _training_state(trainer, module)}
         share = "the first"
-        if module.progress.step:  # of the steps before this one, whose own time the monitor adds later
-            cost["analysis_share"] = self.seconds / (module.progress.train_seconds + self.tick_seconds)
+        if module.run.progress.step:  # of the steps before this one, too
+            clock = module.run.clock
+            cost["analysis_share"] = clock.of("analysis") / clock.of("train")
             share = f"{cost['analysis_share']:.2%} of training so far"
         near = approaches(self.recent, TREND)
         table = approach_table(near) if near else measures_table(rows)
@@ -201,12 +197,11 @@ class Observer(AfterStep):
         console.print(table)
         self.board.remember(rows)
         self.board.tick(self.step, rows, list(self.recent)[-len(rows) :], cost)
-        self.found["cost"] = {"bytes": self.bytes, **cost, "figure_seconds": self.board.figure_seconds}
+        self.account["cost"] = {"bytes": self.bytes, **cost, "figure_seconds": self.board.figure_seconds}
 
     def _say_start(self, aloud: bool) -> None:
         first = [self.first[name] for name in self.targets]
-        account = before(self.policy, first, self.bound)
-        self.found["before"] = account
+        account = self.account["before"] = reachability_record(self.policy, first, self.bound)
         if not aloud:
             return
         console.print(chance_table(first))
@@ -220,18 +215,19 @@ class Observer(AfterStep):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The dashboard's figures up to the last tick."""
         if trainer.is_global_zero:
-            began = self._now(pl_module)
-            self.board.draw(self.board.last)
-            if "cost" in self.found:
-                self.found["cost"]["figure_seconds"] = self.board.figure_seconds
-            self.seconds += self._now(pl_module) - began
+            with pl_module.run.clock.spent("analysis"):
+                self.board.draw(self.board.last)
+                if "cost" in self.account:
+                    self.account["cost"]["figure_seconds"] = self.board.figure_seconds
 
-    def close(self) -> None:
-        """After training, on the main process: what was in the policy's way, from the files, on console and record."""
-        if not self.policy.rules or not (self.run_dir / decisions.FILE).is_file():
+    def finish(self, checkpoint: dict[str, Any] | None) -> None:
+        """On the main process: what was in the policy's way, from the files, on console and record."""
+        if checkpoint is not None:
+            self.load_state_dict(checkpoint["callbacks"][self.state_key])
+        if rank() > 0 or not self.policy.rules or not (self.run_dir / decisions.FILE).is_file():
             return
         rows = summarise(decisions.read(self.run_dir), self.policy.rules)
-        self.found["after"] = [asdict(row) for row in rows]
+        self.account["after"] = [asdict(row) for row in rows]
         console.print(summary_table(rows))
 
     def state_dict(self) -> dict[str, Any]:
@@ -239,24 +235,26 @@ class Observer(AfterStep):
         bases: dict[str, Any] = {}
         for theirs in of_all(_moved(self.tracker.state_dict(), torch.device("cpu"))):
             bases |= theirs
-        return {"bases": bases, "seconds": self.seconds, "found": self.found}
+        return {"bases": bases, "found": self.account}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where `state_dict` left."""
-        self.bases, self.seconds = state_dict["bases"], state_dict["seconds"]
-        self.found |= state_dict.get("found", {})  # checkpoints of before 2026-11-27 have none
+        self.bases = state_dict["bases"]
+        self.account |= state_dict.get("found", {})  # checkpoints of before 2026-11-27 have none
 
-    def _now(self, module: Any) -> float:
-        if module.hardware.device.type == "cuda":
-            torch.cuda.synchronize(module.hardware.device)
-        return time.perf_counter()
+    @property
+    def state_key(self) -> str:
+        """Its key among the callbacks of a checkpoint, whatever the class is called."""
+        return "Observer"
 
-    def _spent(self, module: Any, began: float) -> None:
-        """Time since then was analysis, and none of the training that the monitor clocks around it."""
-        elapsed = self._now(module) - began
-        self.seconds += elapsed
-        self.tick_seconds += elapsed
-        module.progress.train_seconds -= elapsed
+    @contextmanager
+    def _tick(self, module: CausalLM) -> Iterator[None]:
+        """Time within is analysis, of this tick."""
+        clock = module.run.clock
+        before = clock.of("analysis")
+        with clock.spent("analysis"):
+            yield
+        self.tick_seconds += clock.of("analysis") - before
 
 
 def _moved(value: Any, device: torch.device) -> Any:

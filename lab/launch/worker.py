@@ -57,9 +57,9 @@ def run(run_dir: Path) -> RunRecord:
             config = configuration.load_own(run_dir)
             with _watched(run_dir, config.hardware.timeout_s, result, rank):
                 _import_quietly()
-                from lab.run.run import Session
+                from lab.run.host import Host
 
-                Session(run_dir, config, result, main).run()
+                Host(run_dir, config, result, main).run()
             result.status = "completed"
         except Diverged as error:
             details = {"step": error.step, "examples": error.examples, "module": error.module, "rank": rank}
@@ -110,7 +110,7 @@ def _watched(run_dir: Path, timeout_s: float | None, result: RunRecord, rank: in
         print(f"the job in {run_dir} failed: {message}", file=sys.stderr)
 
     group = process_group.outside() is not None
-    return hang.watched_here(timeout_s, f"resume={run_dir}", group, give_up)
+    return hang.watch_self(timeout_s, f"resume={run_dir}", group, give_up)
 
 
 def _out_of_memory(error: BaseException, rank: int = 0) -> UsageError | None:
@@ -197,8 +197,8 @@ def _import_quietly() -> None:
     try:
         from lightning.pytorch.utilities.warnings import PossibleUserWarning
 
-        if "lab.run.run" not in sys.modules:
-            import lab.run.run  # noqa: F401
+        if "lab.run.host" not in sys.modules:
+            import lab.run.host  # noqa: F401
 
             gc.freeze()
     finally:

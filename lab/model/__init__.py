@@ -5,7 +5,7 @@ Nothing here imports torch or transformers before it is asked for shapes, text o
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Model(Protocol):
 
     @property
     def name_or_path(self) -> str:
-        """What the record calls it: a hub name, a folder, `lab:<name>` or `scratch:<type>`."""
+        """The name in the record: a hub name, a folder, `lab:<name>` or `scratch:<type>`."""
         ...
 
     @property
@@ -59,9 +59,9 @@ def weights_sha256(model: "nn.Module") -> str:
     return combined(digests_of(list(model.named_parameters())))
 
 
-def combined(found: dict[str, bytes]) -> str:
+def combined(digests: dict[str, bytes]) -> str:
     """One digest of many, in the order of their names."""
-    return hashlib.sha256(b"".join(found[name] for name in sorted(found))).hexdigest()
+    return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()
 
 
 def digests_of(named: "Sequence[tuple[str, Tensor]]") -> dict[str, bytes]:
@@ -78,3 +78,8 @@ def digest_of(name: str, weight: "Tensor") -> bytes:
     raw = weight.detach().reshape(-1).contiguous().view(torch.uint8).cpu()
     digest.update(raw.numpy().data)
     return digest.digest()
+
+
+def base_of(net: Any) -> Any:
+    """The transformers model inside a peft wrapper, or the model itself."""
+    return net.get_base_model() if hasattr(net, "get_base_model") else net

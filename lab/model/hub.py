@@ -1,10 +1,10 @@
-"""Where a model's files are: shipped, in a folder, in the hub's cache, or on the hub. No torch here."""
+"""Files of a model: shipped, in a folder, in the hub's cache, or on the hub. No torch here."""
 
 import json
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,7 @@ def check(name_or_path: str, revision: str | None, needs_weights: bool = True, k
 
 
 def _no_folder(file: str) -> str:
-    """What is wrong with a file where a model's folder belongs."""
+    """The fault of a file where a model's folder belongs, and the remedy."""
     if file.lower().endswith(".gguf"):
         return "is a GGUF file, which is not supported yet; give the Hugging Face folder or name it was made from."
     return "is a file; give the Hugging Face folder that holds a model's files."
@@ -95,8 +95,8 @@ def fetch(name_or_path: str, revision: str | None, needs_weights: bool = True, k
         )
         return Path(got)
 
-    print(f"fetching {_named(name_or_path, revision)} from the hub, once for all jobs")
-    with explained(name_or_path, revision):
+    print(f"fetching {_label(name_or_path, revision)} from the hub, once for all jobs")
+    with explain_errors(name_or_path, revision):
         folder = download(*SMALL_FILES, *(["*.safetensors"] if needs_weights else []))
         if needs_weights and not any(folder.glob("*.safetensors")):
             download("*.bin")
@@ -121,7 +121,7 @@ def is_cached(
     if not needs_weights or any(cached(name) for name in WEIGHTS):
         return True
     indices = [path for path in map(cached, WEIGHT_INDICES) if path is not None]
-    return any(all(cached(shard) for shard in _shards(path)) for path in indices)
+    return any(all(cached(shard) for shard in shards(path)) for path in indices)
 
 
 def file_of(name_or_path: str, revision: str | None, filename: str) -> Path | None:
@@ -132,11 +132,12 @@ def file_of(name_or_path: str, revision: str | None, filename: str) -> Path | No
         return path if path.is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name_or_path, filename, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(name_or_path, filename, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
 
 
-def _shards(index: Path) -> set[str]:
+def shards(index: Path) -> set[str]:
+    """The names of the files that an index of a model's weights names."""
     return set(json.loads(index.read_text())["weight_map"].values())
 
 
@@ -160,27 +161,41 @@ def _check_folder(folder: Path, named: str, needs_weights: bool) -> None:
 
 
 def _check_hub(name: str, revision: str | None, key: str) -> None:
-    """One request for config.json, given up after REQUEST_SECONDS: a blocked name look-up ignores client timeouts."""
-    outcome: list[BaseException | None] = []
-
-    def ask() -> None:
+    def request() -> None:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=REQUEST_SECONDS)
+
+    error = ask(request, _label(name, revision), _offline_remedy(key))
+    if error is not None:
+        raise UsageError(reason(name, revision, error, key)) from error
+
+
+def ask(request: Callable[[], object], what: str, remedy: str) -> Exception | None:
+    """The error that one request to the hub for `what` ends in; None where it is answered.
+
+    Raises UsageError after REQUEST_SECONDS, with the `remedy`: a blocked name look-up ignores a client's own timeout.
+    """
+    outcome: list[Exception | None] = []
+
+    def run() -> None:
         try:
-            get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=REQUEST_SECONDS)
+            request()
             outcome.append(None)
-        except Exception as error:  # carried to the caller's thread, where it becomes the sentence below
+        except Exception as error:  # carried to the caller's thread, which makes a sentence of it
             outcome.append(error)
 
-    request = threading.Thread(target=ask, daemon=True)
-    request.start()
-    request.join(REQUEST_SECONDS)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(REQUEST_SECONDS)
     if not outcome:
-        raise UsageError(
-            f"{_named(name, revision)}: the hub did not answer in {REQUEST_SECONDS:g} s; {_offline_remedy(key)}"
-        )
-    if outcome[0] is not None:
-        raise UsageError(reason(name, revision, outcome[0], key)) from outcome[0]
+        raise UsageError(f"{what}: the hub did not answer in {REQUEST_SECONDS:g} s; {remedy}")
+    return outcome[0]
+
+
+def is_offline() -> bool:
+    """True where the environment forbids requests to the hub, in huggingface_hub's words."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def _offline_remedy(key: str) -> str:
@@ -190,15 +205,15 @@ def _offline_remedy(key: str) -> str:
     )
 
 
-def _named(name: str, revision: str | None) -> str:
+def _label(name: str, revision: str | None) -> str:
     return f"model {name}" + (f" at revision {revision}" if revision else "")
 
 
 def reason(name: str, revision: str | None, error: BaseException, key: str = "model.name_or_path") -> str:
-    """Why a model cannot be had, and what to do, in one sentence."""
+    """The reason why a model cannot be had, and the remedy, in one sentence."""
     from huggingface_hub import errors as hub
 
-    what = _named(name, revision)
+    what = _label(name, revision)
     chain = list(_causes(error))
     if any(isinstance(item, hub.GatedRepoError) for item in chain):
         return f"{what} is gated: accept its licence on its hub page, then `hf auth login` or set HF_TOKEN."
@@ -209,7 +224,7 @@ def reason(name: str, revision: str | None, error: BaseException, key: str = "mo
     if any(isinstance(item, hub.RemoteEntryNotFoundError) for item in chain):
         return f"{what} has no config.json on the hub, so transformers cannot load it; choose another model."
     here = is_folder(resolve(name)) or is_cached(name, revision)
-    if not here and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if not here and is_offline():
         return f"{what} is not in the local cache and HF_HUB_OFFLINE is set: unset it, {_offline_remedy(key)}"
     first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
     if any(isinstance(item, hub.LocalEntryNotFoundError) or _is_network(item) for item in chain):
@@ -229,7 +244,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextmanager
-def explained(name: str, revision: str | None) -> Iterator[None]:
+def explain_errors(name: str, revision: str | None) -> Iterator[None]:
     """Turn what transformers raises while reading a model into a UsageError with the model's name and the remedy."""
     try:
         yield

@@ -19,7 +19,7 @@ def stored_sha256(name_or_path: str, revision: str | None) -> str:
     file formats make no difference. Raises UsageError where a file cannot be read.
     """
     digests: dict[str, bytes] = {}
-    with hub.explained(name_or_path, revision):
+    with hub.explain_errors(name_or_path, revision):
         for file in weight_files(name_or_path, revision):
             digests |= dict(_safetensors(file) if file.suffix == ".safetensors" else _pickled(file))
     return combined(digests)

@@ -49,7 +49,7 @@ class Pretrained:
                 f"model {self.name_or_path} with quantization={self.quantization} needs CUDA, and there is none here; "
                 f"run it on a machine with a GPU, or set model.quantization=null."
             )
-        with hub.explained(self.name_or_path, self.revision), torch.device("meta"):
+        with hub.explain_errors(self.name_or_path, self.revision), torch.device("meta"):
             config = AutoConfig.from_pretrained(**self._source())
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -58,7 +58,7 @@ class Pretrained:
         from transformers import AutoConfig
 
         tokenizer = read_tokenizer(self.name_or_path, self.revision)
-        with hub.explained(self.name_or_path, self.revision):
+        with hub.explain_errors(self.name_or_path, self.revision):
             config = AutoConfig.from_pretrained(**self._source()).get_text_config()
         rows = getattr(config, "vocab_size", None)
         if rows is not None:
@@ -85,7 +85,7 @@ class Pretrained:
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused below, by name
         if self.quantization is not None:
             options |= _nf4(dtype)
-        with hub.explained(self.name_or_path, self.revision):
+        with hub.explain_errors(self.name_or_path, self.revision):
             loaded: Any = AutoModelForCausalLM.from_pretrained(**self._source(), **options)
         model, info = loaded
         for name, held, needed in sorted(info["mismatched_keys"]):
@@ -121,7 +121,7 @@ def read_tokenizer(name_or_path: str, revision: str | None) -> "PreTrainedTokeni
     """A tokenizer with an EOS and a pad token; raises UsageError where it cannot be read or has no EOS token."""
     from transformers import AutoTokenizer
 
-    with hub.explained(name_or_path, revision):
+    with hub.explain_errors(name_or_path, revision):
         tokenizer = AutoTokenizer.from_pretrained(**source(name_or_path, revision))
     if tokenizer.eos_token_id is None:
         raise UsageError(

@@ -19,7 +19,7 @@ def check_files(name_or_path: str, revision: str | None) -> None:
     config = _read(hub.file_of(name_or_path, revision, "config.json"))
     tokenizer = _read(hub.file_of(name_or_path, revision, "tokenizer.json"))
     settings = _read(hub.file_of(name_or_path, revision, "tokenizer_config.json"))
-    with hub.explained(name_or_path, revision):
+    with hub.explain_errors(name_or_path, revision):
         rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
         if tokenizer and isinstance(rows, int):
             check_ids(name_or_path, rows, _ids(tokenizer, settings))

@@ -20,12 +20,12 @@ def visible() -> list[str]:
         return [name.strip() for name in listed.split(",") if name.strip() and name.strip() != "-1"]
     if shutil.which("nvidia-smi") is None:  # a container may have the devices and not the tool
         return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
-    said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [str(i) for i in range(sum(line.startswith("GPU ") for line in said.stdout.splitlines()))]
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listing.stdout.splitlines()))]
 
 
 def jobs_at_once() -> int:
-    """How many single-device jobs fit beside each other: one per GPU; one where there is none."""
+    """Number of single-device jobs that fit beside each other: one per GPU; one where there is none."""
     return max(1, len(visible()))
 
 

@@ -1,4 +1,4 @@
-"""Processes that hang: found by their silence, from outside or from a thread within, and shown by their stacks."""
+"""Hanging processes: told by their silence, from outside or from a thread within, and shown by their stacks."""
 
 import faulthandler
 import os
@@ -55,7 +55,7 @@ class Watch:
         for rank in living:
             self._silence[rank] += min(passed, 2 * self._every)
             count, used = self._slots[rank].count, self._processor(rank)
-            if count != self._seen[rank][0] or (not self._slots[rank].strict and self._worked(rank, used)):
+            if count != self._seen[rank][0] or (not self._slots[rank].strict and self._has_worked(rank, used)):
                 self._seen[rank], self._silence[rank] = (count, used), 0.0
         return all(self._silence[rank] >= self.seconds for rank in living)
 
@@ -63,34 +63,34 @@ class Watch:
         """Count all silence from here on."""
         self._silence = [0.0] * len(self._slots)
 
-    def _worked(self, rank: int, used: float | None) -> bool:
+    def _has_worked(self, rank: int, used: float | None) -> bool:
         before = self._seen[rank][1]
         return used is None or before is None or used - before > LEAST_SECONDS + SHARE * self._silence[rank]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What a process shows of where it stands: the frames of each thread, the main one first, the innermost first."""
+    """The stack that a process shows: the frames of each thread, the main one first, the innermost first."""
 
     text: str  # "" where it shows none
     stopped: bool = False  # by SIGSTOP, say, or a debugger
 
     @classmethod
-    def shown(cls, text: str, stopped: bool = False) -> "Stack":
+    def parse(cls, text: str, stopped: bool = False) -> "Stack":
         """From what faulthandler wrote, which begins with the latest thread."""
         return cls("\n\n".join(reversed(text.strip().split("\n\n"))), stopped)
 
     @property
     def where(self) -> str:
         """The innermost frame of the main thread."""
-        found = _FRAME.search(self.text)
-        return "what shows no line" if found is None else "{name}, {file}:{line}".format(**found.groupdict())
+        frame = _FRAME.search(self.text)
+        return "what shows no line" if frame is None else "{name}, {file}:{line}".format(**frame.groupdict())
 
     @property
     def waits(self) -> bool:
         """True where it stands in a call that waits for the other processes."""
-        found = _FRAME.search(self.text)
-        return found is not None and not self.stopped and WAITS.search(found["file"]) is not None
+        frame = _FRAME.search(self.text)
+        return frame is not None and not self.stopped and WAITS.search(frame["file"]) is not None
 
 
 def show_when_asked(path: Path) -> None:
@@ -112,7 +112,7 @@ def stacks_of(pids: Mapping[int, int], paths: Mapping[int, Path]) -> dict[int, S
         before, texts = texts, {rank: paths[rank].read_text() if paths[rank].exists() else "" for rank in pids}
         if texts == before and all(texts.values()):
             break
-    return {rank: Stack.shown(texts[rank], stopped[rank]) for rank in pids}
+    return {rank: Stack.parse(texts[rank], stopped[rank]) for rank in pids}
 
 
 @dataclass(frozen=True)
@@ -128,22 +128,20 @@ class Hang:
         return [rank for rank, stack in self.stacks.items() if not stack.waits] or list(self.stacks)
 
     def __str__(self) -> str:
-        said = []
+        states = []
         for rank in self.culprits:
             does = "is stopped" if self.stacks[rank].stopped else "waits" if self.stacks[rank].waits else "hangs"
-            said.append(f"rank {rank} {does} in {self.stacks[rank].where}")
-        return _sentence(self.seconds, ", ".join(said))
+            states.append(f"rank {rank} {does} in {self.stacks[rank].where}")
+        return _sentence(self.seconds, ", ".join(states))
 
 
-def _sentence(seconds: float, said: str) -> str:
-    return f"no sign of life for {seconds:g} s: {said}; where it was only slow, raise hardware.timeout_s"
+def _sentence(seconds: float, states: str) -> str:
+    return f"no sign of life for {seconds:g} s: {states}; where it was only slow, raise hardware.timeout_s"
 
 
 @contextmanager
-def watched_here(
-    seconds: float | None, remedy: str, group: bool, give_up: Callable[[str, str], None]
-) -> Iterator[None]:
-    """While the context lasts, this process watches itself: Hung is raised in its main thread, where that hangs.
+def watch_self(seconds: float | None, remedy: str, group: bool, give_up: Callable[[str, str], None]) -> Iterator[None]:
+    """A watch of this process over itself while the context lasts: Hung is raised in its main thread, where that hangs.
 
     A main thread that stands in C code does not hear it: then `give_up` is called, with the sentence, which ends in the
     `remedy`, and the stack, and the process ends with status 1. Code that holds the interpreter's lock hangs unseen. In
@@ -158,7 +156,7 @@ def watched_here(
 
     def raise_hung(number: int, frame: FrameType | None) -> None:
         heard.set()
-        raise Hung(f"{_said(frame, seconds)}; {remedy}")
+        raise Hung(f"{_sentence_at(frame, seconds)}; {remedy}")
 
     def look() -> None:
         while not ended.wait(min(1.0, seconds / 10)):
@@ -172,7 +170,7 @@ def watched_here(
             if heard.wait(GRACE):
                 heard.clear()
             elif not ended.is_set():
-                give_up(f"{_said(frame, seconds)}; {remedy}", _stack_here().text)
+                give_up(f"{_sentence_at(frame, seconds)}; {remedy}", _stack_here().text)
                 os._exit(1)
 
     before = signal.signal(SHOW, raise_hung)
@@ -186,7 +184,7 @@ def watched_here(
 
 
 def processor_seconds(pid: int) -> float | None:
-    """What a process has used of the processor so far, with all its threads; None where the system does not tell."""
+    """Processor time of a process so far, seconds over all its threads; None where the system does not tell."""
     fields = _stat(pid)
     return None if fields is None else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -204,7 +202,7 @@ def _stat(pid: int) -> list[str] | None:
         return None
 
 
-def _said(frame: FrameType | None, seconds: float) -> str:
+def _sentence_at(frame: FrameType | None, seconds: float) -> str:
     where = "what shows no line"
     if frame is not None:
         where = f"{frame.f_code.co_name}, {frame.f_code.co_filename}:{frame.f_lineno}"
@@ -215,4 +213,4 @@ def _stack_here() -> Stack:
     with tempfile.TemporaryFile("w+") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
-        return Stack.shown(file.read())
+        return Stack.parse(file.read())

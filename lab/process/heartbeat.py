@@ -13,7 +13,7 @@ _STRICT, _WORD, _SIZE = 8, 9, 16  # bytes: where a slot holds what follows its c
 
 
 class Slot:
-    """What one process shows: beats so far, whether only they count, and its last word; `shared` with who watches."""
+    """Signs of life of a process: beats so far, whether only they count, its last word; `shared` with who watches."""
 
     def __init__(self, memory: bytearray | mmap.mmap, rank: int = 0) -> None:
         self._memory, self._start = memory, rank * _SIZE
@@ -50,14 +50,14 @@ own = Slot(bytearray(_SIZE))  # this process's
 def slots(path: Path, processes: int) -> Sequence[Slot]:
     """The slots of a group's processes, in a new file."""
     path.write_bytes(bytes(processes * _SIZE))
-    memory = _mapped(path)
+    memory = _map(path)
     return [Slot(memory, rank) for rank in range(processes)]
 
 
 def join(path: Path, rank: int) -> None:
     """Count from here on in the group's file."""
     global own
-    own = Slot(_mapped(path), rank)
+    own = Slot(_map(path), rank)
 
 
 def beat() -> None:
@@ -94,6 +94,6 @@ def _counting(only_beats: bool) -> Iterator[None]:
         beat()
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _map(path: Path) -> mmap.mmap:
     with path.open("r+b") as file:
         return mmap.mmap(file.fileno(), 0)

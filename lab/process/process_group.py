@@ -62,10 +62,10 @@ def outside() -> Outside | None:
 
 def first_host(nodes: str) -> str:
     """The first host of a Slurm node list such as gpu[03-05,9],login1."""
-    found = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
-    if found is None:
+    match = re.match(r"([^,\[]+)(?:\[(\w+))?", nodes)
+    if match is None:
         raise UsageError(f"SLURM_STEP_NODELIST={nodes!r} names no host; set MASTER_ADDR to the first node.")
-    return found[1] + (found[2] or "")
+    return match[1] + (match[2] or "")
 
 
 def agree_on(run_dir: Path, group: Outside, accelerator: str, timeout_s: float | None) -> Path:

@@ -48,7 +48,7 @@ class End:
 
     @property
     def how(self) -> str:
-        """For a message."""
+        """The way it ended, in words that follow the process's name."""
         if self.cause == "SIGKILL":
             return "was killed by SIGKILL, as the system does when memory runs out"
         if self.cause is not None:
@@ -60,7 +60,7 @@ class End:
 
 @dataclass(frozen=True)
 class Ending:
-    """How the processes of a job ended by themselves, in the order of time, until we ended those that were left."""
+    """The ends of a job's processes by themselves, in the order of time, until we ended those that were left."""
 
     ends: tuple[End, ...]
     signals: tuple[str, ...] = ()  # that we were sent, and handed on
@@ -86,19 +86,19 @@ def run(run_dir: Path, devices: int, threads: int | None, timeout_s: float | Non
         env |= {RENDEZVOUS: str(Path(folder) / "ranks"), BEATS: str(beats)}
         group = _Group(heartbeat.slots(beats, devices))
         try:
-            with _handed_on(group.workers) as received:
+            with _forward_signals(group.workers) as received:
                 for rank in range(devices):
                     group.start([*WORKER, str(run_dir)], env | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-                found = group.wait(timeout_s, received, beats)
+                hung = group.wait(timeout_s, received, beats)
             ends = tuple(group.ends)
         finally:
             for worker in group.workers:
                 _kill(worker)
-        return Ending(ends, tuple(received), found)
+        return Ending(ends, tuple(received), hung)
 
 
 def stack_file(beats: Path, rank: int) -> Path:
-    """Where a worker shows its stack, beside the file in which it counts."""
+    """The file in which a worker shows its stack, beside the file in which it counts."""
     return beats.with_name(f"stack{rank}")
 
 
@@ -162,14 +162,14 @@ def _kill(worker: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def _handed_on(workers: list[subprocess.Popen[bytes]]) -> Iterator[list[str]]:
+def _forward_signals(workers: list[subprocess.Popen[bytes]]) -> Iterator[list[str]]:
     """While the context lasts, signals to this process go to the workers; their names are collected.
 
     Only the main thread can take signals; elsewhere a launcher keeps its own.
     """
     received: list[str] = []
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
         for worker in workers:
             if worker.poll() is None:
@@ -178,7 +178,7 @@ def _handed_on(workers: list[subprocess.Popen[bytes]]) -> Iterator[list[str]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         yield received
     finally:

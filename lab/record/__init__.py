@@ -64,9 +64,14 @@ class RunRecord:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # bytes and sha256 of what a closed run left
     error: dict[str, Any] | None = None  # type, message, and where it happened
 
+    @property
+    def override_values(self) -> dict[str, str]:
+        """Setting -> text of the overrides: all that a run which failed early has recorded of itself."""
+        return dict(override.lstrip("+").partition("=")[::2] for override in self.overrides)
+
 
 def strict(value: Any) -> Any:
-    """The same value in strict JSON types: non-finite floats become None: JSON has no NaN, and 0 would be a lie."""
+    """The same value in strict JSON types; NaN and infinities become None: JSON has none, and 0 would be a lie."""
     if isinstance(value, dict):
         return {str(key): strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -80,18 +85,25 @@ def strict(value: Any) -> Any:
 
 def write(run_dir: Path, record: RunRecord) -> None:
     """Replace result.json atomically; raises UsageError naming the path where the disk refuses."""
-    text = json.dumps(strict(asdict(record)), indent=2, allow_nan=False) + "\n"
-    path = run_dir / RESULT
+    write_json(run_dir / RESULT, asdict(record), "hydra.run.dir")
+
+
+def write_json(path: Path, content: dict[str, Any], place: str) -> None:
+    """Replace a record's file atomically, in strict JSON.
+
+    Raises UsageError where the disk refuses, naming the path and `place`, the setting that chooses another disk.
+    """
+    text = json.dumps(strict(content), indent=2, allow_nan=False) + "\n"
     try:
         write_atomically(path, lambda temporary: temporary.write_text(text))
     except OSError as error:
         raise UsageError(
-            f"could not write {path}: {error.strerror}; free space or choose hydra.run.dir elsewhere."
+            f"could not write {path}: {error.strerror}; free space or choose {place} elsewhere."
         ) from error
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text of ours; raises ValueError for what none holds, and JSON's readers disagree about."""
+    """Value of a JSON text of ours; raises ValueError where JSON's readers disagree: NaN, huge numbers, a key twice."""
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once)
     except RecursionError:
@@ -112,17 +124,10 @@ def _whole(text: str) -> int:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} twice")
-    return found
-
-
-def text_of(path: Path) -> str:
-    """The text of a record's file, as `check_own` allows it."""
-    check_own(path)
-    return path.read_text()
+    return dict(pairs)
 
 
 def check_own(path: Path) -> None:
@@ -135,25 +140,29 @@ def check_own(path: Path) -> None:
         raise UsageError(f"{path} is no file; restore it.")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a record's file; raises OSError for none, UsageError for no JSON of ours or another schema."""
+    check_own(path)
+    try:
+        raw = parse(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"{path} is not valid JSON ({error}).") from None
+    schema = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+    if not isinstance(raw, dict) or schema != SCHEMA:
+        raise UsageError(f"{path} has schema {schema!r}; this version reads schema {SCHEMA}.")
+    return raw
+
+
 def read(run_dir: Path) -> RunRecord:
     """The record of a run; raises UsageError where there is none, it is not JSON, or its schema is another."""
     path = Path(run_dir) / RESULT
     try:
-        raw = parse(text_of(path))
+        raw = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{run_dir} is no run directory: it holds no {RESULT}.") from None
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error}).") from None
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise UsageError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}.")
     if raw.get("status") not in STATUSES:
         raise UsageError(f"{path} has status {raw.get('status')!r}; known are {', '.join(STATUSES)}.")
-    known = {item.name for item in fields(RunRecord)}
-    unknown = sorted(set(raw) - known)
-    if unknown:
+    if unknown := sorted(set(raw) - {item.name for item in fields(RunRecord)}):
         raise UsageError(f"{path} has unknown fields {', '.join(unknown)}; was it edited by hand?")
     return RunRecord(**raw)
 

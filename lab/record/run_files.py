@@ -1,4 +1,4 @@
-"""Files that grow while a run goes on: how long they were at a moment, and whether they still begin that way."""
+"""Integrity of a run's files: length and hash at a moment, and whether what grew since still begins that way."""
 
 import hashlib
 import os
@@ -28,13 +28,13 @@ def prefixes(run_dir: Path, names: Iterable[str]) -> dict[str, Prefix]:
 
 
 def closed(run_dir: Path) -> dict[str, Prefix]:
-    """What a run leaves behind that nothing writes to again: its text files and the weights it exported."""
+    """Files of an ended run that nothing writes to again: its text files and the weights it exported."""
     weights = (str(path.relative_to(run_dir)) for pattern in WEIGHTS for path in sorted(run_dir.glob(pattern)))
     return prefixes(run_dir, (*GROWING, *WRITTEN_ONCE, *weights))
 
 
 def damage(path: Path, recorded: Prefix, *, whole: bool = False) -> str | None:
-    """How a file differs from what was recorded of it, as a sentence begins; None where it begins (`whole`: is) so."""
+    """Damage of a file against what was recorded of it, as a sentence begins; None where it begins (`whole`: is) so."""
     if not path.is_file():
         return f"{path} is gone"
     size = path.stat().st_size
@@ -56,10 +56,10 @@ def cut_back(run_dir: Path, recorded: Mapping[str, Prefix]) -> None:
     Raises UsageError where one has lost or changed what was recorded of it; nothing is cut then.
     """
     for name in GROWING:
-        found = damage(run_dir / name, recorded[name]) if name in recorded else None
-        if found is not None:
+        fault = damage(run_dir / name, recorded[name]) if name in recorded else None
+        if fault is not None:
             raise UsageError(
-                f"{found}; a run goes on with whole files only: put a copy of it back, or start the run anew."
+                f"{fault}; a run goes on with whole files only: put a copy of it back, or start the run anew."
             )
     for name in GROWING:
         path = run_dir / name

@@ -1,6 +1,5 @@
 """Declaration of a study on disk: study.json, and the choice of a learning rate. Standard library only."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import UsageError
-from lab.files import write_atomically
-from lab.record import SCHEMA, parse, strict, text_of
+from lab.record import SCHEMA, read_json, write_json
 
 STUDY = "study.json"
+MOST_CONTRASTS = 4  # more would cost every one of them its power under Holm
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What a study declared before its first job: the arms, the judgement, and the seeds it will be judged on."""
+    """Declaration of a study before its first job: the arms, the judgement, and the seeds it will be judged on."""
 
     schema: int = SCHEMA
     name: str
@@ -43,30 +42,16 @@ class Study:
 
 def write_study(study_dir: Path, study: Study) -> None:
     """Replace study.json atomically; raises UsageError naming the path where the disk refuses."""
-    text = json.dumps(strict(asdict(study)), indent=2, allow_nan=False) + "\n"
-    path = study_dir / STUDY
-    try:
-        write_atomically(path, lambda temporary: temporary.write_text(text))
-    except OSError as error:
-        raise UsageError(
-            f"could not write {path}: {error.strerror}; free space or choose hydra.sweep.dir elsewhere."
-        ) from error
+    write_json(study_dir / STUDY, asdict(study), "hydra.sweep.dir")
 
 
 def read_study(study_dir: Path) -> Study | None:
-    """What the study declared, None where there is no study.json; raises UsageError where it cannot be read."""
+    """Study as declared on disk, None where there is no study.json; raises UsageError where it cannot be read."""
     path = Path(study_dir) / STUDY
     try:
-        raw = parse(text_of(path))
+        raw = read_json(path)
     except FileNotFoundError:
         return None
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error}).") from None
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise UsageError(f"{path} has schema {found!r}; this version reads schema {SCHEMA}.")
     try:
         study = Study(**raw)
         _check_declared(study)

@@ -63,7 +63,7 @@ def _run(given: argparse.Namespace) -> None:
         raise UsageError(f"--mark {given.mark} is no layer of this ledger{nearest(given.mark, sorted(layers)) or '.'}")
     trust.allow_each(given.trust)
     _check_header(given.run, recorded)
-    policy, swept = _asked(recorded, given.overrides, given.config_dir)
+    policy, swept = _policy_and_sweep(recorded, given.overrides, given.config_dir)
     try:
         if given.suggest:
             tables.show_suggestions(suggest(recorded.rows, policy))
@@ -106,33 +106,33 @@ def check_whole(run_dir: Path, name: str) -> None:
         return
     result = record.read(run_dir)
     if result.status == "completed" and name in result.files:
-        found = run_files.damage(run_dir / name, result.files[name], whole=True)
-        if found is not None:
-            raise UsageError(f"{found}; put a copy of it back: what follows from it would be another run's.")
+        damage = run_files.damage(run_dir / name, result.files[name], whole=True)
+        if damage is not None:
+            raise UsageError(f"{damage}; put a copy of it back: what follows from it would be another run's.")
 
 
 def notes(recorded: Recorded) -> list[str]:
-    """Where the replay stops being exact, and what is missing."""
-    found = []
+    """A sentence each on where the replay stops being exact, and on what is missing."""
+    sentences = []
     if recorded.cut:
-        found.append(f"The ledger was cut short; replaying the {len(recorded.rows)} whole rows before the cut.")
+        sentences.append(f"The ledger was cut short; replaying the {len(recorded.rows)} whole rows before the cut.")
     per_step: dict[int, int] = {}
     for row in recorded.rows:
         per_step[row.step] = per_step.get(row.step, 0) + 1
     last = max(per_step, default=0)
     if per_step and per_step[last] < max(per_step.values()) and recorded.cut:
-        found.append(f"Of step {last} only {per_step[last]} layers were written.")
+        sentences.append(f"Of step {last} only {per_step[last]} layers were written.")
     first: dict[str, str] = {}
     switched = next((row for row in recorded.rows if row.mode != first.setdefault(row.layer, row.mode)), None)
     if switched is not None:
-        found.append(
+        sentences.append(
             f"Exact up to step {switched.step}, where {switched.layer} was {switched.mode}: "
             "after a first switch other thresholds would have trained another model."
         )
-    return found
+    return sentences
 
 
-def _asked(
+def _policy_and_sweep(
     recorded: Recorded, overrides: Sequence[str], config_dir: Path | None
 ) -> tuple[SvdPolicy, dict[str, list[Any]]]:
     """The policy that the overrides name, with their single values in it, and the values to sweep."""
@@ -210,7 +210,7 @@ def make_policy(settings: Mapping[str, Any]) -> SvdPolicy:
 
 
 def compare(made: Sequence[Decided], live: Sequence[Decided]) -> str:
-    """Whether the replay reproduces decisions.jsonl, exactly or up to where."""
+    """A sentence on whether the replay reproduces decisions.jsonl, exactly or up to where."""
     for position, (one, other) in enumerate(zip(made, json.loads(json.dumps(live)), strict=False)):
         if one != other:
             return f"differs from decisions.jsonl at row {position + 1}: step {one['step']}, {one['layer']}."

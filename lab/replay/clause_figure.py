@@ -1,4 +1,4 @@
-"""Every clause of a policy over a run: each layer's value against the limit and against chance."""
+"""Figure of a policy's clauses over a run: each layer's value against the limit and against chance."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from lab.svd_policy.decisions import Decided
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 
 
-def write(decided: Sequence[Decided], path: Path, marked: str | None = None) -> Path | None:
+def write(decisions: Sequence[Decided], path: Path, marked: str | None = None) -> Path | None:
     """A panel per clause, a line per layer, coloured by the layer's role; one layer may be drawn boldly.
 
     None where no decision has clauses. Gaps in a line are ticks at which the value was not defined.
@@ -18,7 +18,7 @@ def write(decided: Sequence[Decided], path: Path, marked: str | None = None) -> 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = _lines(decided)
+    lines = _lines(decisions)
     if not lines:
         return None
     roles = sorted({layer.rsplit(".", 1)[-1] for per_layer in lines.values() for layer in per_layer})
@@ -58,11 +58,11 @@ def write(decided: Sequence[Decided], path: Path, marked: str | None = None) -> 
     return path
 
 
-def _lines(decided: Sequence[Decided]) -> dict[str, dict[str, list[tuple[int, float | None, dict[str, Any]]]]]:
+def _lines(decisions: Sequence[Decided]) -> dict[str, dict[str, list[tuple[int, float | None, dict[str, Any]]]]]:
     """Clause -> layer -> (step, value, clause)."""
-    found: dict[str, dict[str, list[tuple[int, float | None, dict[str, Any]]]]] = {}
-    for row in decided:
+    lines: dict[str, dict[str, list[tuple[int, float | None, dict[str, Any]]]]] = {}
+    for row in decisions:
         for item in row["clauses"]:
-            points = found.setdefault(item["name"], {}).setdefault(row["layer"], [])
+            points = lines.setdefault(item["name"], {}).setdefault(row["layer"], [])
             points.append((row["step"], item["value"], item))
-    return found
+    return lines

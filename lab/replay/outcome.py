@@ -1,4 +1,4 @@
-"""What a policy would have done on a recorded run, up to where other decisions would have made another run."""
+"""Outcomes of a policy on a recorded run, up to where other decisions would have made another run."""
 
 import dataclasses
 import itertools
@@ -14,7 +14,7 @@ from lab.svd_policy.reachability import blocked_rules
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one set of thresholds would have decided, up to each layer's first firing."""
+    """The outcome of one set of thresholds, up to each layer's first firing."""
 
     settings: dict[str, Any]  # the swept keys
     first_fire: dict[str, tuple[int, str] | None]  # layer -> step and reason; None where it never fires
@@ -22,7 +22,7 @@ class Outcome:
 
     @property
     def fired(self) -> int:
-        """How many layers fire."""
+        """Number of layers that fire."""
         return sum(fire is not None for fire in self.first_fire.values())
 
 
@@ -33,13 +33,8 @@ def sweep(rows: Sequence[Row], policy: SvdPolicy, swept: Mapping[str, Sequence[A
         settings = dict(zip(swept, combination, strict=True))
         tried = dataclasses.replace(policy, **settings)  # type: ignore[type-var]
         first: dict[str, tuple[int, str] | None] = {row.layer: None for row in rows}
-        for decided in decide_all(rows, tried):
-            if first[decided["layer"]] is None and decided["reason"] in tried.rules:
-                first[decided["layer"]] = (decided["step"], decided["reason"])
-        outcomes.append(Outcome(settings, first, unsatisfiable(rows, tried)))
+        for decision in decide_all(rows, tried):
+            if first[decision["layer"]] is None and decision["reason"] in tried.rules:
+                first[decision["layer"]] = (decision["step"], decision["reason"])
+        outcomes.append(Outcome(settings, first, [str(blocked) for blocked in blocked_rules(tried, rows)]))
     return outcomes
-
-
-def unsatisfiable(rows: Sequence[Row], policy: SvdPolicy) -> list[str]:
-    """The rules that could fire at no recorded spectrum, each in one sentence."""
-    return [str(blocked) for blocked in blocked_rules(policy, rows)]

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from lab.ledger import Row
 from lab.svd_policy import SvdPolicy
@@ -41,22 +41,22 @@ class NullLimits(Protocol):
 def suggest(rows: Sequence[Row], policy: SvdPolicy) -> list[Suggestion]:
     """Every kind of suggestion that the ledger allows for the policy's rules; empty for a policy without rules."""
     decisions = decide_all(rows, policy)
-    found = []
+    suggestions = []
     for rule, names in policy.rules.items():
-        found += [*_by_quantile(decisions, rule, names), *_by_target(rows, decisions, policy, rule, names)]
+        suggestions += [*_by_quantile(decisions, rule, names), *_by_target(rows, decisions, policy, rule, names)]
     if isinstance(policy, NullLimits):
-        found += _by_null(rows, decisions, policy)
-    return found
+        suggestions += _by_null(rows, decisions, policy, policy.rules)
+    return suggestions
 
 
 def values_of(decisions: Sequence[Decided], names: Sequence[str]) -> dict[str, tuple[str, list[float]]]:
     """Per clause name its operator and all values it took."""
-    found: dict[str, tuple[str, list[float]]] = {}
+    values: dict[str, tuple[str, list[float]]] = {}
     for row in decisions:
         for clause in row["clauses"]:
             if clause["name"] in names and clause["value"] is not None:
-                found.setdefault(clause["name"], (clause["op"], []))[1].append(clause["value"])
-    return found
+                values.setdefault(clause["name"], (clause["op"], []))[1].append(clause["value"])
+    return values
 
 
 def limit_at(op: str, values: Sequence[float], share: float) -> float:
@@ -111,7 +111,9 @@ def _by_target(
     return [Suggestion("target", rule, limits, says)]
 
 
-def _by_null(rows: Sequence[Row], decisions: Sequence[Decided], policy: Any) -> list[Suggestion]:
+def _by_null(
+    rows: Sequence[Row], decisions: Sequence[Decided], policy: NullLimits, rules: Mapping[str, tuple[str, ...]]
+) -> list[Suggestion]:
     """The strictest limit of all rows, since chance catches the more, the narrower a layer is."""
     layers, ticks = len({row.layer for row in rows}), len({row.step for row in rows})
     each = FALSE_ALARMS / max(1, layers * ticks)
@@ -120,10 +122,10 @@ def _by_null(rows: Sequence[Row], decisions: Sequence[Decided], policy: Any) -> 
         for name, limit in policy.null_limits(row, each).items():
             limits.setdefault(name, []).append(limit)
     says = f"chance alone would cross it at most about {FALSE_ALARMS:g} times in {layers} layers x {ticks} ticks"
-    found = []
-    for rule, names in policy.rules.items():
+    suggestions = []
+    for rule, names in rules.items():
         ops = {name: op for name, (op, _) in values_of(decisions, names).items()}
         if all(name in limits and name in ops for name in names):
             strictest = {name: (max if ops[name] in (">", ">=") else min)(limits[name]) for name in names}
-            found.append(Suggestion("null", rule, strictest, says))
-    return found
+            suggestions.append(Suggestion("null", rule, strictest, says))
+    return suggestions

@@ -1,4 +1,4 @@
-"""What a replay found, as tables, a heat map and JSON."""
+"""Tables, a heat map and JSON of a replay."""
 
 import json
 import statistics

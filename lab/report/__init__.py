@@ -1,4 +1,4 @@
-"""From run directories to a report: reads records, needs no torch. load_run and load_study are the way in."""
+"""Report of runs and studies, from their directories: no torch. load_run and load_study are the way in."""
 
 from lab.report.study import load_run, load_study
 

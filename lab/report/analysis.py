@@ -1,5 +1,6 @@
-"""Everything a report is made of, computed once from the run directories."""
+"""Analysis of a study: its arms and every comparison, computed once from the run directories."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lab.report.arms import Arm, arms
 from lab.report.comparison import Comparison, compare
 from lab.report.judgement import Judgement, judgement_of
 from lab.report.ranks import RankAnswers, rank_answers
+from lab.report.statistics import mean_sd
 from lab.report.study import LoadedStudy, Run, load_study
 
 STATUSES = ("completed", "diverged", "failed", "stopped", "interrupted", "running")
@@ -18,7 +20,7 @@ STATUSES = ("completed", "diverged", "failed", "stopped", "interrupted", "runnin
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """A study, its arms, and what was found between them."""
+    """A study, its arms, and the comparisons between them."""
 
     study: LoadedStudy
     arms: tuple[Arm, ...]
@@ -33,7 +35,7 @@ class Analysis:
 
     @property
     def contrasts(self) -> list[Comparison]:
-        """The judged rows."""
+        """Rows with a verdict: the declared contrasts with the baseline."""
         return [row for row in self.comparisons if row.kind == "contrast"]
 
     @property
@@ -50,8 +52,8 @@ class Analysis:
     @property
     def counts(self) -> dict[str, int]:
         """Runs by status; only statuses that occur."""
-        found = {status: sum(run.status == status for run in self.study.runs) for status in STATUSES}
-        return {status: count for status, count in found.items() if count}
+        counts = {status: sum(run.status == status for run in self.study.runs) for status in STATUSES}
+        return {status: count for status, count in counts.items() if count}
 
 
 def analyse(study_dir: str | Path, *, baseline: str | None = None, margin: str | None = None) -> Analysis:
@@ -61,18 +63,43 @@ def analyse(study_dir: str | Path, *, baseline: str | None = None, margin: str |
 
 def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str | None = None) -> Analysis:
     """The analysis of a study already loaded; raises UsageError for a baseline or margin that is none."""
-    found = arms(study)
-    if not found and baseline is not None:
+    every = arms(study)
+    if not every and baseline is not None:
         raise UsageError(f"--baseline {baseline!r}: {study.path} holds no run to compare.")
-    judgement = judgement_of(study.declared, found, baseline=baseline, margin=margin)
-    rows = compare(found, judgement)
+    judgement = judgement_of(study.declared, every, baseline=baseline, margin=margin)
+    rows = compare(every, judgement)
     return Analysis(
         study=study,
-        arms=tuple(found),
+        arms=tuple(every),
         judgement=judgement,
         comparisons=tuple(rows),
-        ranks=rank_answers(found, judgement, rows),
+        ranks=rank_answers(every, judgement, rows),
     )
+
+
+def ranking(analysis: Analysis) -> list[tuple[Arm, float]]:
+    """Arms by their mean, best first; an arm without a completed run has no place."""
+    judgement = analysis.judgement
+    means = [(arm, mean) for arm in analysis.arms if (mean := mean_sd(arm.values(judgement.metric))[0]) is not None]
+    return sorted(means, key=lambda each: judgement.sign * each[1])
+
+
+def best_run(arms: Iterable[Arm], judgement: Judgement) -> tuple[Run, float, Arm] | None:
+    """The single best run of some arms, by the primary metric; None where none has it."""
+    runs = [(run, value, arm) for arm in arms for run in arm.runs if (value := run.value(judgement.metric)) is not None]
+    return min(runs, key=lambda each: judgement.sign * each[1], default=None)
+
+
+def frontier_arms(analysis: Analysis) -> list[str]:
+    """Names of the arms whose mean no arm with at most as many trainable parameters beats."""
+    points = []
+    for arm, mean in ranking(analysis):
+        counts = [run.record.trainable_params for run in arm.runs if run.record.trainable_params]
+        if counts:
+            points.append((counts[0], analysis.judgement.sign * mean, arm.name))
+    return [
+        name for p, m, name in sorted(points) if not any((q <= p and k < m) or (q < p and k <= m) for q, k, _ in points)
+    ]
 
 
 def all_results(analysis: Analysis) -> dict[str, Any]:
@@ -107,7 +134,7 @@ def all_results(analysis: Analysis) -> dict[str, Any]:
 
 
 def _arm(arm: Arm, metric: str) -> dict[str, Any]:
-    mean, sd = statistics.mean_sd(arm.values(metric))
+    mean, sd = mean_sd(arm.values(metric))
     return {
         "name": arm.name,
         "differs": dict(arm.differs),

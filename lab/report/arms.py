@@ -1,4 +1,4 @@
-"""Runs sorted into arms whose labels carry everything that differs, each at its own learning rate."""
+"""Arms: runs grouped so that the labels carry everything that differs, each at its own learning rate."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,7 @@ def arms(study: LoadedStudy, selection_metric: str = "val_loss") -> list[Arm]:
             _arm(_label(differs, "all runs"), runs, [], selection_metric, set(), differs)
             for differs, runs in _by_difference(study.runs)
         ]
-    declared, found = study.declared, []
+    declared, every = study.declared, []
     names = [*declared.arms, *sorted({run.record.arm or "–" for run in study.runs} - set(declared.arms))]
     for name in names:
         own = [run for run in verdicts if (run.record.arm or "–") == name]
@@ -60,11 +60,11 @@ def arms(study: LoadedStudy, selection_metric: str = "val_loss") -> list[Arm]:
         for differs, runs in parts or [({}, [])]:
             plain = len(parts) < 2 or done == [differs]
             full = name if plain else f"{name} [{_label(differs, 'as declared')}]"
-            found.append(_arm(full, runs, tuned, declared.selection_metric, twins, differs))
-    return found
+            every.append(_arm(full, runs, tuned, declared.selection_metric, twins, differs))
+    return every
 
 
-def one_after_another(arms: Sequence[Arm]) -> bool:
+def ran_in_blocks(arms: Sequence[Arm]) -> bool:
     """True where no arm took turns with another, by the running numbers of the runs."""
     numbers = sorted(
         (int(head), arm.name) for arm in arms for run in arm.runs if (head := run.name.split("_")[0]).isdigit()
@@ -123,14 +123,14 @@ def _by_difference(runs: Sequence[Run]) -> list[tuple[dict[str, str], list[Run]]
     """
     trained = [run for run in runs if run.status in ("completed", "diverged")] or list(runs)
     varying = _varying([labels(run) for run in trained])
-    found: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in [*trained, *(run for run in runs if run not in trained)]:
         own = labels(run)
         key = tuple((name, own[name]) for name in varying if name in own)
         if run not in trained:
-            key = next((group for group in found if _agrees(own, dict(group))), key)
-        found.setdefault(key, []).append(run)
-    return [(dict(differs), group) for differs, group in found.items()]
+            key = next((group for group in groups if _agrees(own, dict(group))), key)
+        groups.setdefault(key, []).append(run)
+    return [(dict(differs), group) for differs, group in groups.items()]
 
 
 def _varying(parts: Sequence[Mapping[str, str]]) -> list[str]:
@@ -154,13 +154,12 @@ def _agrees(own: Mapping[str, str], group: Mapping[str, str]) -> bool:
 
 def labels(run: Run) -> dict[str, str]:
     """Everything about a run that could tell its arm from another: choices, then resolved settings."""
-    found = {group: choice for group, choice in run.record.choices.items() if not _free(group)}
+    settings = {group: choice for group, choice in run.record.choices.items() if not _free(group)}
     scheme = run.record.init.get("scheme")  # `svd` alone does not say which matrix was decomposed
-    if "init" in found and isinstance(scheme, str) and scheme.startswith(found["init"] + "["):
-        found["init"] = scheme
-    flat = dict(_flatten(run.record.config)) or dict(o.lstrip("+").partition("=")[::2] for o in run.record.overrides)
-    found.update({key: str(value) for key, value in flat.items() if not _free(key) and key not in found})
-    return found
+    if "init" in settings and isinstance(scheme, str) and scheme.startswith(settings["init"] + "["):
+        settings["init"] = scheme
+    flat = dict(_flatten(run.record.config)) or run.record.override_values
+    return settings | {key: str(value) for key, value in flat.items() if not _free(key) and key not in settings}
 
 
 def _free(key: str) -> bool:

@@ -1,5 +1,6 @@
-"""A single run on one page: what was asked, done and measured. No verdict."""
+"""Card of a single run: what was asked, done and measured. No verdict."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,18 +9,19 @@ from lab.report.study import Run
 
 
 def card(run: Run) -> list[Block]:
-    """The blocks of one run's card."""
+    """Card of one run: its settings, what it did as read back, and its metrics."""
     record = run.record
     ended = f"{run.status}{f' ({run.error})' if run.error else ''}"
     blocks: list[Block] = [Heading(f"{run.name}: {ended}", 1), Paragraph(str(run.path))]
-    asked = {
+    labelled = "" if record.labelled_tokens is None else f", {record.labelled_tokens:,} of them labelled"
+    settings = {
         **{group: choice for group, choice in record.choices.items() if choice != "None"},
         "overrides": " ".join(record.overrides) or "none",
         "seed": record.seed,
         "data seed": record.data_seed,
         "learning rate": None if run.learning_rate is None else f"{run.learning_rate:g}",
     }
-    done = {
+    facts = {
         "base": f"{record.model.get('name_or_path') or MISSING} {run.base[:12]} {record.model.get('dtype') or ''}",
         "data": f"{record.data.get('name') or MISSING} {str(record.data.get('sha256') or MISSING)[:12]}",
         "examples (training, validation, test)": ", ".join(
@@ -28,14 +30,14 @@ def card(run: Run) -> list[Block]:
         "truncated examples": record.data.get("truncated"),
         "masked share of tokens": record.data.get("masked_fraction"),
         "initialisation": record.init.get("scheme"),
-        "modules initialised of targeted": f"{_shown(record.init.get('modules_initialised'))} of "
-        f"{_shown(record.init.get('modules_targeted'))}",
+        "modules initialised of targeted": f"{_text(record.init.get('modules_initialised'))} of "
+        f"{_text(record.init.get('modules_targeted'))}",
         "ranks": _distribution(record.ranks),
         "scalings": _distribution(record.scalings),
-        "trainable of all parameters": f"{_shown(record.trainable_params)} of {_shown(record.total_params)}",
-        "rank budget used of asked": f"{_shown(record.budget.get('used'))} of {_shown(record.budget.get('asked'))}",
+        "trainable of all parameters": f"{_text(record.trainable_params)} of {_text(record.total_params)}",
+        "rank budget used of asked": f"{_text(record.budget.get('used'))} of {_text(record.budget.get('asked'))}",
         "optimizer steps": record.steps,
-        "labelled tokens": record.tokens,
+        "tokens": _text(record.tokens) + labelled,
         **{f"seconds, {part}": value for part, value in record.seconds.items()},
         "peak memory (bytes)": record.peak_memory_bytes,
         "layers switched": record.switches,
@@ -43,7 +45,7 @@ def card(run: Run) -> list[Block]:
         "device": record.environment.get("device"),
         "commit": record.environment.get("commit"),
     }
-    blocks += [_table("asked", "Asked", asked), _table("done", "Done, as read back from the run", done)]
+    blocks += [_table("asked", "Asked", settings), _table("done", "Done, as read back from the run", facts)]
     if record.metrics:
         blocks.append(_table("measured", "Measured (losses in nats per token)", record.metrics))
     else:
@@ -52,10 +54,10 @@ def card(run: Run) -> list[Block]:
 
 
 def _table(name: str, caption: str, values: Mapping[str, Any]) -> Table:
-    return Table(name, caption, ["", "value"], [[key, _shown(value)] for key, value in values.items()], ("value",))
+    return Table(name, caption, ["", "value"], [[key, _text(value)] for key, value in values.items()], ("value",))
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return MISSING
     if isinstance(value, bool | str):
@@ -67,7 +69,5 @@ def _shown(value: Any) -> str:
 
 def _distribution(values: Mapping[str, float]) -> str:
     """`16 × 14, 8 × 7`: a value and in how many modules it is."""
-    found: dict[float, int] = {}
-    for value in values.values():
-        found[value] = found.get(value, 0) + 1
-    return ", ".join(f"{value:g} × {count}" for value, count in sorted(found.items(), reverse=True)) or MISSING
+    modules = Counter(values.values())
+    return ", ".join(f"{value:g} × {count}" for value, count in sorted(modules.items(), reverse=True)) or MISSING

@@ -7,13 +7,24 @@ from itertools import pairwise
 from lab.report import statistics
 from lab.report.arms import Arm
 from lab.report.judgement import Judgement
-from lab.report.statistics import LEVEL, Paired
+from lab.report.statistics import LEVEL, PairedStatistics
 from lab.report.study import Run
 
 # What is described beside the primary metric; for all of them but the accuracy, lower is better.
 DESCRIBED = ("val_loss", "test_loss", "test_accuracy", "train_loss", "forgetting", "seconds.total", "peak_memory_bytes")
 ON_GPU = ("peak_memory_bytes",)  # elsewhere it is a process's, which may have run other jobs before
 EQUAL_TIME = "val_loss_at_equal_time"
+
+
+def units(metric: str) -> str:
+    """The unit of a metric; empty for a pure number."""
+    if metric.endswith("loss") or metric == "forgetting":
+        return "nats per token"
+    if metric.endswith("bpb"):
+        return "bits per byte"
+    if metric.startswith("seconds"):
+        return "s"
+    return {"test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +36,7 @@ class Comparison:
     kind: str  # contrast | aa | described
     arm_a: str
     arm_b: str
-    statistics: Paired
+    statistics: PairedStatistics
     p_adjusted: float | None = None
     verdict: str = "not_judged"
     reason: str = ""
@@ -62,7 +73,7 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
     if judgement.baseline is None:
         return []
     baseline = by_name[judgement.baseline]
-    aa = against_itself(baseline, judgement)
+    aa = aa_comparison(baseline, judgement)
     against = {name: by_name[judgement.opponents.get(name, judgement.baseline)] for name in by_name}
     judged = [_contrast(by_name[name], against[name], judgement.metric, judgement) for name in judgement.contrasts]
     # A contrast that cannot be judged tests nothing, so it costs the others nothing under Holm.
@@ -76,7 +87,7 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
             higher_is_better=judgement.higher_is_better,
             aa_p_value=aa.statistics.p_value if aa else None,
         )
-        refusal = differing(by_name[contrast.arm_a], by_name[contrast.arm_b])
+        refused = refusal(by_name[contrast.arm_a], by_name[contrast.arm_b])
         wanted = None
         s = contrast.statistics
         if verdict == "inconclusive" and s.mean is not None and s.sd:
@@ -85,8 +96,8 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
             replace(
                 contrast,
                 p_adjusted=p_adjusted,
-                verdict="withheld" if refusal else verdict,
-                reason=refusal or reason,
+                verdict="withheld" if refused else verdict,
+                reason=refused or reason,
                 seeds_to_decide=wanted,
             )
         )
@@ -102,14 +113,14 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
             described = (_contrast(arm, against[arm.name], metric, judgement) for arm in others)
             rows += [replace(c, reason="not the primary metric") for c in described if c.statistics.pairs]
     rows += [c for arm in others if (c := equal_time(arm, against[arm.name])).statistics.pairs]
-    return [replace(c, reason=differing(by_name[c.arm_a], by_name[c.arm_b]) or c.reason) for c in rows]
+    return [replace(c, reason=refusal(by_name[c.arm_a], by_name[c.arm_b]) or c.reason) for c in rows]
 
 
 def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:
     """Difference of two arms over the seeds both completed; nothing is computed across data or bases."""
     primary = metric == judgement.metric
     first, second, dropped = _pairs(a, b, metric)
-    if differing(a, b):
+    if refusal(a, b):
         first, second = [], []
     margin = judgement.margin if primary else None
     return Comparison(
@@ -118,7 +129,7 @@ def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:
         kind="contrast" if primary and a.name in judgement.contrasts else "described",
         arm_a=a.name,
         arm_b=b.name,
-        statistics=statistics.paired(first, second, margin),
+        statistics=statistics.paired_t(first, second, margin),
         dropped=tuple(dropped),
         differences=tuple(x - y for x, y in zip(first, second, strict=True)),
     )
@@ -135,7 +146,7 @@ def _pairs(a: Arm, b: Arm, metric: str) -> tuple[list[float], list[float], list[
     return values_a, values_b, dropped
 
 
-def against_itself(baseline: Arm, judgement: Judgement) -> Comparison | None:
+def aa_comparison(baseline: Arm, judgement: Judgement) -> Comparison | None:
     """The A/A row: runs of the baseline that share the data order and differ in the seed; None without any.
 
     Where no twins were declared, runs with one data_seed are paired in the order of their seeds, each used once.
@@ -153,7 +164,7 @@ def against_itself(baseline: Arm, judgement: Judgement) -> Comparison | None:
     both = [(x, y) for x, y in values if x is not None and y is not None]
     if not both:
         return None
-    result = statistics.paired([x for x, _ in both], [y for _, y in both], judgement.margin)
+    result = statistics.paired_t([x for x, _ in both], [y for _, y in both], judgement.margin)
     verdict, reason = statistics.verdict(
         result, None, higher_is_better=judgement.higher_is_better, aa_p_value=result.p_value
     )
@@ -170,7 +181,7 @@ def against_itself(baseline: Arm, judgement: Judgement) -> Comparison | None:
     )
 
 
-def differing(a: Arm, b: Arm) -> str:
+def refusal(a: Arm, b: Arm) -> str:
     """Why two arms must not be compared: other data, another base or arithmetic, named; empty where they may.
 
     Looked at pair by pair: a base that a seed drew is the same for both arms of that seed, and may differ between
@@ -203,14 +214,14 @@ def equal_time(a: Arm, b: Arm) -> Comparison:
     for run in a.runs:
         other = partners.get(run.pair)
         device = run.record.environment.get("device")
-        if other is None or device is None or device != other.record.environment.get("device") or differing(a, b):
+        if other is None or device is None or device != other.record.environment.get("device") or refusal(a, b):
             continue
         curves = [_over_time(run), _over_time(other)]
         if all(curves):
             at = min(curve[-1][0] for curve in curves)
-            found = [_interpolate(curve, at) for curve in curves]
-            if None not in found:
-                both.append(found)
+            losses = [_interpolate(curve, at) for curve in curves]
+            if None not in losses:
+                both.append(losses)
     values = [[x for x in column if x is not None] for column in zip(*both, strict=True)] or [[], []]
     return Comparison(
         metric=EQUAL_TIME,
@@ -218,7 +229,7 @@ def equal_time(a: Arm, b: Arm) -> Comparison:
         kind="described",
         arm_a=a.name,
         arm_b=b.name,
-        statistics=statistics.paired(values[0], values[1], None),
+        statistics=statistics.paired_t(values[0], values[1], None),
         reason="not the primary metric; at the time the faster run of each pair ended",
         differences=tuple(x - y for x, y in zip(*values, strict=True)),
     )

@@ -1,4 +1,4 @@
-"""Which arm of a plain multirun is the config's default: the shipped YAMLs, read as they lie. No hydra."""
+"""Default arm of a plain multirun, by the shipped YAMLs as they lie. No hydra."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,14 +34,14 @@ def default(key: str) -> str | None:
     if key in groups:
         return str(groups[key])
     head, _, rest = key.partition(".")
-    found: Any = root
+    node: Any = root
     if rest and groups.get(head):
-        found, key = _load(CONF / head / f"{groups[head]}.yaml"), rest
+        node, key = _load(CONF / head / f"{groups[head]}.yaml"), rest
     for step in key.split("."):
-        if not isinstance(found, dict) or step not in found:
+        if not isinstance(node, dict) or step not in node:
             return None
-        found = found[step]
-    return str(found)
+        node = node[step]
+    return str(node)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""A report as blocks, and the same blocks as Markdown, HTML, LaTeX and a console table; everything is escaped."""
+"""Document: a report as blocks, and these as Markdown, HTML, LaTeX and a console table; everything is escaped."""
 
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Prose."""
+    """Prose, on one line however long."""
 
     text: str
 
@@ -51,6 +51,7 @@ class Figure:
 
     name: str
     caption: str
+    section: str  # heading under which it is shown
 
 
 Block = Heading | Paragraph | Bullets | Table | Figure
@@ -73,6 +74,14 @@ def signed(value: float | None, digits: int = 4) -> str:
 def p_text(value: float | None) -> str:
     """A p value; below a thousandth only that it is."""
     return MISSING if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def span(values: Iterable[float | None]) -> str:
+    """Whole numbers as one where they agree, else from the smallest to the largest."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return MISSING
+    return f"{known[0]:,.0f}" if known[0] == known[-1] else f"{known[0]:,.0f} to {known[-1]:,.0f}"
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -99,7 +108,7 @@ def _flat(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return html.escape(visible(text))
 
 
@@ -119,7 +128,7 @@ def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
+        f"<title>{_escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
         "</body>\n</html>\n"
     )
 
@@ -127,14 +136,14 @@ def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
 def _html(block: Block, figures: Path) -> str:
     match block:
         case Heading(text, level):
-            return f"<h{level}>{_escaped(text)}</h{level}>"
+            return f"<h{level}>{_escape(text)}</h{level}>"
         case Paragraph(text):
-            return f"<p>{_escaped(text)}</p>"
+            return f"<p>{_escape(text)}</p>"
         case Bullets(items):
-            return "<ul>" + "".join(f"<li>{_escaped(item)}</li>" for item in items) + "</ul>"
+            return "<ul>" + "".join(f"<li>{_escape(item)}</li>" for item in items) + "</ul>"
         case Figure(name, caption):
             data = base64.b64encode((figures / f"{name}.png").read_bytes()).decode()
-            shown = _escaped(caption)
+            shown = _escape(caption)
             return (
                 f'<figure><img src="data:image/png;base64,{data}" alt="{shown}">'
                 f"<figcaption>{shown}</figcaption></figure>"
@@ -143,14 +152,14 @@ def _html(block: Block, figures: Path) -> str:
             left = [i == 0 or column in block.text for i, column in enumerate(block.columns)]
             rows = [
                 "".join(
-                    f"<{tag}{' class=t' if is_left else ''}>{_escaped(cell)}</{tag}>"
+                    f"<{tag}{' class=t' if is_left else ''}>{_escape(cell)}</{tag}>"
                     for cell, is_left in zip(row, left, strict=True)
                 )
                 for tag, row in [("th", block.columns), *(("td", row) for row in block.rows)]
             ]
             body = "".join(f"<tr>{row}</tr>" for row in rows[1:])
             return (
-                f'<p class="caption">{_escaped(block.caption)}</p><div class="scroll"><table>'
+                f'<p class="caption">{_escape(block.caption)}</p><div class="scroll"><table>'
                 f"<thead><tr>{rows[0]}</tr></thead><tbody>{body}</tbody></table></div>"
             )
 

@@ -1,53 +1,55 @@
-"""What a study shows, in the words of a referee: effect, interval, seeds, conditions, and what it cannot show."""
+"""Findings of a study in the words of a referee: effect, interval, seeds, conditions, and what it cannot show."""
 
 from collections.abc import Iterable, Sequence
 
 from lab.report import ranks, tables
-from lab.report.analysis import Analysis
-from lab.report.arms import one_after_another
-from lab.report.comparison import Comparison
-from lab.report.document import MISSING, Block, Bullets, Figure, Heading, Paragraph, Table, number, p_text, signed
-from lab.report.quantity import units
+from lab.report.analysis import Analysis, best_run, frontier_arms, ranking
+from lab.report.arms import ran_in_blocks
+from lab.report.comparison import Comparison, units
+from lab.report.document import MISSING, Block, Bullets, Figure, Heading, Paragraph, Table, number, p_text, signed, span
 from lab.report.statistics import AA_LEVEL, MOST_SEEDS
-from lab.report.study import Run
 
 
 def report(analysis: Analysis, figures: Sequence[Figure], not_drawn: Sequence[str]) -> list[Block]:
-    """The whole report, in the order a reader needs it."""
+    """The whole report, in the order a reader needs it; raises ValueError for a figure of no section."""
     study, declared = analysis.study, analysis.study.declared
-    drawn = {figure.name: figure for figure in figures}
     blocks: list[Block] = [Heading(f"{study.name}: {declared.question}" if declared else study.name, 1)]
     blocks += [Paragraph(line) for line in headline(analysis)]
     blocks += [Bullets([sentence(row, analysis) for row in analysis.contrasts])] if analysis.contrasts else []
-    blocks += [Heading("Conditions"), Bullets(conditions(analysis))]
-    blocks += _with(Heading("Contrasts"), tables.contrasts_table(analysis), drawn.get("effect_sizes"))
-    blocks += _with(tables.information_table(analysis))
-    blocks += [Heading("Noise floor"), Paragraph(noise_floor(analysis))]
-    if analysis.ranks:
-        blocks += [Heading("Rank"), Bullets(ranks.in_words(analysis.ranks, analysis.contrasts))]
-        blocks += _with(tables.ranks_table(analysis), drawn.get("rank_comparison"))
-    if analysis.arms:
-        blocks += [Heading("Arms"), *map(Paragraph, standings(analysis)), tables.arms_table(analysis)]
-    blocks += _with(drawn.get("rank_heatmap"), drawn.get("frontier"), drawn.get("forgetting_gain"))
-    trace = tables.trace_table(
-        analysis, "train_loss", "trace_loss", "Training loss (nats per token), mean over the window and over seeds."
-    )
-    norms = tables.trace_table(
-        analysis, "grad_norm", "trace_grad_norm", "Gradient norm before clipping, mean over the window and over seeds."
-    )
-    blocks += _with(Heading("Training"), drawn.get("loss_curves"), drawn.get("learning_rates"), trace, norms)
-    blocks += _with(Heading("Everything else that was measured"), tables.described_table(analysis))
-    blocks += [Heading("Runs that did not complete, and what is missing"), *gaps(analysis)]
-    blocks += [Heading("What this cannot show"), Bullets(limits(analysis))]
-    blocks += [Heading("Every run"), tables.runs_table(analysis)] if analysis.arms else []
+    sections = _sections(analysis)
+    for figure in figures:
+        if figure.section not in sections:
+            raise ValueError(f"{figure.name} is for the section {figure.section!r}; there are {', '.join(sections)}.")
+    for title, (before, after) in sections.items():
+        shown = [figure for figure in figures if figure.section == title]
+        content = [block for block in (*before, *shown, *after) if block is not None]
+        blocks += [Heading(title), *content] if content else []
     blocks += [Paragraph("Not drawn: " + "; ".join(not_drawn) + ".")] if not_drawn else []
     return blocks
 
 
-def _with(*blocks: Block | None) -> list[Block]:
-    """The blocks that exist; a heading alone is none."""
-    found = [block for block in blocks if block is not None]
-    return [] if all(isinstance(block, Heading) for block in found) else found
+def _sections(analysis: Analysis) -> dict[str, tuple[Sequence[Block | None], Sequence[Block | None]]]:
+    """Heading of each section -> what stands in it before its figures, and what after."""
+    rank_words = [Bullets(ranks.in_words(analysis.ranks, analysis.contrasts))] if analysis.ranks else []
+    arms: list[Block] = [*map(Paragraph, standings(analysis)), tables.arms_table(analysis)] if analysis.arms else []
+    loss = "Training loss (nats per token), mean over the window and over seeds."
+    norm = "Gradient norm before clipping, mean over the window and over seeds."
+    traces = [
+        tables.trace_table(analysis, "train_loss", "trace_loss", loss),
+        tables.trace_table(analysis, "grad_norm", "trace_grad_norm", norm),
+    ]
+    return {
+        "Conditions": ([Bullets(conditions(analysis))], []),
+        "Contrasts": ([tables.contrasts_table(analysis)], [tables.information_table(analysis)]),
+        "Noise floor": ([Paragraph(noise_floor(analysis))], []),
+        "Rank": ([*rank_words, tables.ranks_table(analysis)], []),
+        "Arms": (arms, []),
+        "Training": ([], traces),
+        "Everything else that was measured": ([tables.described_table(analysis)], []),
+        "Runs that did not complete, and what is missing": (gaps(analysis), []),
+        "What this cannot show": ([Bullets(limits(analysis))], []),
+        "Every run": ([tables.runs_table(analysis)] if analysis.arms else [], []),
+    }
 
 
 def headline(analysis: Analysis) -> list[str]:
@@ -61,8 +63,8 @@ def headline(analysis: Analysis) -> list[str]:
             "inconclusive": "undecided", "withheld": "without a verdict",
         }  # fmt: skip
         ends = {word: sum(row.verdict == verdict for row in rows) for verdict, word in words.items()}
-        said = ", ".join(f"{count} {word}" for word, count in ends.items() if count)
-        lines[0] += f" Against {judgement.baseline}, of {len(rows)} judged arms: {said}."
+        verdicts = ", ".join(f"{count} {word}" for word, count in ends.items() if count)
+        lines[0] += f" Against {judgement.baseline}, of {len(rows)} judged arms: {verdicts}."
     else:
         lines[0] += " Nothing is judged: the study has no contrast with a baseline."
     return lines + [note[0].upper() + note[1:] + "." for note in judgement.notes]
@@ -113,36 +115,31 @@ def conditions(analysis: Analysis) -> list[str]:
     seeds = sorted({run.record.seed for run in runs if run.record.seed is not None} - twins)
     again = f"; the baseline again on {', '.join(map(str, sorted(twins, key=str)))}" if twins else ""
     sides = ("train", "val", "test")
-    sizes = _listed("/".join(str(run.record.data.get(f"{side}_examples", MISSING)) for side in sides) for run in runs)
-    names = _listed(str(run.record.data.get("name") or MISSING) for run in runs)
-    hashes = _listed(str(run.record.data.get("sha256"))[:12] for run in runs)
-    models = _listed(str(run.record.model.get("name_or_path") or MISSING) for run in runs)
-    steps = _listed(number(run.value("steps"), 0) for run in runs)
-    devices = _listed(str(run.record.environment.get("device") or MISSING) for run in runs)
-    precisions = _listed(str(run.record.environment.get("precision") or MISSING) for run in runs)
+    sizes = _distinct("/".join(str(run.record.data.get(f"{side}_examples", MISSING)) for side in sides) for run in runs)
+    names = _distinct(str(run.record.data.get("name") or MISSING) for run in runs)
+    hashes = _distinct(str(run.record.data.get("sha256"))[:12] for run in runs)
+    models = _distinct(str(run.record.model.get("name_or_path") or MISSING) for run in runs)
+    steps = _distinct(number(run.value("steps"), 0) for run in runs)
+    labels = [run.record.labelled_tokens for run in runs]
+    labelled = "" if None in labels else f", {span(labels)} of them labelled"  # older records do not say
+    devices = _distinct(str(run.record.environment.get("device") or MISSING) for run in runs)
+    precisions = _distinct(str(run.record.environment.get("precision") or MISSING) for run in runs)
     return [
         *lines,
-        f"Base: {models}, weights {_listed(run.base[:12] for run in runs)}.",
+        f"Base: {models}, weights {_distinct(run.base[:12] for run in runs)}.",
         f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
-        f"Budget: {steps} optimizer steps, {_spanned(runs, 'tokens')} labelled tokens.",
+        f"Budget: {steps} optimizer steps, {span(run.record.tokens for run in runs)} tokens{labelled}.",
         f"Device: {devices}; precision {precisions}.",
         f"Seeds: {', '.join(map(str, seeds))}{again}.",
     ]
 
 
-def _listed(values: Iterable[str]) -> str:
+def _distinct(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
-def _spanned(runs: Sequence[Run], name: str) -> str:
-    known = sorted(value for run in runs if (value := run.value(name)) is not None)
-    if not known:
-        return MISSING
-    return f"{known[0]:,.0f}" if known[0] == known[-1] else f"{known[0]:,.0f} to {known[-1]:,.0f}"
-
-
 def noise_floor(analysis: Analysis) -> str:
-    """How far the baseline lies from itself, and whether that lets anything be judged."""
+    """Noise floor in words: how far the baseline lies from itself, and whether that lets anything be judged."""
     aa = analysis.aa
     if aa is None:
         return (
@@ -164,7 +161,7 @@ def noise_floor(analysis: Analysis) -> str:
 
 def standings(analysis: Analysis) -> list[str]:
     """Best mean and best run, each named as what it is; an order of means is no verdict."""
-    order, best = tables.ranking(analysis), tables.best_run(analysis)
+    order, best = ranking(analysis), best_run(analysis.arms, analysis.judgement)
     if not order or best is None:
         return ["No arm has a completed run with the primary metric, so nothing is ranked."]
     metric = analysis.judgement.metric.replace("_", " ")
@@ -176,13 +173,13 @@ def standings(analysis: Analysis) -> list[str]:
     ]
     counts = {each.runs[0].record.trainable_params for each, _ in order}
     if len(counts) > 1:
-        frontier = ", ".join(tables.frontier_arms(analysis))
+        frontier = ", ".join(frontier_arms(analysis))
         lines.append(f"No arm with as few trainable parameters has a better mean than: {frontier}.")
     return lines
 
 
 def gaps(analysis: Analysis) -> list[Block]:
-    """What did not complete, what was never run, and what could not be read."""
+    """Gaps: runs that did not complete, jobs that were never run, and files that could not be read."""
     blocks: list[Block] = []
     study = analysis.study
     unfinished = tables.unfinished_table(analysis)
@@ -198,7 +195,7 @@ def gaps(analysis: Analysis) -> list[Block]:
 
 
 def limits(analysis: Analysis) -> list[str]:
-    """The reasons for which a careful reader should not generalise."""
+    """Limits: the reasons for which a careful reader should not generalise."""
     judgement, arms = analysis.judgement, analysis.arms
     lines = [
         "One base, one data set and one budget: another base, task or length of training may order the arms otherwise."
@@ -224,7 +221,7 @@ def limits(analysis: Analysis) -> list[str]:
         lines.append("Learning rates were chosen on the validation side of the same seeds that are judged.")
     if analysis.arms and on <= {""}:
         lines.append("One learning rate per arm was run: an arm that wants another one is judged below its best.")
-    if one_after_another(arms):
+    if ran_in_blocks(arms):
         lines.append(
             "Arms ran one after another: seconds, and losses at equal time, also compare what else the machine did."
         )
@@ -248,14 +245,11 @@ def limits(analysis: Analysis) -> list[str]:
 
 def console(analysis: Analysis) -> list[Table]:
     """The tables worth a terminal: the contrasts, and the arms with fewer columns."""
-    found = []
     contrasts = tables.contrasts_table(analysis)
-    if contrasts:
-        found.append(contrasts)
+    shown = [contrasts] if contrasts else []
     if analysis.arms:
         arms = tables.arms_table(analysis)
         keep = [i for i, column in enumerate(arms.columns) if column not in ("role", "perplexity", "best run")]
-        found.append(
-            Table("", arms.caption, [arms.columns[i] for i in keep], [[row[i] for i in keep] for row in arms.rows])
-        )
-    return found
+        rows = [[row[i] for i in keep] for row in arms.rows]
+        shown.append(Table("", arms.caption, [arms.columns[i] for i in keep], rows))
+    return shown

@@ -1,16 +1,15 @@
-"""By what the arms of a study are judged: its own declaration, or the config's defaults and the command line."""
+"""Judgement: the metric, baseline, contrasts and margin declared by a study, or by defaults and the command line."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lab.errors import UsageError, nearest
-from lab.record.study import Study
+from lab.record.study import MOST_CONTRASTS, Study
 from lab.report import statistics
 from lab.report.arms import Arm
 from lab.report.defaults import default_arm
 
-MOST_CONTRASTS = 4  # more would cost every one of them its power under Holm
 UNDECLARED_MARGIN = "1%"  # of the baseline's mean: issue 6
 
 
@@ -26,6 +25,11 @@ class Judgement:
     declared: bool
     notes: tuple[str, ...] = ()
     opponents: Mapping[str, str] = field(default_factory=dict)  # arm -> what it is compared with, if not the baseline
+
+    @property
+    def sign(self) -> int:
+        """The factor that makes lower better: -1 for a metric of which higher is better, else 1."""
+        return -1 if self.higher_is_better else 1
 
 
 def judgement_of(

@@ -1,4 +1,4 @@
-"""The rank beyond which more rank hardly pays, with the interval its seeds leave open."""
+"""Knee: the rank beyond which more rank hardly pays, with the interval its seeds leave open."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -37,18 +37,18 @@ def knee(losses: Mapping[int, Sequence[float]], reference: float | None = None, 
     if len(seeds) > 1:
         raise ValueError(f"ranks have {sorted(seeds)} seeds; keep the seeds that every rank completed.")
     if len(ranks) < 3:
-        return _none(f"{len(ranks)} ranks do not make a curve; sweep at least three")
+        return _no_knee(f"{len(ranks)} ranks do not make a curve; sweep at least three")
     if seeds == {0}:
-        return _none("no seed was completed at every rank")
+        return _no_knee("no seed was completed at every rank")
     table = np.array([losses[rank] for rank in ranks], dtype=float)  # (ranks, seeds)
     if not np.isfinite(table).all():
-        return _none("a loss is not finite")
+        return _no_knee("a loss is not finite")
     whole = table.mean(axis=1)
     start = float(whole[0]) if reference is None else reference
     gain = start - float(whole.min())
     origin = f"from rank {ranks[0]}" if reference is None else "from the base"
     if not _gains(table, reference):
-        return _none(f"the gain {origin} cannot be told from zero over {table.shape[1]} seeds", gain)
+        return _no_knee(f"the gain {origin} cannot be told from zero over {table.shape[1]} seeds", gain)
     at = int(_first(whole[:, None], np.array([start]), share)[0])
     reason = f"{100 * share:.0f} % of the gain {origin}"
     if at == len(ranks) - 1:
@@ -81,5 +81,5 @@ def _gains(table: np.ndarray, reference: float | None) -> bool:
     return bool(p.min() < LEVEL / len(p))
 
 
-def _none(reason: str, gain: float | None = None) -> Knee:
+def _no_knee(reason: str, gain: float | None = None) -> Knee:
     return Knee(rank=None, low=None, high=None, gain=gain, reason=reason)

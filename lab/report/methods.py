@@ -1,11 +1,11 @@
-"""methods.md: the protocol as a paper would state it, the versions it ran with, and what to cite."""
+"""Methods (methods.md): the protocol as a paper would state it, the versions it ran with, and what to cite."""
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from lab.report.analysis import Analysis
-from lab.report.document import in_markdown, number
+from lab.report.document import in_markdown, number, span
 from lab.report.knee import SHARE
 from lab.report.statistics import AA_LEVEL, FEWEST_PAIRS, LEVEL
 from lab.report.study import Run
@@ -33,79 +33,74 @@ ALWAYS = ("holm1979", "schuirmann1987", "wilcoxon1945", "efron1979")
 
 
 def methods(analysis: Analysis) -> str:
-    """The whole of methods.md."""
+    """The content of methods.md, in Markdown."""
     runs = [run for arm in analysis.arms for run in (*arm.runs, *arm.twins)]
     parts = ["# Methods", in_markdown(" ".join(protocol(analysis))), "## Versions", *versions(runs), "## References"]
-    return "\n\n".join([*parts, "```bibtex\n" + references(cited(analysis)) + "\n```"]) + "\n"
+    return "\n\n".join([*parts, "```bibtex\n" + references(citations(analysis)) + "\n```"]) + "\n"
 
 
 def protocol(analysis: Analysis) -> list[str]:
     """The protocol in sentences that hold for this study as it was run."""
     study, judgement = analysis.study.declared, analysis.judgement
     metric = judgement.metric.replace("_", " ")
-    told: list[str] = []
+    sentences: list[str] = []
     if study:
         tuned = {arm: grid for arm, grid in study.learning_rates.items() if len(grid) > 1}
         if tuned:
-            told.append(
+            sentences.append(
                 f"{len(tuned)} of {len(study.arms)} arms were tuned over "
-                f"{_counted(len(grid) for grid in tuned.values())} learning rates, extended by half a decade while the "
+                f"{span(len(grid) for grid in tuned.values())} learning rates, extended by half a decade while the "
                 f"best was at an edge, on seed {', '.join(map(str, study.tune_seeds))}, which no verdict uses; a rate "
                 f"was chosen by {study.selection_metric.replace('_', ' ')}."
             )
         if len(study.rungs) > 1:
-            told.append(
+            sentences.append(
                 f"The worse half of an arm's rates was stopped at steps {', '.join(map(str, study.rungs[:-1]))} "
                 "(successive halving)."
             )
-        told.append(
+        sentences.append(
             f"Every arm was run on seeds {', '.join(map(str, study.seeds))}; a seed draws the initialisation and the "
             "data order, and the baseline was run again on the same data orders with other seeds (A/A)."
         )
     else:
-        told.append("The runs are those of a plain multirun; arms are the settings in which they differ.")
+        sentences.append("The runs are those of a plain multirun; arms are the settings in which they differ.")
     if judgement.baseline and judgement.contrasts:
-        told.append(
+        sentences.append(
             f"Arms were compared with {judgement.baseline} by {metric}, paired by seed, with a paired t test and its "
             f"{100 * (1 - LEVEL):.0f} % interval; p values of {len(judgement.contrasts)} contrasts were adjusted by "
             "Holm's procedure."
         )
         if judgement.margin is not None:
-            told.append(
+            sentences.append(
                 f"Equivalence was tested by two one-sided tests (TOST, {100 * LEVEL:.0f} % each, not adjusted) against "
                 f"a margin of ±{number(judgement.margin)}"
                 + (" declared before the runs" if judgement.declared else ", which was not declared before the runs")
                 + " and takes precedence over a difference."
             )
-        told.append(
+        sentences.append(
             f"Fewer than {FEWEST_PAIRS} pairs, or an A/A difference at p < {AA_LEVEL}, withhold a verdict. Bootstrap "
             "intervals and Wilcoxon's test are given as information."
         )
-    told.append("Runs that diverged or failed are counted and listed, and enter no mean, test or ranking.")
+    sentences.append("Runs that diverged or failed are counted and listed, and enter no mean, test or ranking.")
     if analysis.ranks:
-        told.append(
+        sentences.append(
             f"The knee is the smallest rank whose mean has brought {100 * SHARE:.0f} % of the gain to the best rank; "
             "its interval resamples seeds."
         )
-    return told
-
-
-def _counted(values: Iterable[int]) -> str:
-    found = sorted(set(values))
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    return sentences
 
 
 def versions(runs: Iterable[Run]) -> list[str]:
     """Everything the runs recorded of their environment; several values where they differ."""
-    found: dict[str, dict[str, None]] = {}
+    environment: dict[str, dict[str, None]] = {}
     for run in runs:
         for key, value in run.record.environment.items():
-            found.setdefault(key, {})[str(value)] = None
-    lines = [f"- {in_markdown(key)}: {in_markdown(', '.join(values))}" for key, values in found.items()]
+            environment.setdefault(key, {})[str(value)] = None
+    lines = [f"- {in_markdown(key)}: {in_markdown(', '.join(values))}" for key, values in environment.items()]
     return ["\n".join(lines) if lines else "No run has completed."]
 
 
-def cited(analysis: Analysis) -> list[str]:
+def citations(analysis: Analysis) -> list[str]:
     """Keys of references.bib for what this study really used."""
     runs = analysis.study.runs
     keys = ["hu2022lora"] if any(run.record.ranks for run in runs) else []

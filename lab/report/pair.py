@@ -1,12 +1,13 @@
-"""Two studies side by side: every arm they share, the second against the first, paired by seed."""
+"""Comparison of two studies: every arm they share, the second against the first, paired by seed."""
 
 from dataclasses import replace
 
 from lab.errors import UsageError
+from lab.record.study import MOST_CONTRASTS
 from lab.report.analysis import Analysis
-from lab.report.arms import Arm, arms
+from lab.report.arms import arms
 from lab.report.comparison import compare
-from lab.report.judgement import MOST_CONTRASTS, judgement_of
+from lab.report.judgement import judgement_of
 from lab.report.study import LoadedStudy
 
 
@@ -45,7 +46,9 @@ def analyse_pair(
         declared=False,
         notes=tuple(notes),
     )
-    both = [_named(arm, names[0]) for arm in own] + [_named(arm, names[1]) for arm in other]
+    both = [
+        replace(arm, name=f"{name}: {arm.name}") for name, each in zip(names, (own, other), strict=True) for arm in each
+    ]
     study = LoadedStudy(
         path=first.path,
         declared=None,
@@ -68,7 +71,3 @@ def _names(first: LoadedStudy, second: LoadedStudy) -> tuple[str, str]:
         if one != two:
             return one, two
     return "A", "B"
-
-
-def _named(arm: Arm, study: str) -> Arm:
-    return replace(arm, name=f"{study}: {arm.name}")

@@ -1,25 +1,23 @@
-"""The four questions of a rank sweep: where returns diminish, what is enough, what it costs, which rank to take."""
+"""Rank sweep, its four questions: where returns diminish, what is enough, what it costs, which rank to take."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
-from lab.report.arms import Arm, one_after_another
+from lab.report.arms import Arm, ran_in_blocks
 from lab.report.comparison import Comparison
 from lab.report.document import MISSING
 from lab.report.judgement import Judgement
 from lab.report.knee import Knee, knee
-from lab.report.statistics import FEWEST_PAIRS, LEVEL, mean_sd
+from lab.report.statistics import FEWEST_PAIRS, half_width, mean_sd
 
 FEWEST_RANKS = 3  # two points make no curve
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankAnswers:
-    """What a sweep over uniform ranks says; None where it cannot say."""
+    """Answers of a sweep over uniform ranks; None where it has none."""
 
     ranks: dict[int, str]  # rank -> arm
     base: float | None  # the metric of the untrained base, rank 0
@@ -38,8 +36,8 @@ def rank_answers(arms: Sequence[Arm], judgement: Judgement, rows: Sequence[Compa
     """The answers where at least three arms have one rank each and nothing else tells them apart; else None."""
     by_rank: dict[int, Arm] = {}
     for arm in arms:
-        found = {run.rank for run in arm.runs}
-        if len(found) == 1 and (rank := found.pop()) is not None:
+        ranks = {run.rank for run in arm.runs}
+        if len(ranks) == 1 and (rank := ranks.pop()) is not None:
             if rank in by_rank:
                 return None  # two arms share a rank, so something else is swept too
             by_rank[rank] = arm
@@ -47,7 +45,7 @@ def rank_answers(arms: Sequence[Arm], judgement: Judgement, rows: Sequence[Compa
         return None
     by_rank = dict(sorted(by_rank.items()))
     base = _base(by_rank, judgement.metric)
-    sign = -1.0 if judgement.higher_is_better else 1.0
+    sign = judgement.sign
     table = {rank: [sign * value for value in values] for rank, values in _shared(by_rank, judgement.metric).items()}
     parameters = {rank: arm.runs[0].record.trainable_params for rank, arm in by_rank.items()}
     per_rank, deviation = _line({rank: count for rank, count in parameters.items() if count})
@@ -62,7 +60,7 @@ def rank_answers(arms: Sequence[Arm], judgement: Judgement, rows: Sequence[Compa
         seconds_per_doubling=seconds,
         seconds_low=low,
         seconds_high=high,
-        in_turns=not one_after_another(list(by_rank.values())),
+        in_turns=not ran_in_blocks(list(by_rank.values())),
         recommended=recommended,
         recommendation=why,
     )
@@ -74,19 +72,17 @@ def _shared(by_rank: dict[int, Arm], metric: str) -> dict[int, list[float]]:
         rank: {run.pair: value for run in arm.runs if (value := run.value(metric)) is not None}
         for rank, arm in by_rank.items()
     }
-    pairs = sorted(set.intersection(*(set(found) for found in values.values())), key=str)
-    return {rank: [found[pair] for pair in pairs] for rank, found in values.items()}
+    pairs = sorted(set.intersection(*map(set, values.values())), key=str)
+    return {rank: [by_pair[pair] for pair in pairs] for rank, by_pair in values.items()}
 
 
 def _base(by_rank: dict[int, Arm], metric: str) -> float | None:
     """The base's own value of the metric; None unless every run agrees, as runs of one base must."""
-    found = [
-        value for arm in by_rank.values() for run in arm.runs if (value := run.value(f"base_{metric}")) is not None
-    ]
+    values = [value for arm in by_rank.values() for value in arm.values(f"base_{metric}")]
     runs = sum(len(arm.runs) for arm in by_rank.values())
     # A GPU may sum in another order from run to run; that is all the disagreement one base may show.
-    agrees = len(found) == runs and max(found) - min(found) <= 1e-3 * abs(max(found))
-    return mean_sd(found)[0] if agrees else None
+    agrees = len(values) == runs and max(values) - min(values) <= 1e-3 * abs(max(values))
+    return mean_sd(values)[0] if agrees else None
 
 
 def _line(parameters: dict[int, int]) -> tuple[float | None, float | None]:
@@ -108,7 +104,7 @@ def _per_doubling(seconds: dict[int, list[float]]) -> tuple[float | None, float 
     # Equal times leave a slope of rounding size, which no interval should dignify.
     if mean is None or sd is None or n < FEWEST_PAIRS or sd < 1e-9 * max(map(max, seconds.values())):
         return None if mean is None else round(mean, 9), None, None
-    half = float(special.stdtrit(n - 1, 1 - LEVEL / 2)) * sd / math.sqrt(n)
+    half = half_width(sd, n)
     return mean, mean - half, mean + half
 
 
@@ -120,8 +116,8 @@ def _recommend(by_rank: dict[int, Arm], judgement: Judgement, rows: Sequence[Com
         return None, "no rank is recommended: the baseline is no single rank"
     for rank, arm in by_rank.items():
         if verdicts.get(arm.name) in ("equivalent", "a_better"):
-            said = "equivalent to" if verdicts[arm.name] == "equivalent" else "better than"
-            return rank, f"rank {rank}: the smallest that was found {said} rank {reference}"
+            relation = "equivalent to" if verdicts[arm.name] == "equivalent" else "better than"
+            return rank, f"rank {rank}: the smallest that was found {relation} rank {reference}"
     judged = [rank for rank, arm in by_rank.items() if arm.name in verdicts]
     beaten = judged and all(verdicts[by_rank[rank].name] == "b_better" for rank in judged)
     if beaten:
@@ -137,11 +133,11 @@ def in_words(answers: RankAnswers, contrasts: Sequence[Comparison]) -> list[str]
     else:
         interval = MISSING if knee.low is None else f"{knee.low} to {knee.high}"
         lines = [f"Where do returns diminish? At rank {knee.rank} (95 % interval {interval}): {knee.reason}."]
-    said = {"equivalent": "Yes", "a_better": "No, it is better", "b_better": "No, it is worse"}
+    answer = {"equivalent": "Yes", "a_better": "No, it is better", "b_better": "No, it is worse"}
     for rank, name in answers.ranks.items():
         if name in by_arm:
             row = by_arm[name]
-            lines.append(f"Is rank {rank} equivalent to {row.arm_b}? {said.get(row.verdict, 'Open')} ({row.reason}).")
+            lines.append(f"Is rank {rank} equivalent to {row.arm_b}? {answer.get(row.verdict, 'Open')} ({row.reason}).")
     if answers.parameters_per_rank is None or answers.largest_deviation is None:
         lines.append("Is the parameter count linear in the rank? Not recorded.")
     else:

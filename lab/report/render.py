@@ -1,4 +1,4 @@
-"""Writes a report: prose, page, tables, figures and data, all from one analysis."""
+"""Rendering of a report: prose, page, tables, figures and data, all from one analysis."""
 
 import csv
 import json
@@ -14,20 +14,10 @@ from lab.record import strict
 from lab.report import document, findings
 from lab.report.analysis import Analysis, all_results, run_row
 from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table
-from lab.report.figure import FIGURES, draw, style
+from lab.report.figure import drawings, style
 from lab.report.methods import methods
 from lab.report.tensorboard import write_events
 
-# Why a figure has nothing to draw, in words.
-NOTHING = {
-    "effect_sizes": "no arm shares a completed seed with the baseline",
-    "loss_curves": "no completed run has a metrics.csv",
-    "rank_comparison": "fewer than three arms that differ in one rank",
-    "frontier": "every arm trains the same number of parameters",
-    "learning_rates": "one learning rate per arm",
-    "rank_heatmap": "every module of an arm has the same rank",
-    "forgetting_gain": "no run measured forgetting",
-}
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four as wide as a kanji
 NARROWEST = 120  # columns of a console that is no terminal: a log keeps whole tables
 
@@ -73,15 +63,15 @@ def check_place(folder: Path) -> None:
 def _draw(analysis: Analysis, folder: Path) -> tuple[list[Figure], list[str]]:
     """Draw what can be drawn; returns the figures, and a phrase for each that has nothing to show."""
     drawn, not_drawn = [], []
-    for name, (_, caption) in FIGURES.items():
+    for drawing in drawings():
         for suffix in ("png", "pdf"):
-            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
-        figure = draw(name, analysis)
+            (folder / f"{drawing.name}.{suffix}").unlink(missing_ok=True)
+        figure = drawing.figure(analysis)
         if figure is None:
-            not_drawn.append(f"{name.replace('_', ' ')} ({NOTHING[name]})")
+            not_drawn.append(f"{drawing.name.replace('_', ' ')} ({drawing.nothing})")
         else:
-            style.save(figure, folder / name)
-            drawn.append(Figure(name, caption))
+            style.save(figure, folder / drawing.name)
+            drawn.append(Figure(drawing.name, drawing.caption, drawing.section))
     return drawn, not_drawn
 
 
@@ -134,7 +124,7 @@ def show(blocks: Sequence[Block]) -> None:
 
 
 def summary(analysis: Analysis) -> list[Block]:
-    """What the console shows of a report: the headline, a sentence per contrast, two tables, and the gaps."""
+    """Summary of a report for the console: the headline, a sentence per contrast, two tables, and the gaps."""
     blocks: list[Block] = [Paragraph(line) for line in findings.headline(analysis)]
     blocks.append(Bullets([findings.sentence(row, analysis) for row in analysis.contrasts]))
     blocks += [Paragraph("Noise floor: " + findings.noise_floor(analysis)), *findings.console(analysis)]

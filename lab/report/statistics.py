@@ -1,4 +1,4 @@
-"""What pairs of runs license one to say: interval, tests, and a verdict."""
+"""Paired statistics: interval, tests, and the verdict that pairs of runs license."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ MOST_SEEDS = 1000  # beyond this a number of seeds is no advice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
+class PairedStatistics:
     """Statistics of the differences a − b, a pair per seed; what cannot be computed is None, and `fault` says why."""
 
     pairs: int
@@ -32,7 +32,7 @@ class Paired:
     fault: str | None = None
 
 
-def paired(a: Sequence[float], b: Sequence[float], margin: float | None) -> Paired:
+def paired_t(a: Sequence[float], b: Sequence[float], margin: float | None) -> PairedStatistics:
     """Paired t, its 95 % interval, and TOST at ±margin, all in units of the metric.
 
     Raises ValueError where a and b have different lengths.
@@ -43,20 +43,21 @@ def paired(a: Sequence[float], b: Sequence[float], margin: float | None) -> Pair
         raise ValueError(f"{len(first)} values cannot be paired with {len(second)}; pair them by seed first.")
     n = len(first)
     if n == 0:
-        return Paired(pairs=0, margin=margin, fault="no seed was completed by both arms")
+        return PairedStatistics(pairs=0, margin=margin, fault="no seed was completed by both arms")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        return Paired(pairs=n, margin=margin, fault="a value is not finite")
+        return PairedStatistics(pairs=n, margin=margin, fault="a value is not finite")
     differences = first - second
     mean = float(differences.mean())
     if n == 1:
-        return Paired(pairs=1, mean=mean, margin=margin, fault="one pair has no spread, so nothing can be judged")
+        fault = "one pair has no spread, so nothing can be judged"
+        return PairedStatistics(pairs=1, mean=mean, margin=margin, fault=fault)
     sd = float(differences.std(ddof=1))
     # Rounding alone spreads equal differences by about eps times the values; that is no variance to test against.
     if sd <= 8 * np.finfo(float).eps * max(np.abs(first).max(), np.abs(second).max()):
         fault = "every pair differs by exactly the same amount (zero variance): did the seed reach the runs?"
-        return Paired(pairs=n, mean=mean, sd=sd, margin=margin, fault=fault)
-    half = float(special.stdtrit(n - 1, 1 - LEVEL / 2)) * sd / math.sqrt(n)
-    return Paired(
+        return PairedStatistics(pairs=n, mean=mean, sd=sd, margin=margin, fault=fault)
+    half = half_width(sd, n)
+    return PairedStatistics(
         pairs=n,
         mean=mean,
         sd=sd,
@@ -66,6 +67,11 @@ def paired(a: Sequence[float], b: Sequence[float], margin: float | None) -> Pair
         p_equivalence=None if margin is None else tost(mean, sd, n, margin),
         margin=margin,
     )
+
+
+def half_width(sd: float, n: int, alpha: float = LEVEL) -> float:
+    """Half the 1 − alpha interval of the mean of n differences, by Student's t."""
+    return float(special.stdtrit(n - 1, 1 - alpha / 2)) * sd / math.sqrt(n)
 
 
 def tost(mean: float, sd: float, n: int, margin: float) -> float:
@@ -113,7 +119,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def verdict(
-    result: Paired, p_adjusted: float | None, *, higher_is_better: bool, aa_p_value: float | None = None
+    result: PairedStatistics, p_adjusted: float | None, *, higher_is_better: bool, aa_p_value: float | None = None
 ) -> tuple[Verdict, str]:
     """The verdict a contrast earns and the reason in words; `equivalent` takes precedence over better.
 

@@ -20,7 +20,10 @@ _DICTS = (
     *("choices", "config", "model", "ranks", "metrics", "failed_measures"),
     *("seconds", "environment", "data", "files"),
 )
-_COUNTS = ("seed", "data_seed", "rung", "trainable_params", "total_params", "steps", "tokens", "peak_memory_bytes")
+_COUNTS = (
+    *("seed", "data_seed", "rung", "trainable_params", "total_params"),
+    *("steps", "tokens", "labelled_tokens", "peak_memory_bytes"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ class Run:
 
     @property
     def pair(self) -> tuple[int | None, int | None]:
-        """What two runs must share to be a pair: seed and data_seed."""
+        """Seed and data_seed, which two runs must share to be a pair."""
         seed, data_seed = self.record.seed, self.record.data_seed
-        if seed is None:  # it failed before it recorded more than what it was asked
-            asked = dict(override.partition("=")[::2] for override in self.record.overrides)
-            seed = int(asked["seed"]) if asked.get("seed", "").isdigit() else None
-            data_seed = int(asked["data_seed"]) if asked.get("data_seed", "").isdigit() else seed
+        if seed is None:  # it failed before it recorded more than its overrides
+            settings = self.record.override_values
+            seed = int(settings["seed"]) if settings.get("seed", "").isdigit() else None
+            data_seed = int(settings["data_seed"]) if settings.get("data_seed", "").isdigit() else seed
         return seed, data_seed
 
     @property
@@ -67,7 +70,7 @@ class Run:
 
     @property
     def base(self) -> str:
-        """What was trained: the hash of the base's weights as stored, else as held, else its name and revision."""
+        """Base that was trained: the hash of its weights as stored, else as held, else its name and revision."""
         model = self.record.model
         base = (
             model.get("stored_sha256")
@@ -78,19 +81,19 @@ class Run:
 
     @property
     def precision(self) -> str | None:
-        """What `hardware.precision=auto` came to on the run's machine; None where a precision was asked for."""
-        asked = (self.record.config.get("hardware") or {}).get("precision")
-        return str(self.record.environment.get("precision")) if asked == "auto" else None
+        """Precision that `hardware.precision=auto` came to on the run's machine; None where one was named."""
+        precision = (self.record.config.get("hardware") or {}).get("precision")
+        return str(self.record.environment.get("precision")) if precision == "auto" else None
 
     def value(self, name: str) -> float | None:
         """A metric, or a number of the record by its dotted path (`seconds.train`); None where not measured."""
-        found: Any = self.record.metrics.get(name)
-        if found is None and name in {item.name for item in fields(RunRecord)}:
-            found = getattr(self.record, name)
-        elif found is None and name.startswith("seconds."):
-            found = self.record.seconds.get(name.removeprefix("seconds."))
-        number = isinstance(found, int | float) and not isinstance(found, bool)
-        return float(found) if number and math.isfinite(found) else None
+        value: Any = self.record.metrics.get(name)
+        if value is None and name in {item.name for item in fields(RunRecord)}:
+            value = getattr(self.record, name)
+        elif value is None and name.startswith("seconds."):
+            value = self.record.seconds.get(name.removeprefix("seconds."))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if number and math.isfinite(value) else None
 
     @cached_property
     def curves(self) -> dict[str, list[float | None]]:
@@ -98,8 +101,8 @@ class Run:
         path = self.path / METRICS
         record.check_own(path)
         recorded = self.record.files.get(METRICS) if self.status == "completed" else None
-        if recorded is not None and (found := run_files.damage(path, recorded, whole=True)) is not None:
-            raise UsageError(f"{found}; its curves are left out.")
+        if recorded is not None and (fault := run_files.damage(path, recorded, whole=True)) is not None:
+            raise UsageError(f"{fault}; its curves are left out.")
         if not path.exists():
             return {}
         columns: dict[str, list[float | None]] = {}
@@ -122,7 +125,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that was left out, and why."""
+    """A directory or file that was left out, and why."""
 
     path: Path
     reason: str
@@ -149,12 +152,12 @@ class LoadedStudy:
         if not self.declared:
             return []
         study = self.declared
-        asked = [(arm, seed, seed) for arm in study.arms for seed in study.seeds]
-        asked += [(study.baseline, twin, seed) for twin, seed in zip(study.twin_seeds, study.seeds, strict=False)]
+        jobs = [(arm, seed, seed) for arm in study.arms for seed in study.seeds]
+        jobs += [(study.baseline, twin, seed) for twin, seed in zip(study.twin_seeds, study.seeds, strict=False)]
         present = {(run.record.arm, *run.pair) for run in self.runs if run.record.stage in ("verdict", None)}
         return [
             f"{arm}, seed {seed}" + (f" on the data order of {data_seed} (A/A)" if seed != data_seed else "")
-            for arm, seed, data_seed in asked
+            for arm, seed, data_seed in jobs
             if (arm, seed, data_seed) not in present
         ]
 
@@ -196,11 +199,11 @@ def load_study(study_dir: str | Path) -> LoadedStudy:
             problems.append(Problem(run_dir, str(error)))
             run.__dict__["curves"] = {}  # the record is whole, so the run counts; only its curves are left out
         runs.append(run)
-    _know_stored(runs)
+    _fill_stored_hashes(runs)
     return LoadedStudy(path, declared, tuple(runs), tuple(problems))
 
 
-def _know_stored(runs: Sequence[Run]) -> None:
+def _fill_stored_hashes(runs: Sequence[Run]) -> None:
     """Give runs from before stored weights were hashed the hash of a neighbour that holds the same weights."""
     models = [run.record.model for run in runs]
     stored = {model.get("weights_sha256"): model.get("stored_sha256") for model in models if model.get("stored_sha256")}
@@ -233,7 +236,7 @@ def _by_number(path: Path) -> tuple[int, str]:
 
 
 def _fault(read: RunRecord) -> str | None:
-    """What contradicts the schema in a record that is valid JSON; None where nothing does."""
+    """Contradiction of the schema in a record that is valid JSON; None where there is none."""
     for name in _DICTS:
         if not isinstance(getattr(read, name), dict):
             return f"has {name} = {getattr(read, name)!r}, not a mapping"

@@ -1,13 +1,11 @@
-"""The tables of a report, each cell formatted; a value nobody measured is a dash."""
+"""Tables of a report, each cell formatted; a value nobody measured is a dash."""
 
 import math
-from collections.abc import Sequence
 
 from lab.report import statistics
-from lab.report.analysis import Analysis
-from lab.report.arms import Arm
+from lab.report.analysis import Analysis, best_run
 from lab.report.comparison import Comparison
-from lab.report.document import MISSING, Table, number, p_text, signed
+from lab.report.document import MISSING, Table, number, p_text, signed, span
 from lab.report.statistics import mean_sd
 from lab.report.study import Run
 
@@ -22,7 +20,7 @@ def arms_table(analysis: Analysis) -> Table:
     for arm in analysis.arms:
         values = arm.values(metric)
         mean, sd = mean_sd(values)
-        best = _best(arm, analysis)
+        best = best_run([arm], judgement)
         role = (
             "baseline"
             if arm.name == judgement.baseline
@@ -37,12 +35,12 @@ def arms_table(analysis: Analysis) -> Table:
                 str(len(values)),
                 str(len(arm.unfinished)),
                 "–" if arm.learning_rate is None else f"{arm.learning_rate:g}" + (" (edge)" if arm.at_edge else ""),
-                _count([run.record.trainable_params for run in arm.runs]),
+                span(run.record.trainable_params for run in arm.runs),
                 number(mean),
                 number(sd),
                 _perplexity(metric, mean),
                 number(best[1] if best else None),
-                number(mean_sd(_known(arm.runs, "seconds.total"))[0], 1),
+                number(mean_sd(arm.values("seconds.total"))[0], 1),
             ]
         )
     columns = [
@@ -58,41 +56,6 @@ def arms_table(analysis: Analysis) -> Table:
 def _perplexity(metric: str, mean: float | None) -> str:
     """exp of the mean loss: the mean of exp would grow with the spread (Jensen)."""
     return number(math.exp(mean), 2) if mean is not None and metric.endswith("loss") and mean < 50 else MISSING
-
-
-def best_run(analysis: Analysis) -> tuple[Run, float, Arm] | None:
-    """The single best run of all arms; None where none has the metric."""
-    found = [(best[0], best[1], arm) for arm in analysis.arms if (best := _best(arm, analysis))]
-    sign = -1 if analysis.judgement.higher_is_better else 1
-    return min(found, key=lambda each: sign * each[1]) if found else None
-
-
-def ranking(analysis: Analysis) -> list[tuple[Arm, float]]:
-    """Arms by their mean, best first; an arm without a completed run has no place."""
-    means = [
-        (arm, mean) for arm in analysis.arms if (mean := mean_sd(arm.values(analysis.judgement.metric))[0]) is not None
-    ]
-    return sorted(means, key=lambda each: each[1], reverse=analysis.judgement.higher_is_better)
-
-
-def frontier_arms(analysis: Analysis) -> list[str]:
-    """Names of the arms whose mean no arm with at most as many trainable parameters beats."""
-    sign = -1.0 if analysis.judgement.higher_is_better else 1.0
-    known = []
-    for arm in analysis.arms:
-        mean, _ = mean_sd(arm.values(analysis.judgement.metric))
-        counts = [run.record.trainable_params for run in arm.runs if run.record.trainable_params]
-        if mean is not None and counts:
-            known.append((counts[0], sign * mean, arm.name))
-    return [
-        name for p, m, name in sorted(known) if not any((q <= p and k < m) or (q < p and k <= m) for q, k, _ in known)
-    ]
-
-
-def _best(arm: Arm, analysis: Analysis) -> tuple[Run, float] | None:
-    runs = [(run, value) for run in arm.runs if (value := run.value(analysis.judgement.metric)) is not None]
-    sign = -1 if analysis.judgement.higher_is_better else 1
-    return min(runs, key=lambda each: sign * each[1]) if runs else None
 
 
 def contrasts_table(analysis: Analysis) -> Table | None:
@@ -120,7 +83,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
 
 
 def information_table(analysis: Analysis) -> Table | None:
-    """What is shown beside the verdicts and decides none of them."""
+    """Information beside the verdicts that decides none of them: bootstrap, Wilcoxon, seeds that would decide."""
     rows = [row for row in analysis.contrasts if row.differences]
     if not rows:
         return None
@@ -145,7 +108,7 @@ def information_table(analysis: Analysis) -> Table | None:
 
 
 def described_table(analysis: Analysis) -> Table | None:
-    """Everything else that was measured, against the baseline: numbers without a verdict."""
+    """Differences from the baseline in every other metric: numbers without a verdict."""
     rows = [row for row in analysis.comparisons if row.kind == "described" and row.statistics.mean is not None]
     if not rows:
         return None
@@ -154,8 +117,8 @@ def described_table(analysis: Analysis) -> Table | None:
             row.arm_a,
             row.metric.replace("_", " "),
             str(row.statistics.pairs),
-            _plain(row.statistics.mean, row.metric),
-            _span(row),
+            _difference(row.statistics.mean, row.metric),
+            _interval(row.statistics.ci_low, row.statistics.ci_high, row.metric),
         ]
         for row in rows
     ]
@@ -173,18 +136,18 @@ def ranks_table(analysis: Analysis) -> Table | None:
     if answers is None:
         return None
     by_name = {arm.name: arm for arm in analysis.arms}
-    found = {rank: by_name[name] for rank, name in answers.ranks.items()}
-    means = {rank: mean_sd(arm.values(analysis.judgement.metric))[0] for rank, arm in found.items()}
+    by_rank = {rank: by_name[name] for rank, name in answers.ranks.items()}
+    means = {rank: mean_sd(arm.values(analysis.judgement.metric))[0] for rank, arm in by_rank.items()}
     known = [mean for mean in means.values() if mean is not None]
-    start = answers.base if answers.base is not None else means[min(found)]
+    start = answers.base if answers.base is not None else means[min(by_rank)]
     best = (max if analysis.judgement.higher_is_better else min)(known) if known else None
     rows = []
-    for rank, arm in found.items():
+    for rank, arm in by_rank.items():
         mean = means[rank]
         share = None
         if mean is not None and start is not None and best is not None and start != best:
             share = 100 * (start - mean) / (start - best)
-        seconds, _ = mean_sd(_known(arm.runs, "seconds.train"))
+        seconds, _ = mean_sd(arm.values("seconds.train"))
         rows.append(
             [
                 str(rank),
@@ -192,13 +155,13 @@ def ranks_table(analysis: Analysis) -> Table | None:
                 str(len(arm.values(analysis.judgement.metric))),
                 number(mean),
                 number(share, 1),
-                _count([run.record.trainable_params for run in arm.runs]),
+                span(run.record.trainable_params for run in arm.runs),
                 number(seconds, 1),
             ]
         )
     mean_of = f"mean {analysis.judgement.metric}"
     columns = ["rank", "arm", "runs", mean_of, "share of the gain (%)", "trainable parameters", "training seconds"]
-    origin = "the untrained base" if answers.base is not None else f"rank {min(found)}"
+    origin = "the untrained base" if answers.base is not None else f"rank {min(by_rank)}"
     return Table("ranks", f"Ranks; the gain is counted from {origin}.", columns, rows, text=("arm",))
 
 
@@ -258,15 +221,6 @@ def runs_table(analysis: Analysis) -> Table:
     return Table("runs", "Every completed run at its arm's learning rate.", columns, rows, text=("arm",))
 
 
-def _known(runs: Sequence[Run], name: str) -> list[float]:
-    return [value for run in runs if (value := run.value(name)) is not None]
-
-
-def _count(values: Sequence[int | None]) -> str:
-    known = sorted({value for value in values if value is not None})
-    return MISSING if not known else f"{known[0]:,}" if len(known) == 1 else f"{known[0]:,} to {known[-1]:,}"
-
-
 def _verdict(row: Comparison) -> str:
     """The verdict with the winner's name in it."""
     named = {"a_better": f"{row.arm_a} better", "b_better": f"{row.arm_b} better"}
@@ -277,16 +231,11 @@ def _versus(row: Comparison) -> str:
     return f"{row.arm_a} vs itself (A/A)" if row.kind == "aa" else f"{row.arm_a} vs {row.arm_b}"
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    return MISSING if low is None or high is None else f"{signed(low)} to {signed(high)}"
+def _interval(low: float | None, high: float | None, metric: str = "") -> str:
+    return MISSING if low is None else f"{_difference(low, metric)} to {_difference(high, metric)}"
 
 
-def _plain(value: float | None, metric: str) -> str:
+def _difference(value: float | None, metric: str) -> str:
     if metric == "peak_memory_bytes" and value is not None:
         return f"{value / 1e6:+,.1f} MB"
     return signed(value, 1 if metric.startswith("seconds") else 4)
-
-
-def _span(row: Comparison) -> str:
-    s = row.statistics
-    return MISSING if s.ci_low is None else f"{_plain(s.ci_low, row.metric)} to {_plain(s.ci_high, row.metric)}"

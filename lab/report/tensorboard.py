@@ -1,7 +1,8 @@
-"""The study in TensorBoard: a row per run in the hparams tab, the report in the text tab. No torch, no tensorflow."""
+"""TensorBoard of a study: a row per run in the hparams tab, the report in the text tab. No torch, no tensorflow."""
 
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -23,17 +24,17 @@ def write_events(analysis: Analysis, report: str, folder: Path) -> None:
     arms = {run.path: arm.name for arm in analysis.arms for run in (*arm.runs, *arm.twins)}
     runs = [run for run in analysis.study.runs if run.path in arms]
     measured = [name for name in METRICS if any(run.value(name) is not None for run in runs)]
-    _write(folder, [_text("report", report), *_experiment(measured)])
+    _write(folder, [_summary("report", [report], text), *_experiment(measured)])
     unique = len({run.name for run in runs}) == len(runs)
     for run in runs:
         values = {name: value for name in measured if (value := run.value(name)) is not None}
         session = hparams.hparams_pb(_hparams(run, arms[run.path]), trial_id=run.name)
         place = folder / (run.name if unique else f"{run.path.parent.name}_{run.name}")
-        _write(place, [session, *(_scalar(name, value) for name, value in values.items())])
+        _write(place, [session, *(_summary(name, value, scalar) for name, value in values.items())])
 
 
 def _hparams(run: Run, arm: str) -> dict[str, str | float | int]:
-    found = {
+    values = {
         "arm": arm,
         "seed": run.record.seed,
         "data_seed": run.record.data_seed,
@@ -41,7 +42,7 @@ def _hparams(run: Run, arm: str) -> dict[str, str | float | int]:
         "rank": run.rank,
         "trainable_params": run.record.trainable_params,
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _experiment(metrics: list[str]) -> list[Summary]:
@@ -50,23 +51,9 @@ def _experiment(metrics: list[str]) -> list[Summary]:
     return [hparams.hparams_config_pb(columns, [hparams.Metric(name) for name in metrics])]
 
 
-def _scalar(name: str, value: float) -> Summary:
-    summary = Summary()
-    summary.value.add(
-        tag=name,
-        metadata=scalar.create_summary_metadata(name, ""),
-        tensor=tensor_util.make_tensor_proto(value),
-    )
-    return summary
-
-
-def _text(name: str, content: str) -> Summary:
-    summary = Summary()
-    summary.value.add(
-        tag=name,
-        metadata=text.create_summary_metadata(name, ""),
-        tensor=tensor_util.make_tensor_proto([content]),
-    )
+def _summary(name: str, value: float | list[str], plugin: ModuleType) -> Summary:
+    summary, tensor = Summary(), tensor_util.make_tensor_proto(value)
+    summary.value.add(tag=name, metadata=plugin.create_summary_metadata(name, ""), tensor=tensor)
     return summary
 
 

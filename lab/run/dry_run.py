@@ -13,15 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.adapter.install import install
+from lab.adapter.build import build, planned, scaling_factor
 from lab.config import Optim, RunConfig, instantiate
 from lab.data.corpus import load_corpus
 from lab.data.encode import Sample
 from lab.layer import find_targets
+from lab.model import base_of
 from lab.training.answers import Answers
 from lab.training.hardware import Resolved, resolve
 from lab.training.loader import BatchPlan
-from lab.training.loss import LabelGate, base_of, loss_at
+from lab.training.loss import LabelGate, loss_at
 from lab.training.optim import make_optimizer
 from lab.training.positions import check_fits
 
@@ -94,18 +95,16 @@ def cost_of_step(
     parameters = list(net.parameters())
     trainable = [p for p in parameters if p.requires_grad]
     weights, gradients = _bytes([*parameters, *net.buffers()]), _bytes(trainable)
-    gate = PlannedGate(base_of(net))
     ids = torch.zeros(examples, length, dtype=torch.long)
     targets = torch.zeros(labelled, dtype=torch.long)
     positions = torch.zeros(labelled, dtype=torch.long)  # which they are changes no size
     optimizer = make_optimizer(net, optim, torch.device("cpu"))
     flops = FlopCounterMode(display=False)
     net.train()
-    with LiveBytes() as live, flops:
+    with PlannedGate(base_of(net)) as gate, LiveBytes() as live, flops:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = loss_at(net, gate, ids, (positions, positions), targets)
         loss.backward()
-    gate.handle.remove()
     optimizer.step()
     state = _bytes(t for kept in optimizer.state.values() for t in kept.values() if isinstance(t, Tensor))
     # Gradients come to life during the backward pass: they are part of the peak, and not counted twice.
@@ -135,16 +134,10 @@ def fake_model(config: RunConfig, dtype: torch.dtype, mode: FakeTensorMode) -> n
         net.enable_input_require_grads()  # type: ignore[operator]
     if config.method == "lora":
         targets = find_targets(net, config.adapter.target_modules, config.adapter.exclude_modules)
-        net = install(
-            net,
-            targets,
-            {target.name: config.rank for target in targets},
-            rank=config.rank,
-            alpha=config.alpha,
-            scaling=config.scaling,  # type: ignore[arg-type]
-            dropout=config.adapter.dropout,
-            use_dora=config.adapter.use_dora,
-        )
+        scaling = scaling_factor(config.alpha, config.rank, config.scaling)  # type: ignore[arg-type]
+        plan = {target.name: config.rank for target in targets}
+        structure = planned(targets, plan, scaling=scaling, use_dora=config.adapter.use_dora)
+        net = build(net, structure, config.adapter.dropout)
     # From the meta device to a CPU that computes shapes only: on meta, attention would not choose the fused kernels.
     made: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
     for module in net.modules():
@@ -165,12 +158,11 @@ def predict(config: RunConfig, hardware: Resolved, samples: list[Sample]) -> tup
     longest = sorted(samples, key=lambda sample: -len(sample.input_ids))[: hardware.micro]
     labelled = max(1, sum(int((sample.labels != -100).sum()) for sample in longest))
     length = len(longest[0].input_ids)
-    full_mixed = config.method == "full" and hardware.precision == "bf16-mixed"
     mode = FakeTensorMode()
-    net = fake_model(config, torch.float32 if full_mixed else hardware.compute_dtype, mode)
+    net = fake_model(config, hardware.weight_dtype, mode)
     with mode:
         cost = cost_of_step(
-            net, config.optim, len(longest), length, labelled, autocast=full_mixed, devices=hardware.devices
+            net, config.optim, len(longest), length, labelled, autocast=hardware.autocast, devices=hardware.devices
         )
     mean_tokens = sum(len(sample.input_ids) for sample in samples) / len(samples) * config.schedule.batch_size
     return cost, cost.flops / (len(longest) * length) * mean_tokens
@@ -192,16 +184,16 @@ def device_speed(hardware: Resolved) -> tuple[str, float, str]:
 
 def report(config: RunConfig) -> str:
     """The lines that dry_run=true prints; reads the data and the model's configuration, no weights."""
-    asked = config.hardware
+    asked, trains_base = config.hardware, config.method == "full"
     if asked.accelerator == "gpu" and torch.cuda.device_count() < asked.devices:
         # A machine that is not here can still be planned for; what it has is what its hardware option says.
         hardware = replace(
-            resolve(replace(asked, accelerator="cpu", precision=asked.precision), config.schedule.batch_size),
+            resolve(replace(asked, accelerator="cpu"), config.schedule.batch_size, trains_base=trains_base),
             accelerator="gpu",
             precision="bf16-mixed" if asked.precision == "auto" else asked.precision,
         )
     else:
-        hardware = resolve(asked, config.schedule.batch_size)
+        hardware = resolve(asked, config.schedule.batch_size, trains_base=trains_base)
     model, data = instantiate.make(config.model), instantiate.make(config.data)
     tokenizer = model.tokenizer()
     corpus = load_corpus(data, tokenizer, config.evaluate.max_examples)

@@ -4,13 +4,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab import config as configuration
 from lab import record
 from lab.config import RunConfig, instantiate
 from lab.errors import UsageError
 from lab.record import run_files
+
+if TYPE_CHECKING:
+    from lab.adapter.structured import Structured
 
 NAMES = {"last": ("last.ckpt", "previous.ckpt"), "best": ("best.ckpt",)}  # in checkpoints/
 EXPORTED = {"lora": "adapter", "full": "model"}
@@ -28,11 +31,15 @@ UNFINISHED = {
 class Selected:
     """The weights that a run's record speaks of, on the CPU in the run's dtype."""
 
-    net: Any  # a PeftModel with method=lora, else the transformers model
-    model: Any
+    weights: "Structured"
+    model: Any  # where its base is from
     config: RunConfig
-    offset: str  # as in Applied; none where it is part of the pairs
     step: int
+
+    @property
+    def net(self) -> Any:
+        """A PeftModel where there are adapters, else the transformers model."""
+        return self.weights.net
 
 
 def load(run_dir: Path) -> Selected:
@@ -45,18 +52,14 @@ def load(run_dir: Path) -> Selected:
     check(run_dir, config)
     model = instantiate.make(config.model)
     _check_base(run_dir, model)
-    from lab.run.setup import load_base, readapt
-    from lab.training import hardware
+    from lab.run.setup import load_base, readapt, resolve_hardware
 
     content = _from_checkpoint(run_dir, config) if _has_checkpoint(run_dir, config) else _from_export(run_dir, config)
     config.hardware.accelerator, config.hardware.devices = "cpu", 1
-    net, targets = load_base(model, config, hardware.resolve(config.hardware, config.schedule.batch_size, before))
-    structure = content["structure"]
-    targets = [target for target in targets if target.name in structure["plan"]] if config.method == "lora" else targets
+    net, targets = load_base(model, config, resolve_hardware(config, before))
     adapted = readapt(net, targets, config, content, model)
-    return Selected(
-        adapted.net.eval(), model, config, structure.get("offset", "none"), int(content["progress"]["step"])
-    )
+    adapted.net.eval()
+    return Selected(adapted.model, model, config, int(content["progress"]["step"]))
 
 
 def check(run_dir: Path, config: RunConfig) -> None:
@@ -135,20 +138,17 @@ def _from_export(run_dir: Path, config: RunConfig) -> dict[str, Any]:
             damaged = run_files.damage(run_dir / name, recorded, whole=True)
             if damaged is not None:
                 raise UsageError(f"{damaged}, and there is no checkpoint; put a copy of it back, or train again.")
-    plan: dict[str, int] = {}
     try:
         if config.method == "full":
             state = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
         else:
-            plan, state = reread(folder)
+            state = reread(folder)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UsageError(f"{folder} cannot be read ({error}), and there is no checkpoint; train again.") from None
     structure = {
         "method": config.method,
         "base_sha256": result.model["weights_sha256"],
         "stored_sha256": result.model.get("stored_sha256"),
-        "plan": plan,
-        "offset": "none",
     }
     step = result.steps if config.select == "last" else result.metrics.get("best_step")
     return {"structure": structure, "state_dict": state, "progress": {"step": step or 0}}

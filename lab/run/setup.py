@@ -1,36 +1,33 @@
-"""Live models of a run, from its config: base to adapted model, each step read back."""
+"""Setup of a run's model, from its config: base to adapted model, each step read back."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from lab.adapter.build import Scaling, build, planned, scaling_factor, trained_in_full
 from lab.adapter.initialise import Initialised, initialise
-from lab.adapter.install import Scaling, install, scaling_factor
-from lab.adapter.layer import adapted_layers
-from lab.adapter.state import load_adapter_state
+from lab.adapter.read import check_structure
+from lab.adapter.state import load_model_state, structure_of
+from lab.adapter.structured import Structured
 from lab.adapter.verify import Applied, frozen_digests, verify, verify_frozen, verify_restored
-from lab.config import RunConfig, instantiate
+from lab.config import RunConfig
 from lab.data.encode import Sample
+from lab.editors.start import first_scheme
 from lab.errors import Mismatch, UsageError
-from lab.evidence.gather import Look
-from lab.init import InitScheme
-from lab.init.adalora import Triplets
-from lab.instruments.first_step import FirstStepWatch
-from lab.instruments.rank_plan import PlanFigure
+from lab.evidence.gather import EvidenceGatherer
 from lab.layer import Target, find_targets, weight_of
 from lab.model import Model, combined, digests_of, weights_sha256
-from lab.rank_strategy.adalora import Adalora
+from lab.run.parts import Parts
+from lab.structure import Structure
+from lab.training import hardware
 from lab.training.distributed import check_equal, from_rank_0
 from lab.training.hardware import Resolved
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Callback
-    from peft import PeftModel
+BASE_KEYS = ("base_sha256", "stored_sha256")  # in a checkpoint's structure
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,9 @@ class BaseHashes:
     held: str
     of_each: dict[str, bytes]  # as held, by name
 
-    def structure(self) -> dict[str, str | None]:
+    def plain(self) -> dict[str, str | None]:
         """What a checkpoint keeps of it."""
-        return {"base_sha256": self.held, "stored_sha256": self.stored}
+        return dict(zip(BASE_KEYS, (self.held, self.stored), strict=True))
 
 
 def base_hashes(model: Model, net: nn.Module, seed: int) -> BaseHashes:
@@ -61,117 +58,122 @@ def _stored_sha256(model: Model, seed: int) -> str | None:
 class Adapted:
     """A model ready to train, and what was read back from it."""
 
-    net: Any  # a PeftModel with method=lora, else the transformers model
+    model: Structured
     targets: list[Target]
-    structure: dict[str, Any]
-    applied: Applied | None = None
+    applied: Applied | None = None  # None without adapters, and on a run that goes on
     init_record: dict[str, Any] = field(default_factory=dict)
     frozen: dict[str, bytes] = field(default_factory=dict)  # digests of the base's weights under the adapters
-    filled: Initialised | None = None  # None with method=full, and on a run that goes on
+    filled: Initialised | None = None  # as `applied`
 
-    def watchers(self, run_dir: Path) -> "list[Callback]":
-        """What looks at a fresh run of adapters from outside: the figure of its ranks, its first step."""
-        if self.applied is None:
-            return []
-        return [PlanFigure(self.applied.ranks, self.targets), FirstStepWatch(run_dir, self.targets)]
+    @property
+    def net(self) -> Any:
+        """A PeftModel where there are adapters, else the transformers model."""
+        return self.model.net
 
 
-def load_base(model: Any, config: RunConfig, hardware: Resolved) -> tuple[nn.Module, list[Target]]:
+def resolve_hardware(config: RunConfig, precision: str | None = None) -> Resolved:
+    """The hardware of a run; `precision` is what `auto` came to before."""
+    trains_base = config.method == "full"
+    return hardware.resolve(config.hardware, config.schedule.batch_size, precision, trains_base)
+
+
+def load_base(model: Model, config: RunConfig, resolved: Resolved) -> tuple[Any, list[Target]]:
     """The base on its device, and the layers to adapt; shapes are checked before any weight is read."""
     targets: list[Target] = []
     if config.method == "lora":
-        for node in (config.rank_strategy, config.init):  # what they refuse of their values, they refuse now
-            instantiate.make(node)
-        targets = find_targets(model.skeleton(), config.adapter.target_modules, config.adapter.exclude_modules)
+        targets = adapter_targets(model, config)
         for target in targets:
             if config.rank > target.max_rank:
                 raise UsageError(
                     f"rank={config.rank} is larger than the smaller side of {target.name} ({target.shape[0]} x "
                     f"{target.shape[1]}); use rank <= {min(t.max_rank for t in targets)}, or adapter.exclude_modules."
                 )
-    full_mixed = config.method == "full" and hardware.precision == "bf16-mixed"
-    net = model.load(torch.float32 if full_mixed else hardware.compute_dtype, config.seed)
+    net: Any = model.load(resolved.weight_dtype, config.seed)
     if config.hardware.gradient_checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         net.enable_input_require_grads()
-    return net.to(hardware.device), targets
+    return net.to(resolved.device), targets
+
+
+def adapter_targets(model: Model, config: RunConfig) -> list[Target]:
+    """The layers that get adapters, known from shapes."""
+    return find_targets(model.skeleton(), config.adapter.target_modules, config.adapter.exclude_modules)
+
+
+def scaling_of(config: RunConfig) -> float:
+    """The one scaling of a run's adapters."""
+    return scaling_factor(config.alpha, config.rank, cast(Scaling, config.scaling))
 
 
 def adapt(
     net: nn.Module,
     targets: list[Target],
+    parts: Parts,
     config: RunConfig,
-    hardware: Resolved,
+    resolved: Resolved,
     train: Sequence[Sample],
     pad_id: int,
     base: BaseHashes,
 ) -> Adapted:
-    """Plan, install, fill and verify the adapters of a fresh run; raises Mismatch where the model is not as planned."""
+    """Plan, build, fill and verify a fresh run's model; raises Mismatch where the model is not as planned."""
     began = time.perf_counter()
-    if config.method == "full":
+    if parts.rank_strategy is None or parts.init is None:
         check_equal({"the base's sha256": base.held})
-        net.requires_grad_(True)
-        return Adapted(net, [], {"method": "full", **base.structure()})
-    strategy, scheme = instantiate.make(config.rank_strategy), instantiate.make(config.init)
-    adaptive = isinstance(strategy, Adalora)
-    if adaptive:
-        scheme = _scheme_of(strategy, scheme)
-    look = Look(net, targets, config, train, pad_id, hardware.device)
-    of_strategy, of_scheme = look.evidence(strategy, scheme)
+        structure = trained_in_full(net)
+        return Adapted(Structured(build(net, structure), check_structure(net, structure), base.plain()), [])
+    strategy, (scheme, values) = parts.rank_strategy, first_scheme(parts.rank_strategy, parts.init)
+    gatherer = EvidenceGatherer(net, targets, config, train, pad_id, resolved.device)
+    of_strategy, of_scheme = gatherer.evidence(strategy, scheme)
     modules = dict(net.named_modules())
     weights = {target.name: weight_of(modules[target.name]).detach() for target in targets}
     generator = torch.Generator().manual_seed(config.seed)
     plan = from_rank_0(lambda: strategy.allocate(targets, config.rank, weights, of_strategy, generator))
-    scaling = scaling_factor(config.alpha, config.rank, cast(Scaling, config.scaling))
-    adapted = _installed(net, targets, plan, config)
-    if adaptive:
-        for layer in adapted_layers(adapted).values():
-            layer.add_values()
+    structure = planned(targets, plan, scaling=scaling_of(config), use_dora=config.adapter.use_dora, values=values)
+    adapted = build(net, structure, config.adapter.dropout)
     filled = initialise(adapted, scheme, targets, of_scheme, seed=config.seed)
-    applied = verify(adapted, targets, plan, scaling, filled, config.adapter.use_dora, adaptive)
+    applied = verify(adapted, structure, filled)
     written = {f"{name}.weight" for name, layer in filled.layers.items() if layer.base_sha256 is not None}
     frozen = verify_frozen(adapted, base.of_each, leave_out=written)  # whose own digests were compared just now
-    check_equal({"the base's sha256": base.held, "the rank plan": applied.ranks, "the init": filled.sha256})
-    structure = {
-        "method": "lora",
-        **base.structure(),
-        "plan": plan,
-        "offset": applied.offset,
-        "init": config.init["_target_"],
-    }
+    ranks = applied.structure.ranks
+    check_equal({"the base's sha256": base.held, "the rank plan": ranks, "the init": filled.sha256})
     record = {
         "scheme": getattr(scheme, "label", type(scheme).__name__),
-        "offset": applied.offset,
-        "modules_targeted": applied.modules_targeted,
+        "offset": applied.structure.offset,
+        "modules_targeted": len(targets),
         "modules_initialised": applied.modules_initialised,
         "delta_norm": applied.delta_norm,
-        "looked_at": look.said,
-        "tokens": look.tokens,
+        "looked_at": gatherer.said,
+        "tokens": gatherer.tokens,
         "seconds": time.perf_counter() - began,
         **filled.decomposed,
     }
-    return Adapted(adapted, targets, structure, applied, record, frozen, filled)
+    model = Structured(adapted, filled.applied_to(structure), base.plain())
+    return Adapted(model, targets, applied, record, frozen, filled)
 
 
-def readapt(
-    net: nn.Module, targets: list[Target], config: RunConfig, checkpoint: dict[str, Any], model: Model
-) -> Adapted:
+def readapt(net: Any, targets: list[Target], config: RunConfig, checkpoint: dict[str, Any], model: Model) -> Adapted:
     """The model a checkpoint was written from: its structure rebuilt, its weights loaded; no data, no SVD.
 
     Raises UsageError where the base is not the one that the run began with.
     """
-    structure = checkpoint["structure"]
-    _check_base(structure, model, net, config.seed)
-    if structure["method"] == "full":
-        net.requires_grad_(True)
-        net.load_state_dict(checkpoint["state_dict"])
-        return Adapted(net, [], structure)
-    adapted = _installed(net, targets, structure["plan"], config)
-    load_adapter_state(adapted, checkpoint["state_dict"])
-    scaling = scaling_factor(config.alpha, config.rank, cast(Scaling, config.scaling))
-    facts = (structure["plan"], scaling, structure["offset"], checkpoint["state_dict"], config.adapter.use_dora)
-    verify_restored(adapted, targets, *facts)
-    return Adapted(adapted, targets, structure, frozen=frozen_digests(adapted))
+    saved, state = checkpoint["structure"], checkpoint["state_dict"]
+    _check_base(saved, model, net, config.seed)
+    structure = _structure_of(saved, state, net, config)
+    built = build(net, structure, config.adapter.dropout)
+    load_model_state(built, state)
+    base = {key: saved.get(key) for key in BASE_KEYS}
+    if not structure.pairs:
+        return Adapted(Structured(built, check_structure(built, structure), base), [])
+    verify_restored(built, structure, state)
+    adapted = [target for target in targets if target.name in structure.pairs]
+    return Adapted(Structured(built, structure, base), adapted, frozen=frozen_digests(built))
+
+
+def _structure_of(saved: dict[str, Any], state: dict[str, Any], net: Any, config: RunConfig) -> Structure:
+    """The structure in a checkpoint; those of before 2026-11-28 named a method, and it follows from their state."""
+    if "layers" in saved:
+        return Structure.from_plain(saved["layers"])
+    return structure_of(state, scaling_of(config)) if saved["method"] == "lora" else trained_in_full(net)
 
 
 def check_step0(adapted: Adapted, base: float, step0: float, config: RunConfig) -> None:
@@ -181,12 +183,15 @@ def check_step0(adapted: Adapted, base: float, step0: float, config: RunConfig) 
     rescales.
     """
     applied = adapted.applied
-    if applied is None or not (applied.offset == "separate" or applied.delta_norm == 0) or applied.bases_replaced:
+    if applied is None or any(layer.base_replaced for layer in applied.structure.pairs.values()):
+        return
+    offset = applied.structure.offset
+    if offset != "separate" and applied.delta_norm != 0:
         return
     tolerance = 1e-2 if config.adapter.use_dora else 1e-5  # 2^-8 of bf16's weights, summed; float32's last digits
     if abs(step0 - base) > tolerance * max(1.0, abs(base)):
         raise Mismatch(
-            f"the loss at step 0 is {step0:.6f} and the base's {base:.6f}: with offset {applied.offset} and a product "
+            f"the loss at step 0 is {step0:.6f} and the base's {base:.6f}: with offset {offset} and a product "
             f"of norm {applied.delta_norm:.3g} the adapters must not move it."
         )
 
@@ -208,26 +213,3 @@ def _check_base(structure: dict[str, Any], model: Model, net: nn.Module, seed: i
             f"the base has changed since the run began, or is held in another precision (sha256 {held[:12]}, was "
             f"{structure['base_sha256'][:12]}); give back the model and the precision that the run was started with."
         )
-
-
-def _scheme_of(strategy: Adalora, scheme: Any) -> InitScheme:
-    """AdaLoRA's own, in place of plain LoRA's; raises UsageError for any other, which it could not use."""
-    if getattr(scheme, "label", None) != "random":
-        raise UsageError(
-            f"rank_strategy=adalora fills its triplets itself, with a product of 0, and init={type(scheme).__name__} "
-            "would not be used; choose init=random."
-        )
-    return Triplets()
-
-
-def _installed(net: nn.Module, targets: list[Target], plan: dict[str, int], config: RunConfig) -> "PeftModel":
-    return install(
-        net,
-        targets,
-        plan,
-        rank=config.rank,
-        alpha=config.alpha,
-        scaling=cast(Scaling, config.scaling),
-        dropout=config.adapter.dropout,
-        use_dora=config.adapter.use_dora,
-    )

@@ -1,24 +1,30 @@
-"""What a run tells about itself: its model as it really is, into the record; its start and its end, on the console."""
+"""Summary of a run: the live model's facts in its record, its first and last lines on the console."""
 
+import platform
+import subprocess
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.text import Text
 
+from lab import __version__
 from lab.adapter.readers import damping
 from lab.config import RunConfig, for_files
 from lab.instruments.rank_plan import print_plan
 from lab.layer import Target
+from lab.model import Model
+from lab.paths import PACKAGE
 from lab.record import RunRecord
-from lab.run.environment import environment
 from lab.run.setup import Adapted
 from lab.training.hardware import Resolved
 from lab.training.progress import console
 
 
-def describe(
-    result: RunRecord, config: RunConfig, adapted: Adapted, model: Any, tokenizer: Any, hardware: Resolved
+def fill_record(
+    result: RunRecord, config: RunConfig, adapted: Adapted, model: Model, tokenizer: Any, hardware: Resolved
 ) -> None:
     """Fill the record with what the live model, the config and the machine are."""
     net = adapted.net
@@ -28,8 +34,8 @@ def describe(
     result.model = {
         "name_or_path": model.name_or_path,
         "revision": model.revision,
-        "weights_sha256": adapted.structure["base_sha256"],  # as held, in `dtype`
-        "stored_sha256": adapted.structure["stored_sha256"],  # as its files have it: the same whatever the precision
+        "weights_sha256": adapted.model.base["base_sha256"],  # as held, in `dtype`
+        "stored_sha256": adapted.model.base["stored_sha256"],  # as its files have it: the same whatever the precision
         "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
         "quantization": getattr(model, "quantization", None),
         "vocab_size": words,
@@ -38,13 +44,14 @@ def describe(
     result.trainable_params = sum(p.numel() for p in net.parameters() if p.requires_grad)
     result.total_params = sum(p.numel() for p in net.parameters())
     if adapted.applied is not None:
-        result.ranks, result.scalings = dict(adapted.applied.ranks), dict(adapted.applied.scalings)
+        structure = adapted.applied.structure
+        result.ranks, result.scalings = structure.ranks, structure.scalings
         asked = config.rank * sum(target.cost for target in adapted.targets)
         result.budget = {"asked": asked, "used": adapted.applied.budget_used}
     result.environment = environment(hardware)
 
 
-def say_start(result: RunRecord, targets: Sequence[Target]) -> None:
+def print_start(result: RunRecord, targets: Sequence[Target]) -> None:
     """What was installed and initialised, and where the loss starts."""
     if unused := result.model["unused_ids"]:
         console.print(
@@ -65,12 +72,37 @@ def say_start(result: RunRecord, targets: Sequence[Target]) -> None:
     console.print(f"base: validation loss {result.metrics['base_val_loss']:.4f} nats per token")
 
 
-def say_end(result: RunRecord, run_dir: Path) -> None:
+def print_end(result: RunRecord, run_dir: Path) -> None:
     """The last line of a run: its scores, its seconds, its folder."""
     metrics = result.metrics
     shown = ("val_loss", "val_bpb", "best_val_bpb", "base_val_loss", "test_loss", "test_accuracy", "forgetting")
     facts = [f"{name} {value:.4f}" for name in shown if (value := metrics.get(name)) is not None]
     console.print(f"{' · '.join(facts)} · {result.seconds['total']:.0f} s · {run_dir}")
+
+
+def environment(resolved: Resolved) -> dict[str, Any]:
+    """The `environment` field of a RunRecord."""
+    versions = {}
+    for name in ("lightning", "transformers", "peft", "hydra-core", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "absent"
+    commit = subprocess.run(
+        ["git", "-C", str(PACKAGE), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "lab": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with its build, which the package's own version may lack
+        **versions,
+        "accelerator": resolved.accelerator,
+        "device": resolved.device_name,
+        "devices": resolved.devices,
+        "precision": resolved.precision,
+        "threads": resolved.threads,
+        "commit": commit or None,
+    }
 
 
 def _span(values: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from lab.spectral.convergence import degree_for, turn
+from lab.spectral.convergence import degree_for, error_angle
 
 GRAM_UP_TO = 512  # width up to which a Gram matrix costs less than the products it saves
 FIRST_DEGREE, MOST_DEGREE = 6, 16
@@ -20,13 +20,13 @@ STRIP = 128  # rows of a Gram matrix at a time; what lies below the diagonal is 
 
 @dataclass(frozen=True)
 class ByGram:
-    """Of b weights of width n. Where the values of a block span too much for float32 nothing but `found` holds."""
+    """The strongest directions of b weights of width n; nothing but `resolved` holds of one that it is False for."""
 
     values: Tensor  # (b, q) λ = σ², descending
     V: Tensor  # (b, n, q), orthonormal columns
     residual: Tensor  # (b,) largest ‖Av − λv‖/λ over the first k
     degrees: list[int]  # what each should start with next time
-    found: list[bool]
+    resolved: list[bool]  # False where the values of a block span too much for float32
     products: int  # of a Gram matrix with a block, over all b
 
 
@@ -36,14 +36,14 @@ def by_gram(
     """Turn spanning guesses V (b, n, q) into the q strongest directions of A = WᵀW of b float32 weights (m, n), m ≥ n.
 
     A filter T_d(2A/e − I) favours what lies above the edge e, the λ_q of last time, or anything positive where that is
-    unknown (Zhou, Saad, Tiago and Chelikowsky, J. Comput. Phys. 219, 2006). Weights whose directions are off by more
-    than `tolerance` (radians, by `turn`) start again at the λ_q just found, with the degree that this should take.
+    unknown (Zhou, Saad, Tiago and Chelikowsky, J. Comput. Phys. 219, 2006). Weights whose `error_angle` is beyond the
+    `tolerance` (radians) start again at the λ_q just found, with the degree that this should take.
     """
     b, _, q = V.shape
     order = sorted(range(b), key=lambda i: -degrees[i])
     B = _shifted_grams([weights[i] for i in order], [edges[i] for i in order])
-    values, found_V, residual = V.new_empty(b, q), torch.empty_like(V), V.new_empty(b)
-    following, sound, products = [0] * b, [True] * b, 0
+    values, directions, residual = V.new_empty(b, q), torch.empty_like(V), V.new_empty(b)
+    following, resolved, products = [0] * b, [True] * b, 0
     active, block = order, V[order]
     edge = V.new_tensor([edges[i] for i in order])
     degree = [min(MOST_DEGREE, degrees[i] + degrees[i] % 2) for i in order]
@@ -57,16 +57,17 @@ def by_gram(
         X = Q @ coordinates
         lengths = torch.linalg.vector_norm(image @ coordinates[..., :k] - X[..., :k] * beta[:, None, :k], dim=-2)
         now, off = (beta + 2) * (edge / 4)[:, None], (lengths / (beta[:, :k] + 2)).amax(-1)
-        values[active], found_V[active], residual[active] = now, X, off
+        values[active], directions[active], residual[active] = now, X, off
         again: list[tuple[int, int]] = []  # degree, place
-        for place, (i, turned, held) in enumerate(zip(active, turn(off, now, k).tolist(), now.tolist(), strict=True)):
-            sound[i] = held[-1] > LEAST_SPREAD * held[0]
-            if not sound[i]:
+        errors = error_angle(off, now, k).tolist()
+        for place, (i, error, held) in enumerate(zip(active, errors, now.tolist(), strict=True)):
+            resolved[i] = held[-1] > LEAST_SPREAD * held[0]
+            if not resolved[i]:
                 continue
             if cycle == 0:
-                following[i] = min(MOST_DEGREE, degree_for(degree[place], turned, tolerance, held, k))
-            if turned > tolerance:
-                again.append((min(MOST_DEGREE, degree_for(0, turned, tolerance, held, k)), place))
+                following[i] = min(MOST_DEGREE, degree_for(degree[place], error, tolerance, held, k))
+            if error > tolerance:
+                again.append((min(MOST_DEGREE, degree_for(0, error, tolerance, held, k)), place))
         if not again:
             break
         again.sort(reverse=True)
@@ -76,7 +77,7 @@ def by_gram(
         B = B[places] * grown[:, None, None]
         B.diagonal(dim1=-2, dim2=-1).add_(2 * (grown - 1)[:, None])
         edge = now[places, -1]
-    return ByGram(values, found_V, residual, following, sound, products)
+    return ByGram(values, directions, residual, following, resolved, products)
 
 
 def _shifted_grams(weights: Sequence[Tensor], edges: Sequence[float]) -> Tensor:

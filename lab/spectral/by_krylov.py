@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lab.spectral.by_gram import MOST_DEGREE, by_gram
-from lab.spectral.convergence import turn
+from lab.spectral.convergence import error_angle
 
 FIRST_DEPTH, MOST_DEPTH = 4, 8
 MOST_CYCLES = 8  # restarts, of which a first look at a flat spectrum needs most; the residual says what was reached
@@ -19,7 +19,7 @@ WITHIN = 0.2  # of the tolerance goes to telling directions apart within the spa
 
 @dataclass(frozen=True)
 class ByKrylov:
-    """Of one weight (m, n)."""
+    """The strongest directions of one weight (m, n)."""
 
     U: Tensor  # (m, k), orthonormal columns
     S: Tensor  # (q,), descending
@@ -33,7 +33,7 @@ def by_krylov(W: Tensor, V: Tensor, edge: float, k: int, depth: int, tolerance: 
     """Turn a spanning guess V (n, q) into the q strongest directions of a float32 weight (m, n), m ≥ n.
 
     Rayleigh–Ritz on [V, (WᵀW)V, …, (WᵀW)^depth V] (Golub, Luk and Overton 1981; Musco and Musco, NeurIPS 2015), again
-    from there while the first k are off by more than `tolerance` (radians, by `turn`).
+    from there while their `error_angle` is beyond the `tolerance` (radians).
     """
     q = V.shape[1]
     deepest = max(0, min(MOST_DEPTH, V.shape[0] // q - 1))
@@ -45,7 +45,7 @@ def by_krylov(W: Tensor, V: Tensor, edge: float, k: int, depth: int, tolerance: 
         products += 2 * depth + 2
         values = S.square()
         values[-1] = values[-1].clamp_min(min(edge, float(values[k - 1])))  # the last value is found last, from below
-        missed = float(turn(residual[None], values[None], k)) / tolerance
+        missed = float(error_angle(residual[None], values[None], k)) / tolerance
         short = math.ceil(math.log(max(missed, 1e-9)) / math.log(GAIN))
         if cycle == 0:  # too deep by a little is better than falling short
             following = max(1, min(MOST_DEPTH, depth + (short if missed > 1 else min(0, short + 2))))
@@ -75,11 +75,11 @@ def _cycle(
         space[:, start : start + q] = new
         torch.mm(W, new, out=image[:, start : start + q])
     # Within the space the same question is a narrow one. More than k, since the gap is told from the values beyond.
-    found = by_gram(
+    inner = by_gram(
         [image], torch.eye(image.shape[1], q)[None].to(V), [edge], 3 * q // 4, [MOST_DEGREE], WITHIN * tolerance
     )
-    if found.found[0]:
-        S, coordinates = found.values[0].sqrt(), found.V[0]
+    if inner.resolved[0]:
+        S, coordinates = inner.values[0].sqrt(), inner.V[0]
         U, V = (image @ coordinates[:, :k]) / S[:k], space @ coordinates
     else:
         U, S, V = _graded(image, space, q)

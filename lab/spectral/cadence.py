@@ -1,4 +1,4 @@
-"""Which layers are measured at which tick, and by which process: functions of shapes and tick, never of the clock."""
+"""Cadence: the layers measured at a tick, and by which process, from shapes and tick alone, never from the clock."""
 
 from collections.abc import Mapping, Sequence
 
@@ -40,11 +40,11 @@ def cohorts(flops: Mapping[str, float], allowance: float | None) -> list[list[st
         return [list(flops)]
     number = min(len(flops), -(-int(sum(flops.values())) // max(1, int(allowance))))
     while number < len(flops):
-        groups = _spread(flops, number)
+        groups = _balance(flops, number)
         if all(len(group) == 1 or sum(flops[name] for name in group) <= allowance for group in groups):
             break
         number += 1
-    return [group for group in _spread(flops, number) if group]
+    return [group for group in _balance(flops, number) if group]
 
 
 def due(groups: Sequence[Sequence[str]], tick: int) -> Sequence[str]:
@@ -56,13 +56,13 @@ def due(groups: Sequence[Sequence[str]], tick: int) -> Sequence[str]:
 
 
 def owners(flops: Mapping[str, float], processes: int) -> dict[str, int]:
-    """Which of the processes analyses each layer, so that the longest finishes early (Graham 1969)."""
-    groups = _spread(flops, processes)
+    """The process that analyses each layer, such that the longest finishes early (Graham 1969)."""
+    groups = _balance(flops, processes)
     owner = {name: rank for rank, group in enumerate(groups) for name in group}
     return {name: owner[name] for name in flops}
 
 
-def _spread(flops: Mapping[str, float], number: int) -> list[list[str]]:
+def _balance(flops: Mapping[str, float], number: int) -> list[list[str]]:
     groups: list[list[str]] = [[] for _ in range(number)]
     loads = [0.0] * number
     for name in sorted(flops, key=lambda name: (-flops[name], name)):

@@ -1,4 +1,4 @@
-"""What a subspace would catch of a matrix by chance: mean, variance and z-score, in closed form. No torch.
+"""Chance levels of energy fractions: mean, variance and z-score under the null, in closed form. No torch.
 
 A matrix X (m, n) is compared with the first k left directions U and k right directions V of a weight. Its energy
 fractions are left ‖UᵀX‖²/‖X‖², right ‖XV‖²/‖X‖², core ‖UᵀXV‖²/‖X‖², and either = left + right − core. The null says
@@ -35,7 +35,7 @@ def variance(side: Side, k: int, shape: tuple[int, int], concentration: float) -
     `_slope` (Collins and Śniady, Comm. Math. Phys. 264, 2006), taken over U and then over V; p²q² is taken off by hand,
     so that nothing cancels.
     """
-    (k_left, k_right), (m, n) = counts(side, k, shape), shape
+    (k_left, k_right), (m, n) = core_widths(side, k, shape), shape
     p, q, s, t = k_left / m, k_right / n, _slope(k_left, m), _slope(k_right, n)
     of_right = t * _excess(n, concentration)
     across = t * ((n / 2 - 1) * m * concentration - n * concentration + 1 + n * m / 2)
@@ -43,7 +43,7 @@ def variance(side: Side, k: int, shape: tuple[int, int], concentration: float) -
 
 
 def z_score(side: Side, fraction: float, k: int, shape: tuple[int, int], concentration: float) -> float | None:
-    """How many standard deviations of the null a fraction lies from chance; None where the null has no spread.
+    """Standard deviations of the null by which a fraction lies above chance; None where the null has no spread.
 
     A score, not a Gaussian quantile: upper tails are heavy where X is near rank one (`lab.spectral.tail`).
     """
@@ -51,8 +51,8 @@ def z_score(side: Side, fraction: float, k: int, shape: tuple[int, int], concent
     return (fraction - chance(side, k, shape)) / math.sqrt(spread) if spread > 0 else None
 
 
-def counts(side: Side, k: int, shape: tuple[int, int]) -> tuple[int, int]:
-    """Of how many left and right directions a side is the core; `either` is the complement of one."""
+def core_widths(side: Side, k: int, shape: tuple[int, int]) -> tuple[int, int]:
+    """Numbers of left and right directions of which a side is the core; `either` is the complement of one."""
     m, n = shape
     left, right = min(k, m), min(k, n)
     return {"left": (left, n), "right": (m, right), "core": (left, right), "either": (m - left, n - right)}[side]
@@ -64,5 +64,5 @@ def _slope(k: int, d: int) -> float:
 
 
 def _excess(d: int, concentration: float) -> float:
-    found = d * min(1.0, concentration) - 1
-    return found if found > FLAT else 0.0
+    excess = d * min(1.0, concentration) - 1
+    return excess if excess > FLAT else 0.0

@@ -1,4 +1,4 @@
-"""How far the directions found are from the true ones, and how much more effort would bring them there."""
+"""Errors of iterated directions against the true ones, and the effort that would take them within a tolerance."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ LEAST_GAP = 0.02  # of λ_k; with less between what is wanted and what is not he
 MOST_GROWTH = 1e3  # of the strongest direction over the k-th in one filter; more, and float32 loses the k-th
 
 
-def turn(residual: Tensor, values: Tensor, k: int) -> Tensor:
-    """By what angle, about, the first k directions are off: (b,) radians, residual / (1 − λ_q/λ_k).
+def error_angle(residual: Tensor, values: Tensor, k: int) -> Tensor:
+    """The angle, about, by which the first k directions are off: (b,) radians, residual / (1 − λ_q/λ_k).
 
     `residual` (b,) is the largest ‖Av − λv‖/λ over the first k, `values` (b, q) the λ = σ², descending. The gap that
     counts is to what the block does not hold, since Rayleigh–Ritz has told apart what it does (Davis and Kahan, SIAM
@@ -21,18 +21,18 @@ def turn(residual: Tensor, values: Tensor, k: int) -> Tensor:
     return residual / (1 - beyond).clamp_min(LEAST_GAP)
 
 
-def degree_for(done: int, turned: float, tolerance: float, values: Sequence[float], k: int) -> int:
-    """The degree of a Chebyshev filter that should leave the tolerance where degree `done` left `turned`.
+def degree_for(done: int, error: float, tolerance: float, values: Sequence[float], k: int) -> int:
+    """The degree of a Chebyshev filter that should leave the tolerance where degree `done` left the angle `error`.
 
     `values` are the λ found; the filter's edge is their last. Even, at least 2, and no more than float32 stands.
     """
     edge = values[-1]
     wanted, top = _growth(values[k - 1] / edge), _growth(values[0] / edge)
-    degree = done + math.log(max(turned / tolerance, 1e-9)) / wanted
+    degree = done + math.log(max(error / tolerance, 1e-9)) / wanted
     most = math.log(MOST_GROWTH) / max(top - wanted, 1e-9)
     return max(2, 2 * math.ceil(min(degree, most) / 2))
 
 
 def _growth(ratio: float) -> float:
-    """What a degree more adds to the logarithm of T_d(2 ratio − 1)."""
+    """The sum that a degree more adds to the logarithm of T_d(2 ratio − 1)."""
     return math.acosh(2 * max(ratio, 1 + LEAST_GAP) - 1)

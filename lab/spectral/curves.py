@@ -1,4 +1,4 @@
-"""From bases and matrices to the float32 curves of a diagnosis."""
+"""Curves of a diagnosis, float32, from bases and matrices."""
 
 import math
 from collections import defaultdict
@@ -71,7 +71,7 @@ def empty(tick: int, shape: tuple[int, int], engine: Engine, reason: str, k: int
 
 
 def turns(before: Sequence[Directions], now: Sequence[Directions], k: int) -> list[Turn]:
-    """How the directions of layers turned between two ticks, as far as both ticks have them."""
+    """The turn of each layer's directions between two ticks, as far as both ticks have them."""
     pairs = [(getattr(old, side), getattr(new, side)) for side in "UV" for old, new in zip(before, now, strict=True)]
     directions = [new.directions for new in now] * 2
     groups: dict[Any, list[int]] = defaultdict(list)  # left of every layer, then right of every layer
@@ -111,8 +111,8 @@ def _turn(old: Directions, new: Directions, k: int, sides: Sequence[tuple[Curve,
     )
 
 
-def changed(weight: Tensor, initial: Tensor, known: Tensor, U: Tensor, k: int) -> dict[str, Any]:
-    """Of W − W₀ (out, in): its spectrum, what of it stands above noise, and the intruders among W's U (out, ≤ k).
+def change_fields(weight: Tensor, initial: Tensor, known: Tensor, U: Tensor, k: int) -> dict[str, Any]:
+    """The fields on W − W₀ (out, in): its spectrum, the spikes above noise, and the intruders among W's U (out, ≤ k).
 
     `known` are W₀'s `left_directions`. Nothing, where the difference is not finite.
     """
@@ -121,11 +121,11 @@ def changed(weight: Tensor, initial: Tensor, known: Tensor, U: Tensor, k: int) -
     if not math.isfinite(total):
         return {}
     S = singular_values(difference)
-    found = Change(
+    change = Change(
         energy=total, singular_values=curve(S[:k]), stable_rank=stable_rank(S, total), entropy_rank=entropy_rank(S)
     )
     shape = (weight.shape[0], weight.shape[1])
-    return {"change": found, "spikes": spikes(S, shape), "intruders": intruders(U, known)}
+    return {"change": change, "spikes": spikes(S, shape), "intruders": intruders(U, known)}
 
 
 def norm_ratios(
@@ -153,8 +153,8 @@ def norm_ratios(
 
 
 @dataclass(frozen=True)
-class Spread:
-    """How b matrices X (out, in) of any shapes lie on bases U and V of K directions. Small tensors are on the CPU."""
+class Projections:
+    """Projections of b matrices X (out, in) of any shapes on bases U, V of K directions; small tensors on the CPU."""
 
     totals: Sequence[float]  # ‖X‖²; not finite where X is not
     concentrations: Sequence[float]
@@ -201,17 +201,17 @@ class Spread:
         ]
 
 
-def spread(
+def project(
     matrices: Sequence[Tensor],
     U: Sequence[Tensor],
     V: Sequence[Tensor],
     probes: Callable[[int], Tensor] | None,
     rates: bool,
-) -> Spread:
+) -> Projections:
     """Project matrices (out, in) on directions U (out, K) and V (in, K) of each, in float32.
 
     `probes` gives (in, h) of standard normals, by which the concentration is sketched in the same pass; without, it is
-    exact. `rates` keeps what `Spread.rates` needs.
+    exact. `rates` keeps what `Projections.rates` needs.
     """
     b, K = len(matrices), V[0].shape[1]
     left, right = torch.zeros(b, K, dtype=torch.float64), torch.zeros(b, K, dtype=torch.float64)
@@ -224,18 +224,18 @@ def spread(
         lefts, rights = (torch.stack([side[place] for place in places]) for side in (U, V))
         wide = rights if probes is None else torch.cat([rights, probes(n).to(device).expand(len(places), -1, -1)], -1)
         image, UX = rights.new_empty(len(places), m, wide.shape[-1]), rights.new_empty(len(places), K, n)
-        found = []
+        norms = []
         for i, place in enumerate(places):  # all of one matrix before the next, while it is in the cache
             X = matrices[place].detach().float()
-            found.append(squares(X))
-            _project(X, wide[i], lefts[i], image[i], UX[i])
-        for i, (place, total) in enumerate(zip(places, torch.stack(found).tolist(), strict=True)):
+            norms.append(squares(X))
+            _project_one(X, wide[i], lefts[i], image[i], UX[i])
+        for i, (place, total) in enumerate(zip(places, torch.stack(norms).tolist(), strict=True)):
             if LEAST <= total <= MOST:
                 scales[place] = Scale(0, total)
                 continue
             X = matrices[place].detach().float()
             scales[place] = extreme_scale_of(X)
-            _project(scales[place].down(X), wide[i], lefts[i], image[i], UX[i])
+            _project_one(scales[place].down(X), wide[i], lefts[i], image[i], UX[i])
         XV = image[..., :K]
         grams[0, places] = (UX @ rights).double().cpu()
         left[places] = torch.linalg.vector_norm(UX, dim=-1).double().square().cpu()
@@ -260,9 +260,9 @@ def spread(
     across = (grams[1], grams[2]) if rates else None
     energies = [scale.energy for scale in scales]
     shares = curve(left), curve(right), curve(core)
-    return Spread(energies, concentrations, probes is not None, *shares, grams[0], across)
+    return Projections(energies, concentrations, probes is not None, *shares, grams[0], across)
 
 
-def _project(X: Tensor, wide: Tensor, left: Tensor, image: Tensor, UX: Tensor) -> None:
+def _project_one(X: Tensor, wide: Tensor, left: Tensor, image: Tensor, UX: Tensor) -> None:
     torch.mm(X, wide, out=image)
     torch.mm(left.mT, X, out=UX)

@@ -24,7 +24,7 @@ CHUNK = 2048  # rows or columns turned to float64 at a time, so that a large wei
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Some singular triples of a matrix, and how they were had."""
+    """Some singular triples of a matrix, and the way they were had."""
 
     U: Tensor  # (out, k) float32, orthonormal columns
     S: Tensor  # (k,) float32, descending
@@ -88,8 +88,7 @@ def _randomised(matrix: Tensor, rank: int, generator: Generator) -> Decompositio
         if captured - before <= TOLERANCE * captured:
             frame, small = torch.linalg.qr(right)  # Mᵀ left = frame · small, so left ᵀM = smallᵀ frameᵀ
             P, S, Qh = torch.linalg.svd(small.T)
-            found = Decomposition(left @ P, S, Qh @ frame.T, energy_of(matrix), passes, exact=False)
-            return found.first(rank)
+            return Decomposition(left @ P, S, Qh @ frame.T, energy_of(matrix), passes, exact=False).first(rank)
     return None
 
 

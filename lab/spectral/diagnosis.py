@@ -1,4 +1,4 @@
-"""What one look at a layer measured, as plain numbers and float32 arrays. No torch: a policy and a replay read it."""
+"""Diagnosis of a layer at one tick, in plain numbers and float32 arrays. No torch: a policy and a replay read it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +33,7 @@ class Shares:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """How the first j directions lie to those of an earlier tick; shorter where that tick had fewer directions."""
+    """The turn of the first j directions since an earlier tick; shorter where that tick had fewer directions."""
 
     tick: int  # the earlier tick
     angle_left: Curve  # (angle_counts,) largest principal angle, radians
@@ -44,7 +44,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What training has made of the weight so far: W − W₀."""
+    """The change of the weight by training so far: W − W₀."""
 
     energy: float  # ‖W − W₀‖_F²
     singular_values: Curve  # the k strongest, descending
@@ -96,7 +96,7 @@ class Diagnosis:
 
     @property
     def directions(self) -> int:
-        """Up to which k the curves are exact: the number of directions that were tracked and mean something."""
+        """The greatest k with exact curves: the number of directions that were tracked and mean something."""
         return int(self.counts[-1]) if len(self.counts) else 0
 
     def at(self, curve: Curve, k: int, counts: Counts | None = None) -> float | None:
@@ -106,7 +106,7 @@ class Diagnosis:
         held = self.counts if counts is None else counts
         place = int(np.searchsorted(held, k))
         if place == len(held) or held[place] != k:
-            raise NotHeld(f"k={k} was not recorded; tick {self.tick} of this layer holds {_listed(held)}.")
+            raise NotHeld(f"k={k} was not recorded; tick {self.tick} of this layer holds {_list(held)}.")
         return float(curve[place]) if place < len(curve) else None
 
     def tail_error(self, k: int) -> float | None:
@@ -153,7 +153,7 @@ class Diagnosis:
         return None if left is None or right is None or core is None else left + right - core
 
     def chance(self, side: Side, k: int) -> float:
-        """What k unrelated directions would catch."""
+        """The fraction that k unrelated directions would catch."""
         return chance(side, k, self.shape)
 
     def z(self, which: Which, side: Side, k: int) -> float | None:
@@ -189,7 +189,7 @@ class Diagnosis:
 
 
 def counts_for(directions: int, k: int, most: int = 64) -> Counts:
-    """At which j curves are held: all up to 16, then log-spaced to `directions`, `most` or fewer, and always k."""
+    """The j at which curves are held: all up to 16, then log-spaced to `directions`, `most` or fewer, and always k."""
     if directions <= most:
         return np.arange(1, directions + 1, dtype=np.int32)
     tail = np.geomspace(17, directions, most - 17).round()
@@ -197,12 +197,12 @@ def counts_for(directions: int, k: int, most: int = 64) -> Counts:
 
 
 def angle_counts_for(directions: int, k: int) -> Counts:
-    """At which j angles are held: powers of two to 64, and k; each costs a small eigenvalue problem per side."""
+    """The j at which angles are held: powers of two to 64, and k; each costs a small eigenvalue problem per side."""
     powers = [2**i for i in range(min(7, directions.bit_length()))]
     return np.array(sorted({*powers, *([k] if k <= directions else [])}), dtype=np.int32)
 
 
-def _listed(counts: Counts) -> str:
+def _list(counts: Counts) -> str:
     if len(counts) == 0:
         return "no direction at all"
     if int(counts[-1]) == len(counts):

@@ -1,6 +1,6 @@
-"""Which share of a gradient's, momentum's or update's energy lies on a weight's strongest directions.
+"""Energy fractions: the shares of a gradient, a momentum or an update on a weight's strongest directions.
 
-Fractions of ‖X‖_F², between 0 and 1, never ratios of norms; what chance would give is in lab.spectral.chance.
+Of ‖X‖_F², between 0 and 1, never ratios of norms; what chance would give is in lab.spectral.chance.
 """
 
 from dataclasses import dataclass

@@ -35,8 +35,8 @@ def iterate(
 
     Narrow weights go by filters of their Gram matrices, which start at `edges`, σ_q² of last time or the mean of all.
     Wide ones, and those whose values span orders of magnitude, go by block Krylov spaces. Either starts again for the
-    weights whose first k directions are off by more than `tolerance` radians (`convergence.turn`). Plain subspace
-    iteration, one application of WᵀW at a time, is far behind where the spectrum is flat, as Muon leaves it.
+    weights whose `error_angle` is beyond the `tolerance`, in radians. Plain subspace iteration, one application of WᵀW
+    at a time, is far behind where the spectrum is flat, as Muon leaves it.
     """
     if V.shape[1] > GRAM_UP_TO:
         each = zip(weights, V, edges, effort, strict=True)
@@ -45,12 +45,12 @@ def iterate(
         residual = S.new_tensor([one.residual for one in alone])
         following, products = [one.depth for one in alone], sum(one.products for one in alone)
     else:
-        found = by_gram(weights, V, edges, k, effort, tolerance)
-        S, right, residual = found.values.clamp_min(0).sqrt(), found.V, found.residual
+        narrow = by_gram(weights, V, edges, k, effort, tolerance)
+        S, right, residual = narrow.values.clamp_min(0).sqrt(), narrow.V, narrow.residual
         U = torch.stack([W @ block for W, block in zip(weights, right[..., :k], strict=True)]) / S[:, None, :k]
-        following, products = found.degrees, found.products
-        for i, sound in enumerate(found.found):
-            if not sound:
+        following, products = narrow.degrees, narrow.products
+        for i, resolved in enumerate(narrow.resolved):
+            if not resolved:
                 one = by_krylov(weights[i], V[i], edges[i], k, FIRST_DEPTH, tolerance)
                 U[i], S[i], right[i], residual[i], following[i] = one.U, one.S, one.V, one.residual, FIRST_DEGREE
                 products += one.products

@@ -1,4 +1,4 @@
-"""Where noise ends and signal begins in a spectrum: random-matrix edges, spikes and intruders."""
+"""Noise and signal in a spectrum: random-matrix edges, spikes and intruders."""
 
 import math
 from functools import lru_cache
@@ -41,7 +41,7 @@ def gavish_donoho_threshold(S: Tensor, shape: tuple[int, int]) -> float:
 
 
 def spikes(S: Tensor, shape: tuple[int, int]) -> int:
-    """How many singular values of a whole spectrum stand above what noise of its level reaches in 99 of 100 matrices.
+    """Number of singular values of a whole spectrum above what noise of its level reaches in 99 of 100 matrices.
 
     The Marchenko–Pastur edge plus the 99 % quantile of the largest value's distance from it, centred and scaled after
     Johnstone (2001): Tracy–Widom's, and what the noise level's own error adds, by `_beyond`.
@@ -72,7 +72,7 @@ def _beyond(m: int, n: int) -> float:
 
 
 def intruders(U: Tensor, known: Tensor, cosine: float = 0.6) -> int:
-    """How many of W's strongest left directions U (out, k) are none of `known` (out, r): max_j |uᵢᵀu⁰_j| < cosine.
+    """Number of W's strongest left directions U (out, k) that are none of `known` (out, r): max_j |uᵢᵀu⁰_j| < cosine.
 
     Intruder dimensions localise forgetting (Shuttleworth et al., "LoRA vs Full Fine-tuning", arXiv 2410.21228); `known`
     are W₀'s, by `left_directions`.
@@ -92,10 +92,10 @@ def left_directions(weight: Tensor) -> Tensor:
         return weight.new_zeros(weight.shape[0], 0, dtype=torch.float32)
     W = scale.down(weight.detach()).double()
     tall = W.shape[0] > W.shape[1]
-    squares, found = torch.linalg.eigh(W.mT @ W if tall else W @ W.mT)
+    squares, vectors = torch.linalg.eigh(W.mT @ W if tall else W @ W.mT)
     S = squares.clamp_min(0).sqrt()
     held = max(W.shape) * torch.finfo(torch.float32).eps * S[-1] < S
-    return ((W @ found[:, held]) / S[held] if tall else found[:, held]).float().contiguous()
+    return ((W @ vectors[:, held]) / S[held] if tall else vectors[:, held]).float().contiguous()
 
 
 @lru_cache(maxsize=256)

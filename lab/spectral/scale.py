@@ -32,11 +32,11 @@ class Scale:
 
     def down(self, matrix: Tensor) -> Tensor:
         """X from the matrix, or anything else of its unit; of float32 at least where it is not left as it is."""
-        return _shifted(matrix, -self.exponent)
+        return _shift(matrix, -self.exponent)
 
     def up(self, values: Tensor) -> Tensor:
         """Values in the matrix's unit from those in X's."""
-        return _shifted(values, self.exponent)
+        return _shift(values, self.exponent)
 
 
 def scale_of(matrix: Tensor) -> Scale:
@@ -51,7 +51,7 @@ def extreme_scale_of(matrix: Tensor) -> Scale:
     if top == 0 or not math.isfinite(top):
         return Scale(0, top)
     exponent = math.frexp(top)[1]
-    return Scale(exponent, float(squares(_shifted(matrix, -exponent))))
+    return Scale(exponent, float(squares(_shift(matrix, -exponent))))
 
 
 def energy(matrix: Tensor) -> float:
@@ -73,10 +73,10 @@ def squares(matrix: Tensor) -> Tensor:
 
 def normal(values: Tensor) -> Tensor:
     """Values (…,) times the power of two that brings the largest magnitude near 1; zeros stay."""
-    return _shifted(values, -math.frexp(float(values.abs().amax()))[1])
+    return _shift(values, -math.frexp(float(values.abs().amax()))[1])
 
 
-def _shifted(values: Tensor, exponent: int) -> Tensor:
+def _shift(values: Tensor, exponent: int) -> Tensor:
     if exponent == 0:
         return values
     half = exponent // 2  # 2^exponent itself may be no number of the dtype

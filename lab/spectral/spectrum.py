@@ -1,4 +1,4 @@
-"""The singular values of a weight and what they say; every measure is undefined (None), not NaN, where it must be."""
+"""Spectrum of a weight and its measures, each of which is undefined (None), not NaN, where it must be."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Spectrum:
 
     @property
     def reason(self) -> str | None:
-        """Why some directions mean nothing: `zero_matrix`, `rank_deficient`, or None."""
+        """The reason why some directions mean nothing: `zero_matrix`, `rank_deficient`, or None."""
         if self.rank == 0:
             return ZERO
         return DEFICIENT if self.rank < len(self.S) else None
@@ -35,7 +35,9 @@ class Spectrum:
         return len(self.S) == min(self.shape)
 
 
-def decompose(matrix: Tensor, k: int | None = None, dtype: torch.dtype = torch.float32, signs: bool = True) -> Spectrum:
+def spectrum_of(
+    matrix: Tensor, k: int | None = None, dtype: torch.dtype = torch.float32, signs: bool = True
+) -> Spectrum:
     """The k strongest directions (all, without k) of a matrix (out, in), by a full SVD in `dtype`.
 
     Without `signs` each pair keeps the sign that the library gave it, which differs between libraries and machines.
@@ -65,7 +67,7 @@ def fix_signs(U: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def numerical_rank(S: Tensor, shape: tuple[int, int]) -> int:
-    """How many singular values stand above rounding: σ > max(shape) · eps · σ₁, the rule of LAPACK and NumPy."""
+    """Number of singular values above rounding: σ > max(shape) · eps · σ₁, the rule of LAPACK and NumPy."""
     if len(S) == 0 or float(S[0]) == 0.0:
         return 0
     S = normal(S)

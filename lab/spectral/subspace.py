@@ -1,4 +1,4 @@
-"""How two subspaces lie to each other, and how fast an update turns them. Angles in radians, never by arccos."""
+"""Principal angles and overlaps of subspaces, and how fast an update turns them. In radians, never by arccos."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ def overlap_curve(before: Tensor, after: Tensor) -> Tensor:
 
 
 def leading_overlaps(M: Tensor) -> Tensor:
-    """The same from M = QaᵀQb (…, k, k)."""
+    """The overlap curve from M = QaᵀQb (…, k, k)."""
     return leading_sums(M.double().square()) / torch.arange(1, M.shape[-1] + 1, device=M.device)
 
 
@@ -53,23 +53,23 @@ def angle_curve(before: Tensor, after: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def leading_angles(M: Tensor, squares: Tensor, counts: Sequence[int]) -> Tensor:
-    """The same from M = QaᵀQb (…, k, k) and the Gram of R = Qb − QaM (…, k, k), both float64.
+    """The angle curve from M = QaᵀQb (…, k, k) and the Gram of R = Qb − QaM (…, k, k), both float64.
 
     The residual of the leading j columns is R_j + Qa[:, j:] M[j:, :j], two orthogonal parts, so that its Gram is a sum
     of squares and nothing cancels. Where all sines are small the largest sine is decomposed, elsewhere the smallest
     cosine; the other follows.
     """
-    found = []
+    angles = []
     for j in counts:
         kept, cross = M[..., :j, :j], M[..., j:, :j]
         sines, cosines = squares[..., :j, :j] + cross.mT @ cross, kept.mT @ kept
         small = sines.diagonal(dim1=-2, dim2=-1).sum(-1) < 0.5  # Σ sin²
-        chosen = torch.where(small[..., None, None], sines, cosines)
-        values = chosen[..., 0] if j == 1 else torch.linalg.eigvalsh(chosen)
+        block = torch.where(small[..., None, None], sines, cosines)
+        values = block[..., 0] if j == 1 else torch.linalg.eigvalsh(block)
         square = torch.where(small, values[..., -1], values[..., 0]).clamp(0, 1)
         this, other = square.sqrt(), (1 - square).sqrt()
-        found.append(torch.where(small, torch.atan2(this, other), torch.atan2(other, this)))
-    return torch.stack(found, -1)
+        angles.append(torch.where(small, torch.atan2(this, other), torch.atan2(other, this)))
+    return torch.stack(angles, -1)
 
 
 def split(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 def rotation(across: Tensor, within: Tensor, S: Tensor) -> Tensor:
-    """How fast one step turns k directions, to first order: ‖(I − UUᵀ) ΔW V S⁻¹‖₂, (…) radians per step, float64.
+    """Rate at which one step turns k directions, to first order: ‖(I − UUᵀ) ΔW V S⁻¹‖₂, (…) radians per step, float64.
 
     `across` is the Gram (…, k, k) of ΔWV, `within` is UᵀΔWV (…, k, k), S (…, k) positive; for the right side pass the
     Gram of ΔWᵀU and the transpose of `within`. Exact to first order where what lies beyond k is small against σ_k
@@ -100,7 +100,7 @@ def rotation(across: Tensor, within: Tensor, S: Tensor) -> Tensor:
 
 
 def predicted_rotation(update: Tensor, U: Tensor, S: Tensor, V: Tensor) -> tuple[float, float]:
-    """How fast one applied update (out, in) turns the k left and the k right directions: radians per step.
+    """Rates at which one applied update (out, in) turns the k left and the k right directions: radians per step.
 
     U (out, k), S (k,), V (in, k). Raises ValueError where a singular value is 0: that direction has no rate.
     """

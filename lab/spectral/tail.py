@@ -1,11 +1,11 @@
-"""How far up chance reaches: quantiles of the energy fractions that random directions catch. No torch."""
+"""Upper quantiles of the energy fractions that random directions catch. No torch."""
 
 import math
 
 import numpy as np
 from scipy import special
 
-from lab.spectral.chance import FLAT, Side, chance, counts, variance
+from lab.spectral.chance import FLAT, Side, chance, core_widths, variance
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(96)
 REACH = 40.0  # a product's law is integrated over e⁻⁴⁰ to 1 of the probability it hangs on
@@ -38,10 +38,10 @@ def quantile(side: Side, exceeded: float, k: int, shape: tuple[int, int], concen
 
 
 def _rank_one(side: Side, exceeded: float, k: int, shape: tuple[int, int]) -> float:
-    laws = [(j / 2, (d - j) / 2) for j, d in zip(counts(side, k, shape), shape, strict=True) if j < d]
+    laws = [(j / 2, (d - j) / 2) for j, d in zip(core_widths(side, k, shape), shape, strict=True) if j < d]
     upper = side != "either"
-    found = _one(laws[0], exceeded, upper) if len(laws) == 1 else _two(laws, exceeded, upper)
-    return found if upper else 1 - found
+    value = _one(laws[0], exceeded, upper) if len(laws) == 1 else _two(laws, exceeded, upper)
+    return value if upper else 1 - value
 
 
 def _one(law: tuple[float, float], tail: float, upper: bool) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab.spectral.curves import changed, curve, empty, norm_ratios, spread, turns
+from lab.spectral.curves import change_fields, curve, empty, norm_ratios, project, turns
 from lab.spectral.diagnosis import Diagnosis, Engine, Which, angle_counts_for, counts_for
 from lab.spectral.iteration import first_effort, iterate
 from lab.spectral.noise import left_directions
@@ -17,15 +17,15 @@ from lab.spectral.spectrum import (
     DEFICIENT,
     NON_FINITE,
     ZERO,
-    decompose,
     entropy_rank,
     numerical_rank,
     participation_ratio,
     singular_values,
+    spectrum_of,
     stable_rank,
 )
 
-TURN = 3e-3  # radians, estimated; the k directions were found to be off by less than a third of it
+TOLERANCE = 3e-3  # radians, estimated; the k directions were found to be off by less than a third of it
 LEAST_BLOCKS = 4  # blocks that make a layer's smaller side; a narrower one is decomposed whole, which is cheap anyway
 BLOCK = 16  # columns come in multiples of it: 18 cost a processor's matrix unit as much as 32
 STALE = 1e-3  # of σ₁; a spectrum further than this from the exact one was followed from a basis that missed something
@@ -40,7 +40,7 @@ def width_of_block(k: int, oversample: int) -> int:
 
 @dataclass(frozen=True)
 class Basis:
-    """What is kept of one layer between ticks."""
+    """The directions of one layer, kept between ticks."""
 
     tick: int
     U: Tensor  # (out, q), strongest direction first
@@ -52,8 +52,8 @@ class Basis:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one tick saw of a layer's weight."""
+class Measurement:
+    """The measurement of a layer's weight at one tick."""
 
     basis: Basis
     residual: float | None  # None for exact
@@ -107,23 +107,24 @@ class Tracker:
             else:
                 reason = ZERO if scales[name].total == 0 else NON_FINITE
                 self._without[name] = empty(tick, _shape(weight), self.engine, reason, self.k)
-        looks: dict[str, Look] = {}
+        measurements: dict[str, Measurement] = {}
         for names in groups.values():
-            chosen = [weights[name].detach().float() for name in names]
-            looks |= zip(names, self._decompose(tick, names, chosen, [scales[name] for name in names]), strict=True)
-        turned = self._turned(tick, looks)
-        for name, look in looks.items():
+            group = [weights[name].detach().float() for name in names]
+            measured = self._decompose(tick, names, group, [scales[name] for name in names])
+            measurements |= zip(names, measured, strict=True)
+        turn_fields = self._turn_fields(tick, measurements)
+        for name, measurement in measurements.items():
             weight = weights[name].detach()
-            fields = turned.get(name, {}) | self._spectrum(look, scales[name].energy)
+            fields = turn_fields.get(name, {}) | self._spectrum_fields(measurement, scales[name].energy)
             if self.is_exact(tick) and initial and name in initial:
-                strongest = look.basis.U[:, : min(self.k, look.basis.directions)]
+                strongest = measurement.basis.U[:, : min(self.k, measurement.basis.directions)]
                 known = left_directions(initial[name].to(weight.device)) if directions is None else directions[name]
-                fields |= changed(weight.float(), initial[name], known, strongest, self.k)
+                fields |= change_fields(weight.float(), initial[name], known, strongest, self.k)
             if self.engine == "exact":
                 before, gradient = self._bases.get(name), (gradients or {}).get(name)
-                fields["norm_ratios"] = norm_ratios(weight.float(), look.basis, before, gradient, self.k)
+                fields["norm_ratios"] = norm_ratios(weight.float(), measurement.basis, before, gradient, self.k)
             self._begun[name] = {"tick": tick, "shape": _shape(weight), "engine": self.engine, "k": self.k, **fields}
-            self._bases[name] = look.basis
+            self._bases[name] = measurement.basis
         self._add(gradients or {}, "gradient")
 
     def finish(
@@ -153,27 +154,27 @@ class Tracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors: loads with `weights_only=True`; the ticks that follow are the same bit for bit."""
-        return {name: _packed(basis) for name, basis in self._bases.items()}
+        return {name: _pack(basis) for name, basis in self._bases.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left."""
-        self._bases = {name: _unpacked(packed) for name, packed in state.items()}
+        self._bases = {name: _unpack(packed) for name, packed in state.items()}
 
-    def _turned(self, tick: int, looks: Mapping[str, Look]) -> dict[str, dict[str, Any]]:
-        """How layers turned since their last tick and, at exact ticks, since their first."""
-        known = [name for name in looks if name in self._bases]
-        before, now = [self._bases[name] for name in known], [looks[name].basis for name in known]
-        turned = {name: {"previous": turn} for name, turn in zip(known, turns(before, now, self.k), strict=True)}
+    def _turn_fields(self, tick: int, measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
+        """The turns of layers since their last tick and, at exact ticks, since their first."""
+        known = [name for name in measurements if name in self._bases]
+        before, now = [self._bases[name] for name in known], [measurements[name].basis for name in known]
+        fields = {name: {"previous": turn} for name, turn in zip(known, turns(before, now, self.k), strict=True)}
         if self.is_exact(tick):
             first = turns([basis.first or basis for basis in before], now, self.k)
             for name, turn in zip(known, first, strict=True):
-                turned[name]["first"] = turn
-        return turned
+                fields[name]["first"] = turn
+        return fields
 
-    def _spectrum(self, look: Look, total: float) -> dict[str, Any]:
+    def _spectrum_fields(self, measurement: Measurement, total: float) -> dict[str, Any]:
         """The fields that a weight's own spectrum fills."""
-        directions, whole = look.basis.directions, look.spectrum
-        held = look.basis.S[: self.k + self.oversample] if whole is None else whole
+        directions, whole = measurement.basis.directions, measurement.spectrum
+        held = measurement.basis.S[: self.k + self.oversample] if whole is None else whole
         return {
             "reason": DEFICIENT if directions < self.k else None,
             "counts": counts_for(directions, self.k),
@@ -181,7 +182,7 @@ class Tracker:
             "energy": total,
             "singular_values": curve(held),
             "whole": whole is not None,
-            "residual": look.residual,
+            "residual": measurement.residual,
             "stable_rank": stable_rank(held, total),
             "entropy_rank": None if whole is None else entropy_rank(whole),
             "participation": None if whole is None else participation_ratio(whole),
@@ -189,17 +190,21 @@ class Tracker:
 
     def _decompose(
         self, tick: int, names: Sequence[str], weights: Sequence[Tensor], scales: Sequence[Scale]
-    ) -> list[Look]:
-        """Look at weights of one shape, of these scales, by the engine chosen."""
+    ) -> list[Measurement]:
+        """Measure weights of one shape, of these scales, by the engine chosen."""
         if self.engine == "exact":
             # Raw signs: no measure sees them, but the seed's float32 arccos does, in its last bits.
-            exact = [decompose(weight, signs=False) for weight in weights]
-            return [self._look(tick, name, s.U, s.S, s.V, spectrum=s.S) for name, s in zip(names, exact, strict=True)]
+            exact = [spectrum_of(weight, signs=False) for weight in weights]
+            return [
+                self._measure(tick, name, s.U, s.S, s.V, spectrum=s.S) for name, s in zip(names, exact, strict=True)
+            ]
         q, n = width_of_block(self.k, self.oversample), min(weights[0].shape)
         if n < LEAST_BLOCKS * q:
-            q, exact = self.k + self.oversample, [decompose(weight) for weight in weights]
+            q, exact = self.k + self.oversample, [spectrum_of(weight) for weight in weights]
             return [
-                self._look(tick, name, s.U[:, :q], s.S[:q], s.V[:, :q], spectrum=s.S if self.is_exact(tick) else None)
+                self._measure(
+                    tick, name, s.U[:, :q], s.S[:q], s.V[:, :q], spectrum=s.S if self.is_exact(tick) else None
+                )
                 for name, s in zip(names, exact, strict=True)
             ]
         scaled = [scale.down(weight) for scale, weight in zip(scales, weights, strict=True)]
@@ -213,21 +218,21 @@ class Tracker:
             edge if STALE_EDGE * scale.total < edge <= scale.total / q else scale.total / n
             for edge, scale in zip(last, scales, strict=True)
         ]
-        found = iterate(upright, start, edges, self.k, effort, TURN)
-        left, right = (found.V, found.U) if wide else (found.U, found.V)
-        self.products += found.products
-        looks, reached = [], found.residual.tolist()
+        iterated = iterate(upright, start, edges, self.k, effort, TOLERANCE)
+        left, right = (iterated.V, iterated.U) if wide else (iterated.U, iterated.V)
+        self.products += iterated.products
+        measurements, residuals = [], iterated.residual.tolist()
         for i, (name, weight) in enumerate(zip(names, weights, strict=True)):
-            U, S, V = left[i], scales[i].up(found.S[i]), right[i]
-            residual: float | None = reached[i]
+            U, S, V = left[i], scales[i].up(iterated.S[i]), right[i]
+            residual: float | None = residuals[i]
             whole = singular_values(weight) if self.is_exact(tick) else None
             if whole is not None and float((whole[: self.k] - S[: self.k]).abs().max()) > STALE * float(whole[0]):
-                exact_one = decompose(weight, q)
+                exact_one = spectrum_of(weight, q)
                 U, S, V, residual = exact_one.U, exact_one.S, exact_one.V, None
-            looks.append(self._look(tick, name, U, S, V, residual, found.effort[i], whole))
-        return looks
+            measurements.append(self._measure(tick, name, U, S, V, residual, iterated.effort[i], whole))
+        return measurements
 
-    def _look(
+    def _measure(
         self,
         tick: int,
         name: str,
@@ -237,7 +242,7 @@ class Tracker:
         residual: float | None = None,
         depth: int = 0,
         spectrum: Tensor | None = None,
-    ) -> Look:
+    ) -> Measurement:
         most = len(S) if self.engine == "exact" else self.k
         before = self._bases.get(name)
         first = None
@@ -245,10 +250,10 @@ class Tracker:
             kept = self.k if self.engine == "warm" else before.U.shape[1]
             first = before.first or replace(before, U=before.U[:, :kept].clone(), V=before.V[:, :kept].clone())
         directions = min(most, numerical_rank(S, (len(U), len(V))))
-        return Look(Basis(tick, U, S, V, directions, first, depth), residual, spectrum)
+        return Measurement(Basis(tick, U, S, V, directions, first, depth), residual, spectrum)
 
     def _guess(self, tick: int, names: Sequence[str], weight: Tensor, q: int, side: str) -> Tensor:
-        """Where to start: last tick's directions on the smaller side, the last few drawn anew; (b, d, q)."""
+        """The starting guess: last tick's directions on the smaller side, the last few drawn anew; (b, d, q)."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + tick)
         known = all(name in self._bases for name in names)
         drawn = torch.randn(min(weight.shape), FRESH if known else q, generator=generator).to(weight.device)
@@ -267,7 +272,7 @@ class Tracker:
         for columns, names in groups.items():
             bases = [self._bases[name] for name in names]
             counts = [self._begun[name]["counts"] for name in names]
-            measured = spread(
+            projections = project(
                 [matrices[name] for name in names],
                 [basis.U[:, :columns] for basis in bases],
                 [basis.V[:, :columns] for basis in bases],
@@ -275,9 +280,9 @@ class Tracker:
                 rates=which == "update",
             )
             for i, name in enumerate(names):
-                self._begun[name][which] = measured.shares(i, counts[i])
+                self._begun[name][which] = projections.shares(i, counts[i])
             if which == "update":
-                rates = measured.rates(torch.stack([basis.S[:columns] for basis in bases]), counts, self.k)
+                rates = projections.rates(torch.stack([basis.S[:columns] for basis in bases]), counts, self.k)
                 for i, name in enumerate(names):
                     self._begun[name] |= rates[i] if self._begun[name][which].total else {}
 
@@ -294,11 +299,11 @@ def _shape(weight: Tensor) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
 
 
-def _packed(basis: Basis) -> dict[str, Any]:
-    first = None if basis.first is None else _packed(basis.first)
+def _pack(basis: Basis) -> dict[str, Any]:
+    first = None if basis.first is None else _pack(basis.first)
     return {**{key: getattr(basis, key) for key in ("tick", "U", "S", "V", "directions", "depth")}, "first": first}
 
 
-def _unpacked(packed: Mapping[str, Any]) -> Basis:
+def _unpack(packed: Mapping[str, Any]) -> Basis:
     first = packed["first"]
-    return Basis(**{**packed, "first": None if first is None else _unpacked(first)})
+    return Basis(**{**packed, "first": None if first is None else _unpack(first)})

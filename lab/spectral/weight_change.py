@@ -1,4 +1,4 @@
-"""What a run learned, layer by layer, from the factors of its weight change ΔW = L R.
+"""Measures of what a run learned, layer by layer, from the factors of its weight change ΔW = L R.
 
 L is (out, p) and R is (p, in), with the scaling s inside: L = s B, R = A; with an offset L = [s B, −s B₀], R = [A; A₀].
 Nothing here ever forms ΔW or its dense SVD; small matrices are float64.
@@ -18,7 +18,7 @@ RESIDUAL = 1e-5  # of σ₁²: how exactly a singular vector of W + ΔW solves i
 
 
 @dataclass(frozen=True)
-class Change:
+class ThinSvd:
     """The thin SVD of a weight change, ΔW = U diag(S) Vh, float64."""
 
     U: Tensor  # (out, p), orthonormal columns
@@ -31,7 +31,7 @@ class Change:
         return float((self.S**2).sum())
 
 
-def thin_svd(L: Tensor, R: Tensor) -> Change:
+def thin_svd(L: Tensor, R: Tensor) -> ThinSvd:
     """The exact thin SVD of L R: QR of L and of Rᵀ, SVD of the small product of their triangles.
 
     O((out + in) p²) instead of O(out · in · min). p may exceed a side; then as many directions come back as there are.
@@ -39,11 +39,11 @@ def thin_svd(L: Tensor, R: Tensor) -> Change:
     left, upper = torch.linalg.qr(L.double())
     right, lower = torch.linalg.qr(R.double().T)
     P, S, Qh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
-    return Change(left @ P, S, Qh @ right.T)
+    return ThinSvd(left @ P, S, Qh @ right.T)
 
 
 @dataclass(frozen=True)
-class Overlap:
+class EnergyShare:
     """The share of ‖ΔW‖_F² inside a subspace of the base, beside what a change of random direction would have there."""
 
     share: float  # 0 to 1
@@ -51,7 +51,7 @@ class Overlap:
     z: float | None  # standard deviations above chance; None where chance has no spread
 
 
-def overlaps(change: Change, left: Tensor, right: Tensor) -> dict[Side, Overlap]:
+def energy_shares(change: ThinSvd, left: Tensor, right: Tensor) -> dict[Side, EnergyShare]:
     """The energy of ΔW in a subspace of the base: on its left, on its right, and on both (`core`), against chance.
 
     ‖U_kᵀΔW‖², ‖ΔW V_k‖² and ‖U_kᵀΔW V_k‖² over ‖ΔW‖_F²; `left` (out, k) and `right` (in, k) are orthonormal. Hu et al.
@@ -65,15 +65,15 @@ def overlaps(change: Change, left: Tensor, right: Tensor) -> dict[Side, Overlap]
     }
     k, shape = left.shape[1], (left.shape[0], right.shape[0])
     concentration = float((change.S**4).sum()) / change.energy**2
-    found: dict[Side, Overlap] = {}
+    shares: dict[Side, EnergyShare] = {}
     for side, part in parts.items():
         share = float((part**2).sum()) / change.energy
-        found[side] = Overlap(share, chance(side, k, shape), z_score(side, share, k, shape, concentration))
-    return found
+        shares[side] = EnergyShare(share, chance(side, k, shape), z_score(side, share, k, shape, concentration))
+    return shares
 
 
-def intruder_cosines(weight: Tensor, change: Change, base_left: Tensor, k: int) -> Tensor:
-    """For each of the k leading left singular vectors of W + ΔW, its greatest |cosine| with any of W's own, (k,).
+def intruder_cosines(weight: Tensor, change: ThinSvd, base_left: Tensor, k: int) -> Tensor:
+    """The greatest |cosine| of each of the k leading left singular vectors of W + ΔW with any of W's own, (k,).
 
     `base_left` (out, min(out, in)): all left singular vectors of W, by falling singular value. An intruder dimension is
     one below ε: new, and among the strongest (Shuttleworth et al. 2024, arXiv:2410.21228; they use k = 10, ε = 0.5).
@@ -118,7 +118,7 @@ def leading_left(weight: Tensor, L: Tensor, R: Tensor, start: Tensor, k: int) ->
 
 @dataclass(frozen=True)
 class FirstStep:
-    """How good a first step was as a step down the gradient; cosines of matrices under the trace inner product."""
+    """The quality of a first step as a step down the gradient; cosines of matrices under the trace inner product."""
 
     cosine: float  # of ΔW with −G
     cosine_best: float  # of ΔW with the best rank-r step, −G truncated to its r leading triples
@@ -146,7 +146,7 @@ def first_step(L: Tensor, R: Tensor, gradient: Tensor, rank: int) -> FirstStep |
     )
 
 
-def learned(
+def change_measures(
     L: Tensor,
     R: Tensor,
     weight: Tensor,
@@ -167,7 +167,7 @@ def learned(
     change = thin_svd(L, R)
     size, base = math.sqrt(change.energy), math.sqrt(energy_of(weight))
     effective = effective_rank(change.S)
-    found: dict[str, float | None] = {
+    measures: dict[str, float | None] = {
         "effective_rank": effective,
         "stable_rank": stable_rank(change.S, change.energy),
         "utilisation": None if effective is None else effective / rank,  # share of the rank given that is in use
@@ -176,14 +176,14 @@ def learned(
         "intruders": None,
         "intruder_min_cosine": None,
     }
-    found |= {f"energy_{side}{part}": None for side in ("left", "right", "core") for part in ("", "_chance", "_z")}
+    measures |= {f"energy_{side}{part}": None for side in ("left", "right", "core") for part in ("", "_chance", "_z")}
     if size == 0 or base == 0:
-        return found
-    for side, part in overlaps(change, base_left[:, :k], base_right[:, :k]).items():
-        found |= {f"energy_{side}": part.share, f"energy_{side}_chance": part.chance, f"energy_{side}_z": part.z}
+        return measures
+    for side, part in energy_shares(change, base_left[:, :k], base_right[:, :k]).items():
+        measures |= {f"energy_{side}": part.share, f"energy_{side}_chance": part.chance, f"energy_{side}_z": part.z}
     if base_left.shape[1] < min(weight.shape):
-        return found
+        return measures
     cosines = intruder_cosines(weight, change, base_left, k)
-    found["intruders"] = float((cosines < epsilon).sum())
-    found["intruder_min_cosine"] = float(cosines.min())
-    return found
+    measures["intruders"] = float((cosines < epsilon).sum())
+    measures["intruder_min_cosine"] = float(cosines.min())
+    return measures

@@ -1,5 +1,6 @@
-"""When a layer may train low-rank: the protocol every policy follows. No torch: replay runs on rows alone."""
+"""Policies that decide when a layer may train low-rank, and their protocol. No torch: replay runs on rows alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -35,7 +36,7 @@ def clause(name: str, op: Op, value: float | None, limit: float, chance: float |
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do with one layer at one tick, and every number behind it; doing nothing is a decision too."""
+    """The decision on one layer at one tick, and every number behind it; doing nothing is a decision too."""
 
     mode: Mode  # the mode the layer is to be in from here on
     action: Action  # what it takes to get there
@@ -46,7 +47,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Reach:
-    """Whether a clause can hold at all, judged by one row before anything has happened."""
+    """The reach of a clause: whether it can hold at all, judged by one row before anything has happened."""
 
     name: str  # of the clause
     op: Op
@@ -54,6 +55,13 @@ class Reach:
     best: float | None  # the best value the row's spectrum allows; None where it allows none
     can_hold: bool
     needs: str  # what it would take, with the arithmetic
+
+    @property
+    def shortfall(self) -> float:
+        """The distance of the best value from the limit, in its unit; below 0 beyond it, inf without a value."""
+        if self.best is None:
+            return math.inf
+        return self.best - self.limit if self.op in ("<", "<=") else self.limit - self.best
 
 
 class SvdPolicy(Protocol):
@@ -69,12 +77,12 @@ class SvdPolicy(Protocol):
 
     @property
     def target_modules(self) -> str | Sequence[str]:
-        """Which linear layers are observed, in the words of `lab.layer.find_targets`."""
+        """The linear layers that are observed, in the words of `lab.layer.find_targets`."""
         ...
 
     @property
     def log_layers(self) -> int:
-        """How many layers get scalars of their own on the dashboard."""
+        """Number of layers that get scalars of their own on the dashboard."""
         ...
 
     @property
@@ -83,12 +91,12 @@ class SvdPolicy(Protocol):
         ...
 
     def decide(self, row: Row, state: State) -> tuple[Decision, State]:
-        """What to do with the row's layer, and what to remember of it.
+        """The decision on the row's layer, and the state to remember of it.
 
         `state` is what was returned at the layer's last tick, {} at first; it is not changed.
         """
         ...
 
     def reach(self, row: Row) -> tuple[Reach, ...]:
-        """For each clause, whether it can hold at the row's spectrum."""
+        """The reach of each clause at the row's spectrum."""
         ...

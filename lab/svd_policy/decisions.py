@@ -17,9 +17,9 @@ FILE = "decisions.jsonl"
 Decided = dict[str, Any]  # step, layer, mode, action, reason, rank, clauses
 
 
-def decided(row: Row, decision: Decision) -> Decided:
+def decision_row(row: Row, decision: Decision) -> Decided:
     """The row of decisions.jsonl for a decision."""
-    found: Decided = strict(
+    plain: Decided = strict(
         {
             "step": row.step,
             "layer": row.layer,
@@ -30,17 +30,17 @@ def decided(row: Row, decision: Decision) -> Decided:
             "clauses": [asdict(clause) for clause in decision.clauses],
         }
     )
-    return found
+    return plain
 
 
 def decide_all(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
-    """What a policy decides on the rows of a ledger, in their order, each layer with its own state."""
+    """The decisions of a policy on the rows of a ledger, in their order, each layer with its own state."""
     states: dict[str, State] = {}
-    found = []
+    decisions = []
     for row in rows:
         decision, states[row.layer] = policy.decide(row, states.get(row.layer, {}))
-        found.append(decided(row, decision))
-    return found
+        decisions.append(decision_row(row, decision))
+    return decisions
 
 
 def append(run_dir: Path, rows: Sequence[Decided]) -> None:

@@ -1,4 +1,4 @@
-"""No analysis at all."""
+"""A policy without any analysis."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Never:
 
     @property
     def rules(self) -> Mapping[str, tuple[str, ...]]:
-        """None: it never acts."""
+        """Empty: it never acts."""
         return {}
 
     def decide(self, row: Row, state: State) -> tuple[Decision, State]:
@@ -25,5 +25,5 @@ class Never:
         return Decision(row.mode, "none", row.rank, (), "never"), state
 
     def reach(self, row: Row) -> tuple[Reach, ...]:
-        """Nothing to reach."""
+        """Empty: there is no clause to hold."""
         return ()

@@ -1,11 +1,11 @@
-"""Look, and change nothing."""
+"""A policy that records spectra and changes nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lab.ledger import Row
 from lab.svd_policy import Decision, Reach, State
-from lab.svd_policy.observing import Observing, undecided
+from lab.svd_policy.observing import Observing, default_decision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +14,13 @@ class Observe(Observing):
 
     @property
     def rules(self) -> Mapping[str, tuple[str, ...]]:
-        """None: it never acts."""
+        """Empty: it never acts."""
         return {}
 
     def decide(self, row: Row, state: State) -> tuple[Decision, State]:
         """Keep the layer as it is."""
-        return undecided(row) or Decision(row.mode, "none", row.rank, (), "observing"), state
+        return default_decision(row) or Decision(row.mode, "none", row.rank, (), "observing"), state
 
     def reach(self, row: Row) -> tuple[Reach, ...]:
-        """Nothing to reach."""
+        """Empty: there is no clause to hold."""
         return ()

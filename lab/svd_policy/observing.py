@@ -1,4 +1,4 @@
-"""What every policy that looks at spectra shares: how it has them measured."""
+"""Settings of the spectral measurement, which every policy with ticks shares."""
 
 import math
 from abc import ABC, abstractmethod
@@ -51,19 +51,22 @@ class Observing(ABC):
     @property
     @abstractmethod
     def rules(self) -> Mapping[str, tuple[str, ...]]:
-        """As SvdPolicy."""
+        """The names of the clauses that must hold together for each reason to act; empty where it never acts."""
 
     @abstractmethod
     def decide(self, row: Row, state: State) -> tuple[Decision, State]:
-        """As SvdPolicy."""
+        """The decision on the row's layer and the state handed back at its next tick: a pure function of both."""
 
     @abstractmethod
     def reach(self, row: Row) -> tuple[Reach, ...]:
-        """As SvdPolicy."""
+        """For each clause, whether it can hold at the row's spectrum; empty without clauses."""
 
 
-def undecided(row: Row) -> Decision | None:
-    """What every policy answers to a row that says nothing: hold what is not finite, wait while it is zero."""
+def default_decision(row: Row) -> Decision | None:
+    """The decision on a weight without a spectrum, in every policy: hold what is not finite, wait while it is zero.
+
+    None where the policy itself is to decide.
+    """
     if row.reason == "non_finite":
         return Decision("hold", "none", row.rank, (), "non_finite")
     if row.reason == "zero_matrix":

@@ -10,7 +10,7 @@ from lab.errors import UsageError
 from lab.ledger import Row
 from lab.spectral.diagnosis import NotHeld
 from lab.svd_policy import Action, Clause, Decision, Reach, State, clause
-from lab.svd_policy.observing import Observing, undecided
+from lab.svd_policy.observing import Observing, default_decision
 
 SKETCHED = 2.0  # by which a sketched concentration is taken higher: its error is up to a half of it, to both sides
 DANGER, OPTIMAL = "gradient_clobbering_risk", "optimal_lowrank_conditions"
@@ -54,7 +54,7 @@ class Phase1(Observing):
         A row without the whole spectrum answers as far as its curves do: the next rank is then None, and NotHeld is
         raised where the outcome hangs on a number that it lacks.
         """
-        waiting = undecided(row)
+        waiting = default_decision(row)
         if waiting is not None:
             return waiting, state
         S = [float(value) for value in row.singular_values]

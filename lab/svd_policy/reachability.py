@@ -1,10 +1,12 @@
-"""Before anything has happened: which rules can fire at all, and what low rank could bring this model."""
+"""Reachability of a policy's rules before anything has happened, and the most that low rank could bring. No torch."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from lab.ledger import Row
+from lab.spectral.chance import SIDES
 from lab.svd_policy import Reach, SvdPolicy
 
 
@@ -28,22 +30,16 @@ class Blocked:
 def blocked_rules(policy: SvdPolicy, rows: Iterable[Row]) -> list[Blocked]:
     """The rules that can fire at none of the given rows' spectra; empty where each can at some."""
     reaches = [reach for row in rows if (reach := {item.name: item for item in policy.reach(row)})]
-    found = []
+    blocked = []
     for reason, names in policy.rules.items():
         misses = Counter(name for reach in reaches for name in names if not reach[name].can_hold)
         everywhere = all(any(not reach[name].can_hold for name in names) for reach in reaches)
         if not misses or not everywhere:
             continue
         name, failing = misses.most_common(1)[0]
-        nearest = min((reach[name] for reach in reaches), key=_shortfall)
-        found.append(Blocked(reason, nearest, failing, len(reaches)))
-    return found
-
-
-def _shortfall(reach: Reach) -> float:
-    if reach.best is None:
-        return float("inf")
-    return reach.best - reach.limit if reach.op in ("<", "<=") else reach.limit - reach.best
+        nearest = min((reach[name] for reach in reaches), key=lambda reach: reach.shortfall)
+        blocked.append(Blocked(reason, nearest, failing, len(reaches)))
+    return blocked
 
 
 @dataclass(frozen=True)
@@ -80,3 +76,20 @@ def amdahl(shapes: Mapping[str, tuple[int, int]], matmul_parameters: int, parame
 
 def _gain(share: float) -> float:
     return 1 / (1 - share) if share < 1 else float("inf")
+
+
+def reachability_record(policy: SvdPolicy, first: Sequence[Row], bound: Bound) -> dict[str, Any]:
+    """Reach of every clause on every layer, chance levels per shape, the rules that cannot fire, and the bound.
+
+    In plain types, for a run's record; `first` holds each layer's first row.
+    """
+    ranks = {f"{m}x{n}": rank for (m, n), rank in bound.break_even_rank.items()}
+    return {
+        "reach": {row.layer: [asdict(item) for item in policy.reach(row)] for row in first} if policy.rules else {},
+        "chance": {
+            f"{row.shape[0]}x{row.shape[1]}": {"k": row.k, **{side: row.chance(side, row.k) for side in SIDES}}
+            for row in first
+        },
+        "cannot_fire": [str(blocked) for blocked in blocked_rules(policy, first)],
+        "bound": {**asdict(bound), "break_even_rank": ranks},
+    }

@@ -1,4 +1,4 @@
-"""After a run: for each layer, which clause was in the way, how often it alone, and how close it ever came."""
+"""Summary of a run's decisions: for each layer, which clause was in the way, how often alone, and how close it came."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,13 +96,13 @@ def approaches(decisions: Iterable[Decided], ticks: int = 5) -> list[Approach]:
         for clause in row["clauses"]:
             if clause["value"] is not None:
                 series.setdefault((row["layer"], clause["name"]), []).append((row["step"], clause))
-    found = []
+    latest = []
     for (layer, name), points in series.items():
         last = points[-1][1]
         slope = _slope([(step, clause["value"]) for step, clause in points[-ticks:]])
         eta = 0.0 if last["holds"] else _eta(last, slope)
-        found.append(Approach(layer, name, last["op"], last["value"], last["limit"], last["margin"], slope, eta))
-    return sorted(found, key=lambda item: abs(item.margin) / (abs(item.limit) or 1.0))
+        latest.append(Approach(layer, name, last["op"], last["value"], last["limit"], last["margin"], slope, eta))
+    return sorted(latest, key=lambda item: abs(item.margin) / (abs(item.limit) or 1.0))
 
 
 def _slope(points: Sequence[tuple[int, float]]) -> float | None:

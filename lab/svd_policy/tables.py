@@ -1,4 +1,4 @@
-"""What a policy could do, is near doing, and was kept from: tables for a terminal."""
+"""Tables for a terminal: what a policy could do, is near doing, and was kept from."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -27,14 +27,12 @@ def reach_table(policy: SvdPolicy, rows: Iterable[Row]) -> Table:
     for row in rows:
         for reach in policy.reach(row):
             best = "undefined" if reach.best is None else f"{reach.best:.4g}"
-            missing = float("inf") if reach.best is None else reach.best - reach.limit
-            missing = -missing if reach.op in (">", ">=") else missing
             can = "yes" if reach.can_hold else "[red]cannot hold[/red]"
             shape = f"{row.shape[0]}x{row.shape[1]}"
             cells: tuple[str, ...] = (f"{reach.name}\n{reach.op} {reach.limit:g}", shape, best, can, reach.needs)
             key = (reach.name, row.shape)
-            if key not in shown or missing < shown[key][0]:
-                shown[key] = (missing, cells)
+            if key not in shown or reach.shortfall < shown[key][0]:
+                shown[key] = (reach.shortfall, cells)
     for _, cells in shown.values():
         table.add_row(*cells)
     return table

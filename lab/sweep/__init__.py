@@ -1,1 +1,1 @@
-"""A study's stages as a pure plan: what was declared and what is on disk go in, the next jobs come out. No torch."""
+"""Sweep: the stages of a declared study as a pure plan, and the loop that carries it out. No torch."""

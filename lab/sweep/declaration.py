@@ -1,4 +1,4 @@
-"""From an experiment's `study` block, a size and the command line to the Study written before the first job."""
+"""Declaration of a study: its YAML block, resized and narrowed by the command line, before the first job."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from lab.errors import UsageError, nearest
-from lab.record.study import Study
+from lab.record.study import MOST_CONTRASTS, Study
 
-MOST_CONTRASTS = 4  # more would cost every one of them its power under Holm
 TWIN_OFFSET = 1000  # seed of the baseline's A/A partner: far from any seed a person writes
 SIZES = ("quick", "default", "full")
 RATE, SEED = "optim.lr", "seed"
@@ -25,7 +24,7 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
     `optim.lr`) replace it; any other key with a single value holds for every job.
     Raises UsageError for a declaration that contradicts itself, and for a list over something that is no axis.
     """
-    plain = _resized(block, size)
+    plain = _resize(block, size)
     arms = {name: [value] if isinstance(value, str) else list(value) for name, value in plain["arms"].items()}
     rates: Any = plain["learning_rates"]
     grid = {name: list(rates[name] if isinstance(rates, Mapping) else rates) for name in arms}
@@ -36,7 +35,7 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
         elif key == RATE:
             grid = {name: [_rate(value) for value in values] for name in grid}
         elif key in axes(arms):
-            arms, grid = _replaced(arms, grid, key, values)
+            arms, grid = _narrow(arms, grid, key, values)
         elif len(values) == 1:
             common.append(f"{key}={values[0]}")
         else:
@@ -68,7 +67,7 @@ def axes(arms: Mapping[str, Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(override.lstrip("+~").partition("=")[0] for own in arms.values() for override in own))
 
 
-def _resized(block: Mapping[str, Any], size: str) -> dict[str, Any]:
+def _resize(block: Mapping[str, Any], size: str) -> dict[str, Any]:
     sizes = block.get("sizes") or {}
     if size not in SIZES or set(sizes) - set(SIZES):
         raise UsageError(f"study_size={size} with sizes {', '.join(sizes)}; sizes are {', '.join(SIZES)}.")
@@ -85,7 +84,7 @@ def _resized(block: Mapping[str, Any], size: str) -> dict[str, Any]:
     return plain
 
 
-def _replaced(
+def _narrow(
     arms: Mapping[str, list[str]], grid: Mapping[str, list[float]], key: str, values: Sequence[str]
 ) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
     """The arms whose override of `key` has one of the values, and a new arm for each value none had."""

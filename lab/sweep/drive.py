@@ -1,4 +1,4 @@
-"""A study run to its end: look at the disk, plan, submit, look again. Whoever takes over goes on from there."""
+"""Loop of a study: scan the disk, plan, submit, scan again. Whoever takes over goes on from there."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from lab.record.study import Study, write_study
 from lab.sweep import runs
 from lab.sweep.job import Job, Plan, Seen
 from lab.sweep.planner import plan
-from lab.sweep.queue import still_queued
+from lab.sweep.queue import queued_jobs
 
 POLL_SECONDS = 5.0  # between two looks at jobs that another process runs
 ENDED = ("completed", "diverged", "stopped")
@@ -38,12 +38,12 @@ def drive(
     named: set[str] = set()
     with record.lock(study_dir):
         while True:
-            seen, unreadable = runs.observe(study_dir, study)
+            seen, unreadable = runs.scan(study_dir, study)
             for problem in unreadable:
                 if problem not in named:
                     print(f"left out: {problem}", file=sys.stderr, flush=True)
             named.update(unreadable)
-            now = plan(study, seen, still_queued(study_dir, study.jobs), attempts)
+            now = plan(study, seen, queued_jobs(study_dir, study.jobs), attempts)
             for stop in now.stops:
                 runs.stop(stop)
             if not keep_checkpoints:
@@ -52,7 +52,7 @@ def drive(
                 break
             if now.jobs:
                 batch = now.jobs[:1] if one_by_one else now.jobs
-                _say(study, seen, batch)
+                _print_progress(study, seen, batch)
                 study = _submit(study_dir, study, batch, launch, launcher)
                 for job in batch:
                     attempts[job.key] = attempts.get(job.key, 0) + 1
@@ -121,7 +121,7 @@ def _drop_checkpoints(seen: Sequence[Seen], now: Plan) -> None:
             runs.drop_checkpoints(run.path)
 
 
-def _say(study: Study, seen: Sequence[Seen], batch: Sequence[Job]) -> None:
+def _print_progress(study: Study, seen: Sequence[Seen], batch: Sequence[Job]) -> None:
     cost = runs.forecast(study, seen)
     left = "" if cost.hours is None else f", {cost.hours:.2f} hours of jobs left"
     what = batch[0].key if len(batch) == 1 else f"{len(batch)} jobs"

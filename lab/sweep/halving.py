@@ -24,8 +24,8 @@ def halve(state: State, arm: str, grid: Sequence[float], result: Plan) -> dict[f
         }
         if len(result.jobs) + result.waiting > open_work:
             return None
-        runs = {rate: [run for run in found if run is not None] for rate, found in done.items()}
-        final |= {rate: outcomes_of(found) for rate, found in runs.items()}
+        runs = {rate: [run for run in per_seed if run is not None] for rate, per_seed in done.items()}
+        final |= {rate: outcomes_of(per_seed) for rate, per_seed in runs.items()}
         if rung < len(study.rungs) - 1:
             alive = _survivors(state, arm, runs, rung, result)
     return {rate: values if rate in alive else [None] * len(values) for rate, values in final.items()}
@@ -33,8 +33,8 @@ def halve(state: State, arm: str, grid: Sequence[float], result: Plan) -> dict[f
 
 def _survivors(state: State, arm: str, runs: dict[float, list[Seen]], rung: int, result: Plan) -> list[float]:
     """The better half of the rates that entered a rung; adds a Stop for each run that ends here."""
-    passed = [rate for rate, found in runs.items() if any(run.rung > rung for run in found)]
-    values = {rate: outcomes_of(found) for rate, found in runs.items() if rate not in passed}
+    passed = [rate for rate, per_seed in runs.items() if any(run.rung > rung for run in per_seed)]
+    values = {rate: outcomes_of(per_seed) for rate, per_seed in runs.items() if rate not in passed}
     whole = {rate: math.fsum(v for v in own if v is not None) / len(own) for rate, own in values.items() if _whole(own)}
     ranked = sorted(whole, key=lambda rate: (whole[rate], rate))
     kept = ranked[: max(0, math.ceil(len(runs) / 2) - len(passed))]

@@ -1,4 +1,4 @@
-"""What planning is made of: runs seen on disk, jobs to submit, and whether a job still has to be done."""
+"""Jobs of a study: the runs seen on disk, the jobs to submit, and whether a job still has to be done."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What it is called in study.json: a directory is submitted once per rung."""
+        """Name of the submission in study.json: a directory is submitted once per rung."""
         return self.id if self.rung is None else f"{self.id}_rung={self.rung}"
 
 
@@ -78,7 +78,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class State:
-    """What a study has on disk, and the one question planning asks of it."""
+    """State of a study on disk, and the one question planning asks of it."""
 
     study: Study
     seen: tuple[Seen, ...]
@@ -86,6 +86,7 @@ class State:
     attempts: Mapping[str, int]
 
     def runs(self, stage: str, arm: str, rate: float, seed: int) -> list[Seen]:
+        """Every attempt at a job, in the order of their directories."""
         wanted = (stage, arm, rate, seed)
         return [run for run in self.seen if (run.stage, run.arm, run.learning_rate, run.seed) == wanted]
 
@@ -133,12 +134,12 @@ class State:
         if attempts >= MOST_ATTEMPTS or (attempts and len(failures) >= MOST_ATTEMPTS):
             result.given_up.append(job.key)
             result.notes.append(f"{job.key} did not end well in {attempts} attempts and is given up")
-            return replace(runs[-1], status="failed") if runs else _never(job)
-        result.jobs.append(_resumed(job, to_continue[-1]) if to_continue else job)
+            return replace(runs[-1], status="failed") if runs else _failure(job)
+        result.jobs.append(_continuation(job, to_continue[-1]) if to_continue else job)
         return None
 
 
-def _never(job: Job) -> Seen:
+def _failure(job: Job) -> Seen:
     """A job that left no run directory, as a failure."""
     return Seen(
         path=Path(job.id),
@@ -150,7 +151,7 @@ def _never(job: Job) -> Seen:
     )
 
 
-def _resumed(job: Job, run: Seen) -> Job:
+def _continuation(job: Job, run: Seen) -> Job:
     """The same job as a continuation: the saved config holds everything but a larger number of steps."""
     more = () if job.max_steps is None else (f"schedule.max_steps={job.max_steps}",)
     return replace(job, resume=run.path, overrides=more)

@@ -1,4 +1,4 @@
-"""A study's stages as a pure function: what is on disk goes in, the next jobs come out. Asked again, it agrees."""
+"""Planner of a study, a pure function: what is on disk goes in, the next jobs come out. Asked again, it agrees."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ MOST_EXTENSIONS = 4  # half-decades beyond the grid: two orders of magnitude are
 def plan(
     study: Study, seen: Iterable[Seen], queued: Collection[str] = (), attempts: Mapping[str, int] | None = None
 ) -> Plan:
-    """What to do next: tune every arm, then judge it on all seeds at its own learning rate.
+    """Next jobs of a study: tune every arm, then judge it on all seeds at its own learning rate.
 
     `queued` holds the keys of jobs that a launcher has accepted and that have not ended; `attempts` how often a key
     was submitted since the sweep was last started, so that what cannot end is given up. The plan depends on nothing
@@ -55,7 +55,7 @@ def jobs_before_extensions(study: Study) -> int:
 
 
 def extensions_per_arm(study: Study) -> int:
-    """How often one arm's grid may grow: an equal share of the jobs that are left, so no arm depends on another."""
+    """Half-decades by which an arm's grid may grow: an equal share of the jobs left, whatever the other arms do."""
     tuned = sum(len(grid) > 1 for grid in study.learning_rates.values())
     left = study.max_jobs - jobs_before_extensions(study)
     return max(0, min(MOST_EXTENSIONS, left // max(1, tuned * len(study.tune_seeds))))

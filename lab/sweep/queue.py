@@ -1,4 +1,4 @@
-"""Which submitted jobs a launcher still holds: submitit's own files say, so that a new planner submits none twice."""
+"""Queue of submitted jobs, from submitit's own files: a planner that takes over submits none twice."""
 
 import subprocess
 from collections.abc import Mapping
@@ -14,24 +14,22 @@ SUBMITTED, RESULT = "_submitted.pkl", "_result.pkl"  # submitit's: <job id>_subm
 SLURM, LOCAL = "SlurmLauncher", "LocalLauncher"  # the classes of hydra-submitit-launcher
 
 
-def still_queued(study_dir: Path, jobs: Mapping[str, Mapping[str, Any]]) -> set[str]:
+def queued_jobs(study_dir: Path, jobs: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """Keys of the jobs that submitit has accepted and that are queued or running, whoever submitted them.
 
     `jobs` is `Study.jobs`. Jobs of other launchers end with the process that started them. The pickles are searched
     for the job's directory and not loaded. Raises UsageError where Slurm's queue cannot be asked.
     """
-    asked = {key: entry for key, entry in jobs.items() if entry["launcher"] in (SLURM, LOCAL)}
-    if not asked:
-        return set()
+    submitted = {key: entry for key, entry in jobs.items() if entry["launcher"] in (SLURM, LOCAL)}
     pending = {
         path.name.removesuffix(SUBMITTED): path
         for path in (study_dir / ".submitit").glob(f"*/*{SUBMITTED}")
         if not list(path.parent.glob(f"{path.name.removesuffix(SUBMITTED)}_*{RESULT}"))
     }
-    kinds = {entry["launcher"] for entry in asked.values()}
+    kinds = {entry["launcher"] for entry in submitted.values()}
     in_slurm = _slurm_queue() if pending and SLURM in kinds else set()
     texts = [path.read_bytes() for name, path in pending.items() if name in in_slurm or _runs(name)]
-    wanted = {key: f"hydra.sweep.subdir={quoted(entry['directory'])}".encode() for key, entry in asked.items()}
+    wanted = {key: f"hydra.sweep.subdir={quoted(entry['directory'])}".encode() for key, entry in submitted.items()}
     return {key for key, subdir in wanted.items() if any(subdir in text for text in texts)}
 
 

@@ -1,4 +1,4 @@
-"""The edge between planning and the disk: what a study's run directories say, and the two things a sweep writes."""
+"""Runs of a study on disk: the scan that planning starts from, the two things a sweep writes, and the forecast."""
 
 import statistics
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from lab.sweep.job import Seen, Stop
 from lab.sweep.planner import extensions_per_arm, jobs_before_extensions
 
 
-def observe(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
+def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
     """Every run of the study below its directory, and a sentence for each that cannot be read."""
     seen, unreadable = [], []
     for path in sorted(study_dir.glob(f"*/{record.RESULT}")):
@@ -22,10 +22,9 @@ def observe(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
         except UsageError as error:
             unreadable.append(str(error))
             continue
-        # A job that failed before its model was built has recorded nothing but what it was asked.
-        asked = dict(override.partition("=")[::2] for override in read.overrides)
-        rate = (read.config.get("optim") or {}).get("lr", asked.get("optim.lr"))
-        seed = asked.get("seed") if read.seed is None else read.seed
+        # A job that failed before its model was built has recorded nothing but its overrides.
+        rate = (read.config.get("optim") or {}).get("lr", read.override_values.get("optim.lr"))
+        seed = read.override_values.get("seed") if read.seed is None else read.seed
         if read.stage is None or read.arm is None or seed is None or rate is None:
             unreadable.append(f"{path} belongs to no stage, arm, seed or learning rate of a study.")
             continue
@@ -63,7 +62,7 @@ def drop_checkpoints(run_dir: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What a study will cost; None where nobody has measured a job."""
+    """Cost of a study; None where nobody has measured a job."""
 
     jobs: int  # without extensions
     extensions: int  # at most

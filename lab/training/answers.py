@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from lab.config import Evaluate
 from lab.data import Pair, Record, Text
-from lab.data.answer import asked, check_answer_pattern, closing, end_token, extract_answer
+from lab.data.answer import check_answer_pattern, closing, end_token, extract_answer, question_and_answer
 from lab.data.corpus import Corpus
 from lab.data.encode import prompt_ids
 from lab.errors import UsageError
+from lab.model import base_of
 from lab.training.generate import complete
-from lab.training.loss import base_of
 from lab.training.positions import room_for_prompt
 from lab.training.progress import console
 
@@ -84,7 +84,8 @@ class Answers:
         if not self.corpus.splits.test:
             console.print("no accuracy: data.answer_pattern is set, and the data has no test side to judge answers on")
             return []
-        given = [found for record in self.corpus.test_records if (found := asked(record)) is not None]
+        pairs = map(question_and_answer, self.corpus.test_records)
+        given = [pair for pair in pairs if pair is not None]
         check_answer_pattern(pattern, running_text=not given)
         try:
             answers = [extract_answer(response, pattern) for _, response in given]
@@ -118,7 +119,7 @@ class Answers:
 
     def _ends(self) -> tuple[list[int], str]:
         """Ids of the tokens that end an answer, and the text that a template puts between the answer and such a one."""
-        records = (record for record in self.corpus.splits.train if asked(record) is not None)
+        records = (record for record in self.corpus.splits.train if question_and_answer(record) is not None)
         record = next(records, None)
         behind = closing(record, self.tokenizer, self.data.template) if record is not None else ""
         found = end_token(behind, self.tokenizer)

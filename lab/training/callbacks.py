@@ -1,7 +1,6 @@
-"""What happens around optimizer steps: measure, evaluate, checkpoint, stop. In this order, in one place."""
+"""Callbacks of the engine after an optimizer step: monitor, checkpoints, stop. Their order is `step.StepOrder`."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lab.training.interrupt import Diverged, Interrupted, StopRequest
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
 from lab.training.progress import ProgressBar
+from lab.training.run import Run
 
 Row = dict[str, float | int | None]
 TAGS = {  # of the loggers -> column of metrics.csv
@@ -32,10 +32,6 @@ TAGS = {  # of the loggers -> column of metrics.csv
 class AfterStep(Callback):
     """Base of what acts once per optimizer step, after the optimizer and the scheduler have stepped."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % pl_module.hardware.accumulate == 0:
-            self.after_step(trainer, pl_module, batch)
-
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         """Called with the last micro-batch of the step."""
         raise NotImplementedError
@@ -50,30 +46,34 @@ class Monitor(AfterStep):
         evaluate: Callable[[], Evaluation],
         show_samples: Callable[[int], None],
         bar: ProgressBar,
-        started: float,
     ) -> None:
         self.run_dir, self.evaluate, self.show_samples, self.bar = run_dir, evaluate, show_samples, bar
         self.file: MetricsFile | None = None
-        self.started = started
         self.final: Evaluation | None = None  # of the last step's weights
-        self.tick = 0.0  # when the current micro-batch began
         self.since = (0, 0.0)  # tokens and training seconds at the last logged row
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        run: Run = pl_module.run
         if trainer.is_global_zero:
             self.file = MetricsFile(self.run_dir)
-            self.file.cut_back(pl_module.progress.step)
-            self._show_again(trainer, pl_module, self.file)
-        self.since = (pl_module.progress.tokens, pl_module.progress.train_seconds)
-        self.started -= pl_module.progress.seconds  # of the run, not of this start of it
-        self.tick = time.perf_counter()
+            self.file.cut_back(run.progress.step)
+            self._show_again(trainer, run, self.file)
+        self.since = (run.progress.tokens, run.clock.of("train"))
+        run.clock.begin("train")
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
-        progress, schedule = module.progress, module.config.schedule
-        now = time.perf_counter()
-        progress.train_seconds += now - self.tick
+        run = module.run
+        with run.clock.spent("log"):
+            self._count(trainer, module, batch)
+        if run.progress.step == run.total_steps:
+            run.clock.end()
+
+    def _count(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
+        run = module.run
+        progress, schedule = run.progress, run.config.schedule
         progress.step, progress.tokens = trainer.global_step, progress.tokens + batch["tokens"]
-        last = progress.step == module.total_steps
+        progress.labelled_tokens += batch["denominator"]
+        last = progress.step == run.total_steps
         due_eval = progress.step % schedule.eval_every_n_steps == 0 or last
         due_log = progress.step % schedule.log_every_n_steps == 0 or due_eval
         nats = torch.tensor([module.step_nats], dtype=torch.float64, device=module.hardware.device)
@@ -81,43 +81,40 @@ class Monitor(AfterStep):
             all_reduce(nats)
         row: Row = {"step": progress.step, "tokens": progress.tokens}
         if due_log:
-            spent = progress.train_seconds - self.since[1]
+            train_seconds = run.clock.of("train")
+            spent = train_seconds - self.since[1]
             row |= {
                 "train_loss": float(nats) / max(1, batch["denominator"]),
                 "lr": _lr_of_this_step(trainer),
                 "grad_norm": module.grad_norm,
                 "tokens_per_second": (progress.tokens - self.since[0]) / max(spent, 1e-9),
             }
-            self.since = (progress.tokens, progress.train_seconds)
+            self.since = (progress.tokens, train_seconds)
         if due_eval:
             row |= self._evaluate(trainer, module, batch["examples"])
-        progress.seconds = time.perf_counter() - self.started
         if due_log:
-            row["seconds"] = progress.seconds
-            self._log(trainer, module, row)
-        self.tick = time.perf_counter()
+            row["seconds"] = run.clock.total
+            self._log(trainer, run, row)
 
     def _evaluate(self, trainer: Trainer, module: CausalLM, examples: list[int]) -> Row:
-        began = time.perf_counter()
-        result = self.evaluate()
-        progress = module.progress
-        progress.eval_seconds += time.perf_counter() - began
+        run, progress = module.run, module.run.progress
+        with run.clock.spent("eval"):
+            result = self.evaluate()
         if not math.isfinite(result.loss):  # the step just taken broke the weights, and no training loss follows it yet
             bad = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
             raise Diverged("the validation loss", progress.step, examples, bad)
-        self.final = result if progress.step == module.total_steps else None
+        self.final = result if progress.step == run.total_steps else None
         if progress.best_val_loss is None or result.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = result.loss, progress.step
             checkpoint.save(self.run_dir, checkpoint.BEST, trainer.save_checkpoint, trainer.is_global_zero)
-        began = time.perf_counter()
         if trainer.is_global_zero:
-            self.show_samples(progress.step)
-        progress.eval_seconds += time.perf_counter() - began
+            with run.clock.spent("eval"):
+                self.show_samples(progress.step)
         return {"val_loss": result.loss, "val_bpb": result.bpb}
 
-    def _show_again(self, trainer: Trainer, module: CausalLM, file: MetricsFile) -> None:
+    def _show_again(self, trainer: Trainer, run: Run, file: MetricsFile) -> None:
         """The step that a run goes on from, to loggers that have dropped it with all later ones."""
-        step = module.progress.step
+        step = run.progress.step
         row = file.row_at(step) if step else None
         if row is None or not trainer.loggers:
             return
@@ -125,16 +122,16 @@ class Monitor(AfterStep):
         if "val_loss" in row:
             self.show_samples(step)
 
-    def _log(self, trainer: Trainer, module: CausalLM, row: Row) -> None:
-        module.progress.train_loss = row.get("train_loss")
+    def _log(self, trainer: Trainer, run: Run, row: Row) -> None:
+        run.progress.train_loss = row.get("train_loss")
         if not trainer.is_global_zero:
             return
         assert self.file is not None
         self.file.append(row)
         step = int(row["step"] or 0)
         _to_loggers(trainer, step, row)
-        done = step / module.total_steps
-        elapsed = module.progress.train_seconds
+        done = step / run.total_steps
+        elapsed = run.clock.of("train")
         self.bar.update(step, row, elapsed / done - elapsed if done else None)
 
 
@@ -163,8 +160,9 @@ class Checkpoints(AfterStep):
             checkpoint["files"] = run_files.prefixes(self.run_dir, run_files.GROWING)
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
-        step = module.progress.step
-        if step % module.config.schedule.save_every_n_steps == 0 or step == module.total_steps:
+        run = module.run
+        step = run.progress.step
+        if step % run.config.schedule.save_every_n_steps == 0 or step == run.total_steps:
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
@@ -183,8 +181,9 @@ class StopOnRequest(AfterStep):
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         asked = any_of(self.request.signal is not None, module.hardware.device)
-        if asked and module.progress.step < module.total_steps:  # else the ending sees it, where all is saved
+        progress = module.run.progress
+        if asked and progress.step < module.run.total_steps:  # else the ending sees it, where all is saved
             self.checkpoints.save(trainer)
             by = self.request.signal or "a signal to another process"
-            message = f"stopped by {by} at step {module.progress.step}; resume={self.checkpoints.run_dir}"
+            message = f"stopped by {by} at step {progress.step}; resume={self.checkpoints.run_dir}"
             raise Interrupted(message, self.request.signal)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lab.errors import UsageError
-from lab.training.loss import base_of
+from lab.model import base_of
 
 
 def compile_blocks(net: Any, accelerator: str) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from lab.training.loss import base_of
+from lab.model import base_of
 
 PROMPTS_PER_BATCH = 100
 

@@ -28,6 +28,17 @@ class Resolved:
     micro: int
     accumulate: int
     threads: int
+    trains_base: bool = False  # every weight trains, and not adapters on a frozen base
+
+    @property
+    def autocast(self) -> bool:
+        """True where weights are kept in float32 and cast for each product; a frozen base is kept in bf16 itself."""
+        return self.trains_base and self.precision == "bf16-mixed"
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The dtype in which the base's weights are held."""
+        return torch.float32 if self.autocast else self.compute_dtype
 
     @property
     def device(self) -> torch.device:
@@ -76,10 +87,11 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def resolve(hardware: Hardware, batch_size: int, precision: str | None = None) -> Resolved:
+def resolve(hardware: Hardware, batch_size: int, precision: str | None = None, trains_base: bool = False) -> Resolved:
     """Devices, precision and accumulation for a global batch; raises UsageError for what this machine lacks.
 
-    `precision` is what `auto` came to before, in a run that goes on or is exported, perhaps on another machine.
+    `trains_base`: every weight of the model trains. `precision` is what `auto` came to before, in a run that goes on or
+    is exported, perhaps on another machine.
     """
     gpus = torch.cuda.device_count()
     accelerator = hardware.accelerator
@@ -108,6 +120,7 @@ def resolve(hardware: Hardware, batch_size: int, precision: str | None = None) -
         micro=micro,
         accumulate=per_device // micro,
         threads=torch.get_num_threads(),
+        trains_base=trains_base,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.model import base_of
 from lab.training.head_loss import LARGE_VOCABULARY, head_loss, softcap
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,14 @@ class LabelGate:
         self.entering: Tensor | None = None  # (labelled, width), where the head is passed by
         plain = type(self.head) is nn.Linear and self.head.bias is None
         self.passes_by = plain and self.head.out_features >= LARGE_VOCABULARY and self._only_caps(net)
-        self.handle = self.head.register_forward_pre_hook(self._select)
+        self._handle = self.head.register_forward_pre_hook(self._select)
+
+    def __enter__(self) -> "LabelGate":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Take the gate off the head."""
+        self._handle.remove()
 
     def _select(self, head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.mask is None:
@@ -98,15 +106,17 @@ class Scorer:
         self.net, self.device, self.autocast = net, device, autocast
         self.gate = LabelGate(base_of(net))
 
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Take the gate off the model's head."""
+        self.gate.__exit__(*exception)
+
     def nats(self, input_ids: Tensor, labels: Tensor) -> Tensor:
         """Sum of token losses, in nats, at the labelled positions of a batch (examples, time)."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return token_loss(self.net, self.gate, input_ids, labels)
-
-
-def base_of(net: Any) -> Any:
-    """The transformers model inside a peft wrapper, or the model itself."""
-    return net.get_base_model() if hasattr(net, "get_base_model") else net
 
 
 def first_bad_module(net: nn.Module, gate: LabelGate, input_ids: Tensor, labels: Tensor) -> str | None:

@@ -19,9 +19,7 @@ ADAM_MOMENTS = 2  # tensors of a parameter's size that the optimizer will add, h
 BUCKETS = 1  # copies of the gradients in DDP's buckets
 
 
-def fit(
-    net: nn.Module, hardware: Resolved, samples: Sequence[Sample], pad_id: int, autocast: bool, besides: int
-) -> Resolved:
+def fit(net: nn.Module, hardware: Resolved, samples: Sequence[Sample], pad_id: int, besides: int) -> Resolved:
     """The hardware with a micro-batch whose longest examples fit in memory on every rank.
 
     Tries forward and backward on the longest examples of the training side, halving towards the next divisor of a
@@ -39,7 +37,7 @@ def fit(
     def attempt(micro: int) -> None:
         held = torch.empty(reserve, dtype=torch.uint8, device=hardware.device)
         try:
-            probe(net, longest(samples, micro), pad_id, hardware.device, autocast)
+            probe(net, longest(samples, micro), pad_id, hardware.device, hardware.autocast)
         finally:
             del held
 
@@ -83,16 +81,15 @@ def longest(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 def probe(net: nn.Module, samples: Sequence[Sample], pad_id: int, device: torch.device, autocast: bool) -> None:
     """One forward and backward pass of a micro-batch; the net and the random state are as before."""
-    scorer = Scorer(net, device, autocast)
     mode = net.training
     gradients = {p: p.grad for p in net.parameters()}
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with Scorer(net, device, autocast) as scorer, generators:
             net.train()
             nats = scorer.nats(**{key: value.to(device) for key, value in collate(samples, pad_id).items()})
             nats.backward()
     finally:
-        scorer.gate.handle.remove()
         net.train(mode)
         for p, gradient in gradients.items():
             p.grad = gradient

@@ -1,6 +1,7 @@
 """The optimizer and the learning-rate schedule."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from lab.training.muon import MuonAdamW
 WARMDOWN = 0.2  # share of the steps
 
 
-def make_optimizer(net: nn.Module, optim: Optim, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that the config asks for, over the trainable parameters in module order."""
-    return make_adamw(net, optim, device) if optim.matrix_lr is None else make_muon(net, optim)
+def make_optimizer(
+    net: nn.Module, optim: Optim, device: torch.device, fast: Collection[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer that the config asks for, over the trainable parameters in module order; `fast` as in AdamW's."""
+    return make_adamw(net, optim, device, fast) if optim.matrix_lr is None else make_muon(net, optim)
 
 
 def make_muon(net: Any, optim: Optim) -> MuonAdamW:
@@ -66,13 +69,16 @@ def verify_trained(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         raise Mismatch(f"the optimizer holds {len(held)} parameters, and {len(trained)} train.")
 
 
-def make_adamw(net: nn.Module, optim: Optim, device: torch.device) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters, in module order; B trains at lora_plus_ratio times the rate of A."""
+def make_adamw(
+    net: nn.Module, optim: Optim, device: torch.device, fast: Collection[nn.Parameter] = ()
+) -> torch.optim.AdamW:
+    """Fused AdamW over the trainable parameters, in module order; `fast` ones at lora_plus_ratio times the rate."""
+    keys = {id(parameter) for parameter in fast} if optim.lora_plus_ratio != 1 else set()
     plain: list[tuple[str, nn.Parameter]] = []
     faster: list[tuple[str, nn.Parameter]] = []
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            (faster if "lora_B" in name and optim.lora_plus_ratio != 1 else plain).append((name, parameter))
+            (faster if id(parameter) in keys else plain).append((name, parameter))
     groups = [{"params": plain, "lr": optim.lr}]
     if faster:
         groups.append({"params": faster, "lr": optim.lr * optim.lora_plus_ratio})

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
+from lab.adapter.build import build, planned, scaling_factor
 from lab.adapter.initialise import Initialised, initialise
-from lab.adapter.install import install, scaling_factor
 from lab.init import Factors
 from lab.layer import Target, find_targets
-from lab.structure import Offset
+from lab.structure import Offset, Structure
 
 GQA: dict[str, Any] = {
     "vocab_size": 64,
@@ -100,17 +100,20 @@ class Case:
     plan: dict[str, int]
     scaling: float
     filled: Initialised
-    use_dora: bool
+    planned: Structure
+
+    @property
+    def structure(self) -> Structure:
+        """What was planned, with the offsets that the scheme asked for."""
+        return self.filled.applied_to(self.planned)
 
 
 def installed(net: nn.Module, *, plan=None, rank=4, alpha=6.0, scaling="alpha_over_r", dropout=0.0, use_dora=False):
     """The targets, the plan, and the model with random adapters."""
     targets = find_targets(net)
     plan = plan or uneven(targets)
-    model = install(
-        net, targets, plan, rank=rank, alpha=alpha, scaling=scaling, dropout=dropout, use_dora=use_dora
-    ).eval()
-    return targets, plan, model
+    structure = planned(targets, plan, scaling=scaling_factor(alpha, rank, scaling), use_dora=use_dora)
+    return targets, plan, build(net, structure, dropout).eval()
 
 
 def case(net: nn.Module, scheme: Any = None, *, seed: int = 0, **asked: Any) -> Case:
@@ -118,7 +121,9 @@ def case(net: nn.Module, scheme: Any = None, *, seed: int = 0, **asked: Any) -> 
     targets, plan, model = installed(net, **asked)
     filled = initialise(model, scheme or Principal(), targets, {}, seed=seed)
     s = scaling_factor(asked.get("alpha", 6.0), asked.get("rank", 4), asked.get("scaling", "alpha_over_r"))
-    return Case(model, targets, plan, s, filled, asked.get("use_dora", False))
+    return Case(
+        model, targets, plan, s, filled, planned(targets, plan, scaling=s, use_dora=asked.get("use_dora", False))
+    )
 
 
 def train(model: Any, steps: int = 3, lr: float = 0.05) -> None:

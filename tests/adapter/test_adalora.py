@@ -7,19 +7,21 @@ import torch
 from adapter_models import TOKENS, base, logits
 from peft import AdaLoraConfig, PeftModel, TaskType, get_peft_model
 
+from lab.adapter.build import build, planned
 from lab.adapter.export import export, verify_export
 from lab.adapter.initialise import initialise
-from lab.adapter.install import install
 from lab.adapter.layer import adapted_layers
+from lab.adapter.read import read
 from lab.adapter.state import adapter_state, load_adapter_state
 from lab.adapter.verify import verify
 from lab.editors import adalora as module
-from lab.editors.adalora import AdaptiveRanks
+from lab.editors.adalora import AdaloraEditor
 from lab.errors import Mismatch, UsageError
 from lab.init.adalora import Triplets
 from lab.layer import Evidence, find_targets
 from lab.rank_strategy.adalora import Adalora
 from lab.rank_strategy.shuffled import Shuffled
+from lab.record import RunRecord
 
 STEPS, RANK, SCALING = 12, 2, 1.5
 SETTINGS = Adalora(
@@ -39,14 +41,11 @@ def adaptive(settings=SETTINGS, name="llama", steps=STEPS):
     net = base(name)
     targets = find_targets(net)
     plan = settings.allocate(targets, RANK, {}, {}, torch.Generator())
-    model = install(
-        net, targets, plan, rank=RANK, alpha=SCALING * RANK, scaling="alpha_over_r", dropout=0.0, use_dora=False
-    )
-    for layer in adapted_layers(model).values():
-        layer.add_values()
+    structure = planned(targets, plan, scaling=SCALING, values=True)
+    model = build(net, structure)
     filled = initialise(model, Triplets(), targets, {}, seed=0)
-    verify(model, targets, plan, SCALING, filled, use_dora=False, adaptive=True)
-    return model.train(), AdaptiveRanks(model, targets, settings, RANK, steps)
+    verify(model, structure, filled)
+    return model.train(), AdaloraEditor(model, targets, settings, RANK, steps)
 
 
 def train(model, ranks, steps, lr=0.02, optimizer=None):
@@ -54,10 +53,10 @@ def train(model, ranks, steps, lr=0.02, optimizer=None):
     optimizer = optimizer or torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = model(input_ids=TOKENS, labels=TOKENS).loss + ranks.strategy.orthogonality * ranks.orthogonality()
+        loss = model(input_ids=TOKENS, labels=TOKENS).loss + ranks.loss_term(1)
         loss.backward()
         optimizer.step()
-        ranks.after_step(ranks.done + 1)
+        ranks.after_step(ranks.done + 1, optimizer)
     return optimizer
 
 
@@ -131,7 +130,7 @@ def test_every_cut_meets_the_schedule_and_the_end_is_the_budget_of_uniform(name,
             left = sum(ranks.costs[name] * rank for name, rank in ranks.ranks().items())
             assert 0 <= ranks.schedule.budget(step) - left < max(ranks.costs.values())
             seen.append(left)
-    ranks.finish()
+    ranks.finish(RunRecord())
     assert seen == sorted(seen, reverse=True)
     assert len(set(seen)) > 2
     asked = RANK * sum(ranks.costs.values())
@@ -141,7 +140,7 @@ def test_every_cut_meets_the_schedule_and_the_end_is_the_budget_of_uniform(name,
 def test_with_start_at_the_rank_nothing_is_cut():
     model, ranks = adaptive(replace(SETTINGS, start=1.0))
     train(model, ranks, STEPS)
-    ranks.finish()
+    ranks.finish(RunRecord())
     assert set(ranks.ranks().values()) == {RANK}
 
 
@@ -194,18 +193,18 @@ def test_a_budget_other_than_the_scheduled_aborts(monkeypatch):
 
 def test_a_step_without_update_aborts_at_the_next_and_at_the_end():
     model, ranks = adaptive()
-    train(model, ranks, 3)
+    optimizer = train(model, ranks, 3)
     with pytest.raises(Mismatch, match="last updated after step 3, and this is step 5"):
-        ranks.after_step(5)
+        ranks.after_step(5, optimizer)
     with pytest.raises(Mismatch, match="after 3 of 12 steps"):
-        ranks.finish()
+        ranks.finish(RunRecord())
 
 
 def test_gradients_that_are_gone_abort():
     model, ranks = adaptive()
     model.zero_grad()
     with pytest.raises(Mismatch, match=r"q_proj\.lora_A\.default has no gradient"):
-        ranks.after_step(1)
+        ranks.after_step(1, None)
 
 
 def test_values_that_are_missing_or_not_zero_at_step_0_are_found():
@@ -215,11 +214,11 @@ def test_values_that_are_missing_or_not_zero_at_step_0_are_found():
     filled = initialise(model, Triplets(), targets, {}, seed=0)
     first = ranks.layers[targets[0].name]
     first.E.data[0] = 1
-    with pytest.raises(Mismatch, match=f"{targets[0].name}: the number of values of E that are not 0 is 1, asked 0"):
-        verify(model, targets, plan, SCALING, filled, use_dora=False, adaptive=True)
+    with pytest.raises(Mismatch, match=f"{targets[0].name}: the number of directions that act is 1, asked 0"):
+        verify(model, planned(targets, plan, scaling=SCALING, values=True), filled)
     first.E = None
-    with pytest.raises(Mismatch, match="the presence of AdaLoRA's values is False, asked True"):
-        verify(model, targets, plan, SCALING, filled, use_dora=False, adaptive=True)
+    with pytest.raises(Mismatch, match="the number of directions that act is None, asked 0"):
+        verify(model, planned(targets, plan, scaling=SCALING, values=True), filled)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
@@ -233,7 +232,7 @@ def test_what_is_cut_is_gone_from_the_export_and_stock_peft_gives_the_same_logit
     plan = {key: rank for key, rank in ranks.ranks().items() if rank}
     assert wrote.ranks == plan
     assert first not in plan
-    verify_export(tmp_path, plan, scaling=SCALING, offset="none")
+    verify_export(tmp_path, read(model))
     torch.manual_seed(99)
     again = PeftModel.from_pretrained(base(name), tmp_path).eval()
     assert (logits(again) - logits(model)).abs().max() <= 1e-5
@@ -243,12 +242,14 @@ def test_what_is_cut_is_gone_from_the_export_and_stock_peft_gives_the_same_logit
 def test_the_state_goes_into_a_fresh_model_bit_for_bit(tmp_path):
     model, ranks = adaptive()
     optimizer = train(model, ranks, 5)
-    torch.save({"adapter": adapter_state(model), "ranks": ranks.state(), "opt": optimizer.state_dict()}, tmp_path / "c")
+    torch.save(
+        {"adapter": adapter_state(model), "ranks": ranks.state_dict(), "opt": optimizer.state_dict()}, tmp_path / "c"
+    )
     saved = torch.load(tmp_path / "c", weights_only=True)
     train(model, ranks, STEPS - 5, optimizer=optimizer)
     other, others = adaptive()
     load_adapter_state(other, saved["adapter"])
-    others.load_state(saved["ranks"])
+    others.load_state_dict(saved["ranks"])
     twin = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=0.02)
     twin.load_state_dict(saved["opt"])
     train(other, others, STEPS - 5, optimizer=twin)

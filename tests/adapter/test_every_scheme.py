@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from peft import PeftModel
 
+from lab.adapter.build import planned
 from lab.adapter.delta import trained_base
 from lab.adapter.export import export, verify_export
 from lab.adapter.initialise import initialise
@@ -33,11 +34,12 @@ def evidence_for(targets, scheme):
 def test_a_scheme_trains_resumes_and_loads_in_stock_peft(scheme, tmp_path) -> None:
     targets, plan, model = installed(base("llama"), plan=EVEN)
     filled = initialise(model, scheme, targets, evidence_for(targets, scheme), seed=0)
-    applied = verify(model, targets, plan, 1.5, filled, False)
-    if applied.offset == "separate":
+    applied = verify(model, planned(targets, plan, scaling=1.5), filled)
+    replaced = any(layer.base_replaced for layer in applied.structure.pairs.values())
+    if applied.structure.offset == "separate":
         assert torch.equal(logits(model), logits(base("llama")))
     train(model)
-    if applied.offset != "fold" and not applied.bases_replaced:
+    if applied.structure.offset != "fold" and not replaced:
         with model.disable_adapter():
             assert torch.equal(logits(model), logits(base("llama")))
 
@@ -46,9 +48,9 @@ def test_a_scheme_trains_resumes_and_loads_in_stock_peft(scheme, tmp_path) -> No
     assert torch.equal(logits(resumed), logits(model))
 
     export(model, tmp_path)
-    verify_export(tmp_path, plan, scaling=1.5, offset=applied.offset)
+    verify_export(tmp_path, applied.structure)
     torch.manual_seed(77)
-    home = trained_base(model).eval() if applied.bases_replaced else base("llama")
+    home = trained_base(model).eval() if replaced else base("llama")
     expected = logits(model)
     found = logits(PeftModel.from_pretrained(home, tmp_path))
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()  # the contract, fp32
@@ -58,4 +60,4 @@ def test_skipping_one_layer_in_a_scheme_aborts(scheme) -> None:
     targets, plan, model = installed(base("llama"), plan=EVEN)
     filled = initialise(model, scheme, targets[1:], evidence_for(targets, scheme), seed=0)
     with pytest.raises(Mismatch, match=f"{targets[0].name} was never initialised"):
-        verify(model, targets, plan, 1.5, filled, False)
+        verify(model, planned(targets, plan, scaling=1.5), filled)

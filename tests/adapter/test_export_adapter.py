@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,18 @@ import torch
 from adapter_models import MODELS, TOKENS, Case, Noise, OneSided, Principal, base, case, logits, train
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from test_build_adapters import Twins
 from test_initialise import Rounded
-from test_install import Twins
 
+from lab.adapter.build import build, planned
 from lab.adapter.delta import delta_factors, merged, trained_base, truncate
 from lab.adapter.export import export, verify_export
-from lab.adapter.install import install
 from lab.adapter.layer import adapted_layers
 from lab.adapter.state import adapter_state
 from lab.adapter.verify import Mismatch
 from lab.errors import UsageError
 from lab.layer import find_targets, weight_of
+from lab.structure import Structure
 
 # Contract: 1e-5 in fp32 on logits of size one; these bases are scaled up to logits of about 10.
 TOLERANCE = 1e-5
@@ -44,7 +46,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_stock_peft_on_the_pristine_base_gives_the_same_logits(model, scheme, scaling, tmp_path) -> None:
     ours = trained(model, SCHEMES[scheme], scaling=scaling)
     export(ours.model, tmp_path)
-    verify_export(tmp_path, ours.plan, scaling=ours.scaling, offset=scheme)
+    verify_export(tmp_path, ours.structure)
     expected = logits(ours.model)
     assert (expected - logits(base(model))).abs().max() > 0.1
     torch.manual_seed(1234)  # whatever peft draws before it loads must not matter
@@ -105,7 +107,7 @@ def test_twelve_layers_of_random_ranks_survive_the_sorted_json(tmp_path: Path) -
     plan = {target.name: draw.randint(1, 8) for target in find_targets(net)}
     ours = case(net, Principal(), plan=plan)
     export(ours.model, tmp_path)
-    verify_export(tmp_path, plan, scaling=ours.scaling, offset="separate")
+    verify_export(tmp_path, ours.structure)
     assert_same(logits(PeftModel.from_pretrained(base("llama", layers=12), tmp_path)), logits(ours.model))
 
 
@@ -114,7 +116,7 @@ def test_stock_peft_adapts_the_same_modules_where_names_end_alike(left_out: str 
     net = Twins()
     targets = [target for target in find_targets(net) if target.name != left_out]
     plan = {target.name: i + 1 for i, target in enumerate(targets)}
-    adapted = install(net, targets, plan, rank=2, alpha=2, scaling="alpha_over_r", dropout=0.0, use_dora=False)
+    adapted = build(net, planned(targets, plan, scaling=1.0))
     export(adapted, tmp_path)
     reloaded = PeftModel.from_pretrained(Twins(), tmp_path)
     assert reloaded.targeted_module_names == [target.name for target in targets]
@@ -175,7 +177,7 @@ def test_truncation_is_the_best_approximation_and_states_what_it_drops(shape: tu
 def test_a_truncated_export_is_the_best_of_its_rank_layer_by_layer(model: str, tmp_path: Path) -> None:
     ours = trained(model, Principal())
     done = export(ours.model, tmp_path, rank=4)
-    verify_export(tmp_path, ours.plan, scaling=ours.scaling, offset="separate", rank=4)
+    verify_export(tmp_path, ours.structure, rank=4)
     assert done.ranks == {name: min(4, 2 * rank) for name, rank in ours.plan.items()}
     saved = load_file(tmp_path / "adapter_model.safetensors")
     dropped = total = 0.0
@@ -208,7 +210,7 @@ def test_an_adapter_that_learned_nothing_drops_nothing(tmp_path: Path) -> None:
 def test_dora_exports_as_dora(tmp_path: Path) -> None:
     ours = trained("llama", OneSided(), use_dora=True)
     export(ours.model, tmp_path)
-    verify_export(tmp_path, ours.plan, scaling=ours.scaling, offset="none", use_dora=True)
+    verify_export(tmp_path, ours.structure)
     assert_same(logits(PeftModel.from_pretrained(base("llama"), tmp_path)), logits(ours.model))
     whole, pristine = merged(ours.model, base("llama")), base("llama")
     torch.testing.assert_close(logits(whole), logits(ours.model), rtol=1e-4, atol=1e-4)
@@ -282,16 +284,16 @@ FAULTS = {
 def test_a_folder_that_is_not_as_planned_is_found(fault: str, tmp_path: Path) -> None:
     ours = case(base("llama"))
     export(ours.model, tmp_path)
-    verify_export(tmp_path, ours.plan, scaling=1.5, offset="separate")
+    verify_export(tmp_path, ours.structure)
     spoil, said = FAULTS[fault]
     spoil(tmp_path)
     with pytest.raises(Mismatch, match=said):
-        verify_export(tmp_path, ours.plan, scaling=1.5, offset="separate")
+        verify_export(tmp_path, ours.structure)
 
 
 def test_a_folder_without_the_offset_is_found(tmp_path: Path) -> None:
     ours = case(base("llama"), Noise())
     export(ours.model, tmp_path)
     with pytest.raises(Mismatch, match="the rank of A"):
-        verify_export(tmp_path, ours.plan, scaling=1.5, offset="separate")
+        verify_export(tmp_path, Structure({n: replace(f, offset="separate") for n, f in ours.structure.layers.items()}))
     assert len(adapted_layers(ours.model)) == len(ours.plan)

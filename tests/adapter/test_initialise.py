@@ -40,7 +40,7 @@ def test_folding_takes_the_pair_off_the_weight_and_keeps_the_function(model: str
 
 def test_without_an_offset_the_function_moves_at_step_0() -> None:
     ours = case(base("llama"), Noise())
-    assert ours.filled.offset == "none"
+    assert ours.structure.offset == "none"
     assert (logits(ours.model) - logits(base("llama"))).abs().max() > 0.1
 
 
@@ -142,8 +142,8 @@ def test_a_scheme_may_give_the_layer_another_base(model: str) -> None:
     for name, layer in adapted_layers(ours.model).items():
         Q = weight_of(layer.get_base_layer())
         assert torch.equal(Q, (weight_of(pristine.get_submodule(name)) * 8).round() / 8)
-    applied = verify(ours.model, ours.targets, ours.plan, ours.scaling, ours.filled, False)
-    assert applied.bases_replaced == len(ours.targets)
+    applied = verify(ours.model, ours.planned, ours.filled)
+    assert all(layer.base_replaced for layer in applied.structure.pairs.values())
 
 
 def test_another_base_and_an_offset_exclude_each_other() -> None:

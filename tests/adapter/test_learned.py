@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from lab.spectral.weight_change import first_step, intruder_cosines, leading_left, learned, overlaps, thin_svd
+from lab.spectral.weight_change import (
+    change_measures,
+    energy_shares,
+    first_step,
+    intruder_cosines,
+    leading_left,
+    thin_svd,
+)
 
 
 def draw(*shape, seed=0):
@@ -47,7 +54,7 @@ def test_an_offset_cancels_to_the_change_and_not_to_rounding():
 
 
 def layer(L, R, weight, U, V, rank=4, k=10):
-    return learned(L, R, weight, U, V, rank=rank, k=k, epsilon=0.5)
+    return change_measures(L, R, weight, U, V, rank=rank, k=k, epsilon=0.5)
 
 
 def test_ranks_and_use_of_a_change_of_equal_directions():
@@ -73,7 +80,7 @@ def test_energy_inside_the_bases_leading_subspace():
     _, U, V = decaying(40, 40)
     sigma = torch.tensor([3.0, 2.0, 1.0, math.sqrt(2)])
     change = thin_svd(U[:, [0, 10, 1, 19]] * sigma, V[:, [11, 1, 2, 29]].T)
-    found = overlaps(change, U[:, :10], V[:, :10])
+    found = energy_shares(change, U[:, :10], V[:, :10])
     assert found["left"].share == pytest.approx(10 / 16, rel=1e-5)
     assert found["right"].share == pytest.approx(5 / 16, rel=1e-5)
     assert found["core"].share == pytest.approx(1 / 16, rel=1e-5)
@@ -85,7 +92,7 @@ def test_random_changes_have_the_energy_and_the_spread_that_chance_says():
     sides = {"left": [], "right": [], "core": []}
     for seed in range(400):
         change = thin_svd(draw(32, 3, seed=10 + seed), draw(3, 48, seed=1000 + seed))
-        for side, part in overlaps(change, left, right).items():
+        for side, part in energy_shares(change, left, right).items():
             sides[side].append(part.z)
     for side, scores in sides.items():
         z = torch.tensor(scores)
@@ -98,13 +105,13 @@ def test_a_planted_intruder_is_counted_and_an_aligned_change_is_not():
     outside = frame(64, 64, 9)
     new = outside - U @ (U.T @ outside)  # left directions the base does not have (64 > 48)
     new = torch.linalg.qr(new).Q[:, :2]
-    planted = learned(5 * new, frame(48, 2, 8).T, weight, U, V, rank=2, k=10, epsilon=0.5)
+    planted = change_measures(5 * new, frame(48, 2, 8).T, weight, U, V, rank=2, k=10, epsilon=0.5)
     assert planted["intruders"] == 2
-    aligned = learned(5 * U[:, :2], V[:, :2].T, weight, U, V, rank=2, k=10, epsilon=0.5)
+    aligned = change_measures(5 * U[:, :2], V[:, :2].T, weight, U, V, rank=2, k=10, epsilon=0.5)
     assert aligned["intruders"] == 0
     assert aligned["intruder_min_cosine"] == pytest.approx(1, abs=1e-5)
     # as strong, but below the ten strongest of the sum: no intruder by definition
-    weak = learned(0.01 * new, frame(48, 2, 8).T, weight, U, V, rank=2, k=10, epsilon=0.5)
+    weak = change_measures(0.01 * new, frame(48, 2, 8).T, weight, U, V, rank=2, k=10, epsilon=0.5)
     assert weak["intruders"] == 0
 
 

@@ -8,11 +8,12 @@ import torch
 from adapter_models import Noise, OneSided, Principal, base, case, logits, train, uneven
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from test_adalora import SCALING, SETTINGS, adaptive
+from test_adalora import SETTINGS, adaptive
 from test_initialise import Rounded
 
 from lab.adapter.delta import trained_base
 from lab.adapter.export import export, verify_export
+from lab.adapter.read import read
 from lab.adapter.readers import caveats
 from lab.errors import Mismatch, UsageError
 from lab.layer import find_targets, weight_of
@@ -62,7 +63,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 
 def test_every_reader_gives_the_runs_logits(model: str, scheme: str, scaling: str, tmp_path: Path) -> None:
     ours = trained(model, scheme, scaling=scaling)
     done = export(ours.model, tmp_path, portable=True)
-    verify_export(tmp_path, ours.plan, scaling=ours.scaling, offset=scheme, portable=True)
+    verify_export(tmp_path, ours.structure, portable=True)
     assert set(done.ranks.values()) == {5 if scheme == "none" else 10}
     expected = logits(ours.model)
     assert_same(logits(PeftModel.from_pretrained(base(model), tmp_path).eval()), expected)
@@ -98,7 +99,7 @@ def test_a_portable_cut_is_the_plain_cut(scheme: str, rank: int, tmp_path: Path)
     ours = trained("llama", scheme)
     plain = export(ours.model, tmp_path / "plain", rank=rank)
     done = export(ours.model, tmp_path / "portable", rank=rank, portable=True)
-    verify_export(tmp_path / "portable", ours.plan, scaling=ours.scaling, offset=scheme, rank=rank, portable=True)
+    verify_export(tmp_path / "portable", ours.structure, rank=rank, portable=True)
     largest = max(plain.ranks.values())
     assert largest == min(rank, 5 if scheme == "none" else 10)
     assert set(done.ranks.values()) == {largest}
@@ -115,7 +116,7 @@ def test_layers_that_adalora_cut_away_stay_the_bases(tmp_path: Path) -> None:
             layer.E[: i % 4] = 0.5
     plan = {name: i % 4 for i, name in enumerate(ranks.layers) if i % 4}
     done = export(model.eval(), tmp_path, portable=True)
-    verify_export(tmp_path, plan, scaling=SCALING, offset="none", portable=True)
+    verify_export(tmp_path, read(model), portable=True)
     assert done.ranks == dict.fromkeys(plan, 3)
     again = PeftModel.from_pretrained(base("llama"), tmp_path).eval()
     assert_same(logits(again), logits(model))
@@ -124,7 +125,7 @@ def test_layers_that_adalora_cut_away_stay_the_bases(tmp_path: Path) -> None:
 def test_a_replaced_base_lies_beside_a_portable_adapter_too(tmp_path: Path) -> None:
     ours = case(base("llama"), Rounded())
     export(ours.model, tmp_path, portable=True)
-    verify_export(tmp_path, ours.plan, scaling=ours.scaling, offset="none", portable=True)
+    verify_export(tmp_path, ours.structure, portable=True)
     assert_same(logits(PeftModel.from_pretrained(trained_base(ours.model), tmp_path).eval()), logits(ours.model))
 
 
@@ -175,11 +176,11 @@ def test_a_folder_that_is_not_portable_is_found(fault: str, tmp_path: Path) -> N
     ours = case(net, plan=plan)
     train(ours.model)
     export(ours.model, tmp_path, portable=True)
-    verify_export(tmp_path, plan, scaling=1.5, offset="separate", portable=True)
+    verify_export(tmp_path, ours.structure, portable=True)
     config, tensors, said = FAULTS[fault]
     spoil(tmp_path, config, tensors)
     with pytest.raises(Mismatch, match=said):
-        verify_export(tmp_path, plan, scaling=1.5, offset="separate", portable=True)
+        verify_export(tmp_path, ours.structure, portable=True)
 
 
 @pytest.mark.parametrize(

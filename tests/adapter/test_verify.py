@@ -8,15 +8,19 @@ from adapter_models import MODELS, Case, Noise, OneSided, Principal, base, case,
 from peft import LoraConfig
 from torch import nn
 
+from lab.adapter.build import planned
 from lab.adapter.initialise import delta_norm, initialise
 from lab.adapter.layer import LowRankLinear, adapted_layers
-from lab.adapter.verify import Applied, Mismatch, verify
+from lab.adapter.verify import Applied, verify
+from lab.errors import Mismatch
+from lab.structure import LayerForm, Structure
 
 UP = "model.layers.1.mlp.up_proj"
+SCALING = 1.5  # alpha 6 over rank 4
 
 
 def check(ours: Case) -> Applied:
-    return verify(ours.model, ours.targets, ours.plan, ours.scaling, ours.filled, ours.use_dora)
+    return verify(ours.model, ours.planned, ours.filled)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -29,14 +33,12 @@ def test_what_was_applied_is_counted_from_the_live_model(model: str, offset: str
     layers = adapted_layers(ours.model).values()
     total = sum(float((layer.s * layer.B @ layer.A).norm()) ** 2 for layer in layers) ** 0.5
     assert applied == Applied(
-        ranks=ours.plan,
-        scalings=dict.fromkeys(ours.plan, ours.scaling),
-        modules_targeted=len(ours.targets),
+        structure=Structure(
+            {name: LayerForm("delta", rank=rank, scaling=SCALING, offset=offset) for name, rank in ours.plan.items()}
+        ),
         modules_initialised=len(ours.targets),
         trainable_params=cost,
         total_params=frozen + cost,
-        offset=offset,
-        bases_replaced=0,
         delta_norm=pytest.approx(total, rel=1e-5),
         budget_used=cost,
     )
@@ -88,7 +90,7 @@ def lose_offset_pair(ours: Case) -> None:
 FAULTS: dict[str, tuple[Callable[[Case], object], str]] = {
     "a layer without adapter": (unwrap, f"{UP} was targeted, but has no adapter"),
     "an adapter nobody asked for": (wrap_head, "lm_head was not targeted, but has an adapter"),
-    "a wrong rank": (lambda c: c.plan.__setitem__(UP, 9), f"{UP}: the rank is ., asked 9"),
+    "a wrong rank": (lambda c: setattr(c, "planned", c.planned.changed(UP, rank=9)), f"{UP}: the rank is ., asked 9"),
     "a rank that is only stated": (shrink, f"{UP}: the shape of A is"),
     "a wrong scaling": (lambda c: up(c).scaling.__setitem__("default", 0.5), f"{UP}: the scaling is 0.5, asked 1.5"),
     "a skipped layer": (lambda c: nn.init.zeros_(up(c).B), f"{UP}: the digest of A and B is"),
@@ -113,7 +115,9 @@ FAULTS: dict[str, tuple[Callable[[Case], object], str]] = {
     ),
     "adapters switched off": (lambda c: c.model.base_model.disable_adapter_layers(), "A.requires_grad is False"),
     "adapters merged": (lambda c: c.model.merge_adapter(), "the list of merged adapters is"),
-    "dora that nobody gets": (lambda c: setattr(c, "use_dora", True), "DoRA is False, asked True"),
+    "dora that nobody gets": (
+        lambda c: setattr(c, "planned", c.planned.changed(UP, dora=True)), f"{UP}: DoRA is False, asked True"
+    ),
 }  # fmt: skip
 
 
@@ -145,7 +149,7 @@ def test_a_layer_skipped_while_initialising_is_found() -> None:
     targets, plan, model = installed(base("llama"))
     filled = initialise(model, Principal(), [target for target in targets if target.name != UP], {}, seed=0)
     with pytest.raises(Mismatch, match=f"{UP} was never initialised"):
-        verify(model, targets, plan, 1.5, filled, False)
+        verify(model, planned(targets, plan, scaling=1.5), filled)
 
 
 def test_a_fault_on_many_modules_says_on_how_many() -> None:

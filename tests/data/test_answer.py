@@ -11,7 +11,7 @@ from lab import config
 from lab.config import instantiate
 from lab.data import Chat, Pair, Text
 from lab.data import answer as module
-from lab.data.answer import asked, check_answer_pattern, closing, end_token, extract_answer
+from lab.data.answer import check_answer_pattern, closing, end_token, extract_answer, question_and_answer
 from lab.data.encode import encode
 from lab.errors import UsageError
 from lab.model.hub import shipped
@@ -139,11 +139,11 @@ def test_a_search_works_in_any_thread():
 
 def test_the_last_assistants_turn_is_the_answer_to_all_before_it():
     turns = (("system", "S"), ("user", "U"), ("assistant", "A"), ("user", "V"), ("assistant", "B"), ("user", "W"))
-    assert asked(Chat(turns)) == (Chat(turns[:5]), "B")
-    assert asked(Chat(turns[:3])) == (Chat(turns[:3]), "A")
-    assert asked(Chat(turns[:2])) is None
-    assert asked(Pair("p", "r", "i")) == (Pair("p", "r", "i"), "r")
-    assert asked(Text("t")) is None
+    assert question_and_answer(Chat(turns)) == (Chat(turns[:5]), "B")
+    assert question_and_answer(Chat(turns[:3])) == (Chat(turns[:3]), "A")
+    assert question_and_answer(Chat(turns[:2])) is None
+    assert question_and_answer(Pair("p", "r", "i")) == (Pair("p", "r", "i"), "r")
+    assert question_and_answer(Text("t")) is None
 
 
 CHATML = (

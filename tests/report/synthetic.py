@@ -35,6 +35,7 @@ def make_run(
     study: str | None = "synthetic",
     error: dict | None = None,
     curves: bool = True,
+    labelled_tokens: int | None = None,
 ) -> Path:
     """One run whose test loss is `loss` and whose curve falls to it."""
     directory.mkdir(parents=True)
@@ -75,6 +76,7 @@ def make_run(
         metrics=measured if completed else {"val_loss": None},
         steps=STEPS if completed else 17,
         tokens=STEPS * 900,
+        labelled_tokens=labelled_tokens,
         seconds={"total": seconds + wait, "init": 0.5, "train": 0.8 * seconds + wait, "eval": 1.0, "analysis": 0.0},
         peak_memory_bytes=310_000_000,
         environment={"torch": "2.13.0", "python": "3.11", "device": "cpu", "threads": 1, "commit": "0" * 40},

@@ -1,21 +1,25 @@
+import re
+import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic import STEPS, init_comparison, make_run, make_study, rank_strategies, rank_sweep
 
-from lab.report.analysis import analyse
-from lab.report.figure import FIGURES, draw
+from lab.report import figure as figures
+from lab.report.analysis import analyse, frontier_arms
+from lab.report.figure import drawings
 from lab.report.figure.curves import over_seeds
 from lab.report.figure.heatmap import grid
-from lab.report.figure.style import COLOURS, look
-from lab.report.quantity import axis
-from lab.report.tables import frontier_arms
+from lab.report.figure.style import COLOURS, axis, marker
+from lab.report.render import write_report
 
+DRAWINGS = {drawing.name: drawing for drawing in drawings()}
 EXPECTED = {
-    rank_sweep: set(FIGURES) - {"rank_heatmap"},
-    init_comparison: set(FIGURES) - {"rank_comparison", "rank_heatmap", "frontier"},
-    rank_strategies: set(FIGURES) - {"rank_comparison"},
+    rank_sweep: set(DRAWINGS) - {"rank_heatmap"},
+    init_comparison: set(DRAWINGS) - {"rank_comparison", "rank_heatmap", "frontier"},
+    rank_strategies: set(DRAWINGS) - {"rank_comparison"},
 }
 
 
@@ -63,21 +67,21 @@ def nothing_overlaps(figure, boxes, name):
 @pytest.mark.parametrize("make", list(EXPECTED))
 def test_each_figure_meets_the_checklist_at_600_pixels(analyses, make):
     drawn = set()
-    for name in FIGURES:
-        figure = draw(name, analyses[make])
+    for name, drawing in DRAWINGS.items():
+        figure = drawing.figure(analyses[make])
         if figure is None:
             continue
         drawn.add(name)
         boxes = texts(figure)
         assert figure.get_figwidth() * 100 == 600
         nothing_overlaps(figure, boxes, name)
-        said = " ".join(text for text, _ in boxes)
-        said += " ".join(text.get_text() for legend in figure.legends for text in legend.get_texts())
+        words = " ".join(text for text, _ in boxes)
+        words += " ".join(text.get_text() for legend in figure.legends for text in legend.get_texts())
         if name == "rank_heatmap":
-            assert "LoRA rank" in said
+            assert "LoRA rank" in words
         else:
-            assert "nats per token" in said, name
-            assert "n = " in said, name
+            assert "nats per token" in words, name
+            assert "n = " in words, name
             assert figure.legends, name
     assert drawn == EXPECTED[make]
 
@@ -86,15 +90,70 @@ def test_long_names_and_many_arms_do_not_overlap(tmp_path):
     arms = {f"init=a_rather_long_scheme_name_{i} rank_strategy=an_even_longer_name_{i}": 2 + 0.01 * i for i in range(9)}
     make_study(tmp_path, arms, tuned=False, seeds=[1, 2, 3, 4])
     for name in ("effect_sizes", "loss_curves", "forgetting_gain"):
-        figure = draw(name, analyse(tmp_path))
+        figure = DRAWINGS[name].figure(analyse(tmp_path))
         nothing_overlaps(figure, texts(figure), name)
 
 
 def test_no_run_no_figure_and_one_seed_no_band(tmp_path):
-    assert all(draw(name, analyse(tmp_path)) is None for name in FIGURES)
+    assert all(drawing.figure(analyse(tmp_path)) is None for drawing in drawings())
     make_study(tmp_path / "one", {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
-    figure = draw("loss_curves", analyse(tmp_path / "one"))
+    figure = DRAWINGS["loss_curves"].figure(analyse(tmp_path / "one"))
     assert "n = 1" in figure.legends[0].get_texts()[0].get_text()
+
+
+def test_every_drawing_a_file_defines_is_found_once_and_named_once():
+    sources = [path.read_text() for path in Path(figures.__file__).parent.glob("*.py")]
+    defined = [name for text in sources for name in re.findall(r"= Drawing\(\n?\s*(\w+)", text)]
+    assert len(defined) >= 7
+    assert sorted(drawing.name for drawing in drawings()) == sorted(defined)
+    assert len(set(defined)) == len(defined)
+
+
+THROW_AWAY = """
+from lab.report.figure import Drawing, style
+
+def {name}(analysis):
+    return style.new(2.0)[0] if {drawn} else None
+
+ANY = Drawing({name}, caption="A caption of {name}.", section="{section}", nothing="reason of {name}")
+"""
+
+
+@pytest.fixture
+def figure_file(tmp_path, monkeypatch):
+    """A file of figures beside the lab's own, for one test."""
+    folder = tmp_path / "more"
+    folder.mkdir()
+    monkeypatch.setattr(figures, "__path__", [*figures.__path__, str(folder)])
+
+    def write(name, section, drawn=True):
+        (folder / f"{name}.py").write_text(THROW_AWAY.format(name=name, section=section, drawn=drawn))
+        monkeypatch.setitem(sys.modules, f"{figures.__name__}.{name}", None)  # so that it is unloaded afterwards
+        del sys.modules[f"{figures.__name__}.{name}"]
+
+    return write
+
+
+@pytest.mark.parametrize("section", ["Rank", "Noise floor", "Training"])  # without another block, with, among several
+def test_a_figure_is_one_file_and_appears_in_its_section(tmp_path, figure_file, section):
+    figure_file("throw_away", section)
+    figure_file("empty", section, drawn=False)
+    make_study(tmp_path / "study", {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
+    readme = write_report(analyse(tmp_path / "study"), tmp_path / "report")
+    text = readme.read_text()
+    shown = text.split(f"## {section}\n")[1].split("\n## ")[0]
+    assert "![A caption of throw_away.](throw_away.png)" in shown
+    assert text.count("throw_away.png") == 1
+    assert "empty (reason of empty)" in text.split("Not drawn: ")[1]
+    assert "caption of throw_away" in readme.with_name("report.html").read_text()
+    assert readme.with_name("throw_away.pdf").exists()
+
+
+def test_a_figure_for_a_section_that_is_none_is_refused_by_name(tmp_path, figure_file):
+    figure_file("throw_away", "Appendix")
+    make_study(tmp_path / "study", {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
+    with pytest.raises(ValueError, match="throw_away is for the section 'Appendix'; there are Conditions, "):
+        write_report(analyse(tmp_path / "study"), tmp_path / "report")
 
 
 def test_curves_are_averaged_over_steps_that_every_run_has(tmp_path):
@@ -106,9 +165,9 @@ def test_curves_are_averaged_over_steps_that_every_run_has(tmp_path):
 
 
 def test_sixteen_arms_look_different_without_relying_on_colour():
-    assert len({(look(i)["color"], look(i)["marker"]) for i in range(16)}) == 16
+    assert len({(marker(i)["color"], marker(i)["marker"]) for i in range(16)}) == 16
     assert len(set(COLOURS)) == 8
-    assert len({look(i)["marker"] for i in range(8)}) == 8
+    assert len({marker(i)["marker"] for i in range(8)}) == 8
 
 
 def test_a_heat_map_places_modules_by_kind_and_layer():

@@ -12,10 +12,12 @@ from synthetic import declare, init_comparison, make_run, make_study, rank_strat
 from lab.errors import UsageError
 from lab.report.__main__ import main
 from lab.report.analysis import analyse
+from lab.report.card import card
 from lab.report.document import Bullets, Paragraph, Table, latex, markdown, number, p_text, page
 from lab.report.findings import report
 from lab.report.methods import ALWAYS, CITED, references
 from lab.report.render import write_report
+from lab.report.study import load_run
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -178,6 +180,26 @@ def test_a_single_run_has_a_card_and_no_verdict(tmp_path, monkeypatch, capsys):
     assert "no verdict" in out
     assert not (tmp_path / "0" / "report").exists()
     assert run(monkeypatch, capsys, tmp_path / "0", "--margin", "1%")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("labelled", "words"),
+    [
+        ((18_000, 18_000), "54,000 tokens, 18,000 of them labelled."),
+        ((18_000, 21_000), "54,000 tokens, 18,000 to 21,000 of them labelled."),
+        ((0, 0), "54,000 tokens, 0 of them labelled."),
+        ((None, None), "54,000 tokens."),  # records of before the count
+        ((18_000, None), "54,000 tokens."),  # a span would leave out a run without saying so
+    ],
+)
+def test_a_budget_tells_labelled_tokens_from_all_tokens(tmp_path, labelled, words):
+    declare(tmp_path, {"a": []}, "a", contrasts=[], seeds=[1, 2])
+    for seed, count in zip((1, 2), labelled, strict=True):
+        make_run(tmp_path / f"{seed}", arm="a", seed=seed, loss=2.0, labelled_tokens=count)
+    assert f"- Budget: 60 optimizer steps, {words}\n" in markdown(report(analyse(tmp_path), [], []))
+    own = "54,000" if labelled[0] is None else f"54,000, {labelled[0]:,} of them labelled"
+    done = next(b for b in card(load_run(tmp_path / "1")) if isinstance(b, Table) and b.name == "done")
+    assert ["tokens", own] in done.rows
 
 
 def test_two_studies_are_compared_arm_by_arm(tmp_path, monkeypatch, capsys):

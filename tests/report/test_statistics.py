@@ -5,13 +5,13 @@ import pytest
 from scipy import stats
 
 from lab.report.statistics import (
-    Paired,
+    PairedStatistics,
     bootstrap_interval,
     difference_power,
     equivalence_power,
     holm,
     mean_sd,
-    paired,
+    paired_t,
     seeds_to_decide,
     verdict,
     wilcoxon_p,
@@ -22,12 +22,12 @@ B = [2.00, 2.01, 2.05, 2.06, 1.98, 2.11]
 
 
 def judge(a, b, margin=0.01, aa=None, higher=False):
-    result = paired(a, b, margin)
+    result = paired_t(a, b, margin)
     return verdict(result, result.p_value, higher_is_better=higher, aa_p_value=aa)[0]
 
 
 def test_paired_t_and_its_interval_are_scipys():
-    ours, theirs = paired(A, B, 0.02), stats.ttest_rel(A, B)
+    ours, theirs = paired_t(A, B, 0.02), stats.ttest_rel(A, B)
     interval = theirs.confidence_interval(0.95)
     # the same closed form, so only rounding differs
     assert ours.p_value == pytest.approx(theirs.pvalue, rel=1e-9)
@@ -48,7 +48,7 @@ def test_tost_is_the_larger_of_two_one_sided_tests():
     for margin in (0.02, 0.08, 0.3):
         lower = stats.ttest_1samp(d, -margin, alternative="greater").pvalue
         upper = stats.ttest_1samp(d, margin, alternative="less").pvalue
-        assert paired(A, B, margin).p_equivalence == pytest.approx(max(lower, upper), rel=1e-9)
+        assert paired_t(A, B, margin).p_equivalence == pytest.approx(max(lower, upper), rel=1e-9)
 
 
 def test_holm_is_its_textbook_example():
@@ -62,7 +62,7 @@ def test_an_aa_study_calls_a_difference_in_at_most_six_and_a_half_percent():
     random, called = np.random.default_rng(1), 0
     for _ in range(1000):
         base = random.normal(2.0, 0.05, 6)
-        arms = [paired(base + random.normal(0, 0.02, 6), base + random.normal(0, 0.02, 6), 0.001) for _ in range(4)]
+        arms = [paired_t(base + random.normal(0, 0.02, 6), base + random.normal(0, 0.02, 6), 0.001) for _ in range(4)]
         adjusted = holm([arm.p_value for arm in arms])
         verdicts = [verdict(x, p, higher_is_better=False)[0] for x, p in zip(arms, adjusted, strict=True)]
         called += any(v in ("a_better", "b_better") for v in verdicts)
@@ -74,7 +74,7 @@ def test_an_effect_of_three_standard_deviations_is_found_at_six_seeds():
     for _ in range(1000):
         base = random.normal(2.0, 0.05, 6)
         effects = [-0.06, 0.0, 0.0, 0.0]  # three other contrasts without effect: the full price of Holm is paid
-        arms = [paired(base + effect + random.normal(0, 0.02, 6), base, 0.001) for effect in effects]
+        arms = [paired_t(base + effect + random.normal(0, 0.02, 6), base, 0.001) for effect in effects]
         adjusted = holm([arm.p_value for arm in arms])
         found += verdict(arms[0], adjusted[0], higher_is_better=False)[0] == "a_better"
     assert found >= 950
@@ -87,7 +87,7 @@ def test_a_lower_loss_wins_and_a_higher_accuracy_wins():
 
 
 def test_equivalent_takes_precedence_over_better():
-    result = paired(A, B, 0.5)
+    result = paired_t(A, B, 0.5)
     assert result.p_value < 0.05
     assert verdict(result, result.p_value, higher_is_better=False)[0] == "equivalent"
 
@@ -109,7 +109,7 @@ def test_a_verdict_is_withheld_below_four_pairs_and_without_a_quiet_aa():
     ],
 )
 def test_what_cannot_be_judged_is_withheld_with_its_reason(a, b, word):
-    result = paired(a, b, 0.1)
+    result = paired_t(a, b, 0.1)
     assert result.p_value is None
     name, reason = verdict(result, None, higher_is_better=False)
     assert name == "withheld"
@@ -117,7 +117,7 @@ def test_what_cannot_be_judged_is_withheld_with_its_reason(a, b, word):
 
 
 def test_significance_lost_to_holm_is_inconclusive_and_says_so():
-    name, reason = verdict(paired(A, B, 0.01), 0.2, higher_is_better=False)
+    name, reason = verdict(paired_t(A, B, 0.01), 0.2, higher_is_better=False)
     assert name == "inconclusive"
     assert "Holm" in reason
 
@@ -151,5 +151,5 @@ def test_a_deviation_of_one_value_is_missing_not_zero():
 
 def test_values_of_different_length_are_no_pairs():
     with pytest.raises(ValueError, match="pair"):
-        paired([1.0, 2.0], [1.0], None)
-    assert Paired(pairs=0).mean is None
+        paired_t([1.0, 2.0], [1.0], None)
+    assert PairedStatistics(pairs=0).mean is None

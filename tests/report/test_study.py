@@ -66,6 +66,7 @@ def test_the_row_has_the_fields_of_the_contract(tmp_path):
     ["", "{", '{"schema": 99}', '{"schema": 1, "status": "great"}', '{"schema": 1, "status": "completed", "mood": 1}',
      '{"schema": 1, "status": "completed", "metrics": {"test_loss": NaN}}',
      '{"schema": 1, "status": "completed", "metrics": {"test_loss": "1.0"}}',
+     '{"schema": 1, "status": "completed", "labelled_tokens": "1"}',
      '{"schema": 1, "status": "completed", "metrics": [1]}', '{"schema": 1, "status": "completed", "seed": 1.5}',
      "\x00\xff", "[]"],
 )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from lab.spectral.curves import changed
+from lab.spectral.curves import change_fields
 from lab.spectral.noise import (
     gavish_donoho_threshold,
     intruders,
@@ -79,14 +79,14 @@ def test_planted_directions_are_counted(shape):
     U, V = torch.linalg.qr(noise((shape[0], 3), 5)).Q, torch.linalg.qr(noise((shape[1], 3), 6)).Q
     change = noise(shape, 7) + 2 * edge * U @ V.T
     W0 = noise(shape, 8)
-    assert changed(W0 + change, W0, left_directions(W0), U_of(W0, 4), 4)["spikes"] == 3
+    assert change_fields(W0 + change, W0, left_directions(W0), U_of(W0, 4), 4)["spikes"] == 3
 
 
 def test_a_change_of_low_rank_without_noise_counts_its_rank_and_no_change_counts_nothing():
     W0 = noise((60, 40), 9)
     known, U = left_directions(W0), U_of(W0, 4)
-    assert changed(W0 + noise((60, 2), 1) @ noise((2, 40), 2), W0, known, U, 4)["spikes"] == 2
-    assert changed(W0, W0, known, U, 4)["spikes"] == 0
+    assert change_fields(W0 + noise((60, 2), 1) @ noise((2, 40), 2), W0, known, U, 4)["spikes"] == 2
+    assert change_fields(W0, W0, known, U, 4)["spikes"] == 0
 
 
 def U_of(weight, k):

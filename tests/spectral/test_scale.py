@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from lab.spectral.chance import variance
-from lab.spectral.curves import changed, norm_ratios
+from lab.spectral.curves import change_fields, norm_ratios
 from lab.spectral.energy import concentration, energies, sketched_concentration
 from lab.spectral.noise import gavish_donoho_threshold, left_directions, noise_level, spikes
 from lab.spectral.scale import energy, scale_of
 from lab.spectral.spectrum import (
-    decompose,
     entropy_rank,
     numerical_rank,
     participation_ratio,
     singular_values,
     spectral_gap,
+    spectrum_of,
     stable_rank,
     tail_error,
 )
@@ -36,12 +36,12 @@ def gaussian(shape, seed=0):
 
 
 W, G = gaussian((48, 40)), gaussian((48, 40), 1)
-BASIS = decompose(gaussian((48, 40), 2), K)
+BASIS = spectrum_of(gaussian((48, 40), 2), K)
 
 
 def without_unit(X):
     """Every measure of one matrix that has no unit, as numbers."""
-    found, S = decompose(X, K), singular_values(X)
+    found, S = spectrum_of(X, K), singular_values(X)
     shares = energies(X, BASIS.U, BASIS.V)
     return {
         "U": found.U,
@@ -67,10 +67,10 @@ def with_unit(X):
     """Every measure in the unit of its entries, or of their squares, taken back to theirs by a square root."""
     S = singular_values(X)
     return {
-        "S": decompose(X, K).S.double(),
+        "S": spectrum_of(X, K).S.double(),
         "singular_values": S,
         "energy": math.sqrt(energy(X)),
-        "decomposed energy": math.sqrt(decompose(X, K).energy),
+        "decomposed energy": math.sqrt(spectrum_of(X, K).energy),
         "total": math.sqrt(energies(X, BASIS.U, BASIS.V).total),
         "noise_level": noise_level(S, (48, 40)),
         "threshold": gavish_donoho_threshold(S, (48, 40)),
@@ -98,14 +98,16 @@ def test_half_and_double_precision_have_the_ranges_of_their_own(scale):
     for dtype in (torch.bfloat16, torch.float64):
         X = W.to(dtype) * scale
         assert energy(X) == pytest.approx(float((X.double() / scale).square().sum()) * scale**2, rel=1e-6)
-        assert decompose(X, K).S.tolist() == pytest.approx(np.linalg.svd(X.double().numpy())[1][:K].tolist(), rel=1e-5)
+        assert spectrum_of(X, K).S.tolist() == pytest.approx(
+            np.linalg.svd(X.double().numpy())[1][:K].tolist(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("scale", [2.0**-12, 1.0, 2.0**12])  # 2^-12 leaves entries among float16's subnormals
 def test_float16_is_read_exactly(scale):
     X = (W * scale).half()
     assert energy(X) == pytest.approx(float(X.double().square().sum()), rel=1e-6)
-    assert decompose(X, K).S.tolist() == pytest.approx(np.linalg.svd(X.double().numpy())[1][:K].tolist(), rel=1e-5)
+    assert spectrum_of(X, K).S.tolist() == pytest.approx(np.linalg.svd(X.double().numpy())[1][:K].tolist(), rel=1e-5)
 
 
 def test_the_smallest_and_the_largest_floats_have_an_energy():
@@ -123,9 +125,9 @@ def test_one_entry_that_is_not_finite_is_seen_at_any_scale(value, scale):
     assert not scale_of(X).sound
     assert not math.isfinite(energy(X))
     assert left_directions(X).shape == (48, 0)
-    assert changed(X, W, left_directions(W), BASIS.U, K) == {}
+    assert change_fields(X, W, left_directions(W), BASIS.U, K) == {}
     with pytest.raises(ValueError, match="not finite"):
-        decompose(X)
+        spectrum_of(X)
     with pytest.raises(ValueError, match="not finite"):
         energies(X, BASIS.U, BASIS.V)
 
@@ -215,14 +217,14 @@ def test_neither_a_huge_nor_a_tiny_weight_is_called_what_it_is_not():
     # the last has a norm of 1.3e40, which no float32 curve can hold
     assert reasons == {"huge": None, "tiny": None, "zero": "zero_matrix", "beyond": "non_finite"}
     for name in ("huge", "tiny"):
-        one = decompose(weights[name].double(), K, dtype=torch.float64)
+        one = spectrum_of(weights[name].double(), K, dtype=torch.float64)
         expected = float((one.U.T @ G.double()).square().sum() / G.double().square().sum())
         assert found[name].fraction("gradient", "left", K) == pytest.approx(expected, rel=1e-4)
         assert found[name].gradient.concentration == pytest.approx(concentration(G.double()), rel=1e-4)
 
 
 def test_the_seeds_ratios_need_no_unit_either():
-    exact = decompose(W)
+    exact = spectrum_of(W)
     was = norm_ratios(W, basis(exact, exact.S), None, G, K)
     now = norm_ratios(W * 2.0**70, basis(exact, exact.S * 2.0**70), None, G * 2.0**-70, K)
     assert now == was

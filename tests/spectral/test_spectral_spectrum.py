@@ -8,12 +8,12 @@ import torch
 
 from lab.spectral.scale import energy
 from lab.spectral.spectrum import (
-    decompose,
     entropy_rank,
     participation_ratio,
     singular_values,
     snap_to_gap,
     spectral_gap,
+    spectrum_of,
     stable_rank,
     tail_error,
 )
@@ -34,10 +34,10 @@ SHAPES = [(60, 60), (90, 60), (60, 90)]
 def test_a_decomposition_finds_the_planted_values_and_reconstructs(shape):
     S = np.linspace(3, 0.5, 60)
     W = with_spectrum(S, shape)
-    found = decompose(W, k=7)
+    found = spectrum_of(W, k=7)
     assert found.S.numpy() == pytest.approx(S[:7], rel=1e-5)
     assert found.energy == pytest.approx(float((S**2).sum()), rel=1e-6)
-    whole = decompose(W, dtype=torch.float64)
+    whole = spectrum_of(W, dtype=torch.float64)
     assert torch.allclose(whole.U @ torch.diag(whole.S) @ whole.V.T, W.double(), atol=1e-12)
     assert whole.whole
     assert not found.whole
@@ -46,16 +46,16 @@ def test_a_decomposition_finds_the_planted_values_and_reconstructs(shape):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_floating_dtype_goes_in(dtype):
     W = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert decompose(W, k=3).S.tolist() == pytest.approx(np.linalg.svd(W.double().numpy())[1][:3].tolist(), rel=1e-5)
+    assert spectrum_of(W, k=3).S.tolist() == pytest.approx(np.linalg.svd(W.double().numpy())[1][:3].tolist(), rel=1e-5)
 
 
 def test_signs_are_fixed_by_the_largest_left_entry():
-    U = decompose(torch.randn(30, 20, generator=torch.Generator().manual_seed(1))).U
+    U = spectrum_of(torch.randn(30, 20, generator=torch.Generator().manual_seed(1))).U
     assert bool((U.gather(0, U.abs().argmax(0, keepdim=True)) > 0).all())
 
 
 def test_a_zero_matrix_gives_a_reason_and_no_number():
-    found = decompose(torch.zeros(8, 5), k=2)
+    found = spectrum_of(torch.zeros(8, 5), k=2)
     assert (found.reason, found.rank) == ("zero_matrix", 0)
     assert stable_rank(found.S, found.energy) is None
     assert entropy_rank(found.S) is None
@@ -65,19 +65,19 @@ def test_a_zero_matrix_gives_a_reason_and_no_number():
 
 
 def test_a_matrix_of_lower_rank_says_how_many_directions_mean_something():
-    found = decompose(with_spectrum([2.0, 1.0, 0.5], (40, 30)), k=6)
+    found = spectrum_of(with_spectrum([2.0, 1.0, 0.5], (40, 30)), k=6)
     assert (found.rank, found.reason) == (3, "rank_deficient")
 
 
 @pytest.mark.parametrize("k", [0, 31])
 def test_k_outside_the_matrix_is_refused_with_its_shape(k):
     with pytest.raises(ValueError, match=f"k={k} directions of a 40x30 matrix"):
-        decompose(torch.ones(40, 30), k=k)
+        spectrum_of(torch.ones(40, 30), k=k)
 
 
 def test_entries_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="not finite"):
-        decompose(torch.tensor([[1.0, math.inf]]))
+        spectrum_of(torch.tensor([[1.0, math.inf]]))
 
 
 def test_ranks_of_flat_and_of_one_value_spectra_are_the_dimension_and_one():
@@ -97,7 +97,7 @@ def test_ranks_of_a_known_spectrum():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_tail_error_needs_no_reconstruction(shape):
     W = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    found = decompose(W)
+    found = spectrum_of(W)
     errors = tail_error(found.S, found.energy)
     for r in (1, 10, 30):
         kept = found.U[:, :r] @ torch.diag(found.S[:r]) @ found.V[:, :r].T

@@ -6,7 +6,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from lab.spectral.spectrum import decompose
+from lab.spectral.spectrum import spectrum_of
 from lab.spectral.subspace import (
     angle_curve,
     overlap,
@@ -85,7 +85,7 @@ def test_the_predicted_rotation_is_the_angle_of_a_small_step():
     W = U @ torch.diag(torch.tensor([5.0, 4.0, 3.0, 2.0], dtype=torch.float64)) @ V.T
     step = 1e-5 * torch.randn(60, 50, generator=generator, dtype=torch.float64)
     left, right = predicted_rotation(step, U, torch.tensor([5.0, 4, 3, 2]), V)
-    after = decompose(W + step, k=4, dtype=torch.float64)
+    after = spectrum_of(W + step, k=4, dtype=torch.float64)
     assert left == pytest.approx(subspace_angle(U, after.U), rel=1e-3)  # first order: errors of 1e-5 relative
     assert right == pytest.approx(subspace_angle(V, after.V), rel=1e-3)
 

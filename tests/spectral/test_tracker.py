@@ -6,7 +6,7 @@ import torch
 
 from lab.spectral.chance import chance, variance
 from lab.spectral.iteration import first_effort, iterate
-from lab.spectral.spectrum import decompose, tail_error
+from lab.spectral.spectrum import spectrum_of, tail_error
 from lab.spectral.subspace import overlap, subspace_angle
 from lab.spectral.tracker import Tracker
 
@@ -38,7 +38,7 @@ def test_every_number_is_what_full_decompositions_give(shape, engine):
     tracker, before = make(engine), None
     for tick, (W, G, update) in enumerate(drifting(shape, 5)):
         found = tracker.tick(tick, {"layer": W}, {"layer": G}, {"layer": update})["layer"]
-        exact = decompose(W.double(), dtype=torch.float64)
+        exact = spectrum_of(W.double(), dtype=torch.float64)
         U, S, V = exact.U[:, :K], exact.S[:K], exact.V[:, :K]
         assert found.singular_values[:K] == pytest.approx(S.numpy(), rel=1e-5)
         for k in (1, K):

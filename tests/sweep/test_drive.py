@@ -10,7 +10,7 @@ from lab.record import RunRecord, lock, write
 from lab.record.study import read_study, write_study
 from lab.sweep.declaration import declare
 from lab.sweep.drive import drive
-from lab.sweep.runs import observe
+from lab.sweep.runs import scan
 
 STUDY = declare(
     {
@@ -59,7 +59,7 @@ def go(study_dir, launcher, one_by_one=True, keep_checkpoints=False, study=None)
 
 
 def outcomes(study_dir):
-    return sorted((run.stage, run.arm, run.learning_rate, run.seed, run.status) for run in observe(study_dir, STUDY)[0])
+    return sorted((run.stage, run.arm, run.learning_rate, run.seed, run.status) for run in scan(study_dir, STUDY)[0])
 
 
 def test_a_study_is_tuned_and_judged_in_numbered_directories(study_dir):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lab.errors import UsageError
-from lab.sweep.queue import still_queued
+from lab.sweep.queue import queued_jobs
 
 
 def submitted(study_dir, job_id, directory, ended=False):
@@ -42,14 +42,14 @@ def test_what_slurm_holds_is_queued_and_what_it_lost_is_not(tmp_path, squeue):
         submitted(tmp_path, f"71_{number}", f"{number}_tune_a_seed={number}", ended)
     squeue("71_0", "71_2", "99")
     jobs = entries("SlurmLauncher", "0_tune_a_seed=0", "1_tune_a_seed=1", "2_tune_a_seed=2", "3_never")
-    assert still_queued(tmp_path, jobs) == {"tune_a_seed=0"}
+    assert queued_jobs(tmp_path, jobs) == {"tune_a_seed=0"}
 
 
 def test_a_queue_that_cannot_be_asked_stops_the_planner(tmp_path, squeue):
     submitted(tmp_path, "71", "0_tune_a")
     squeue("x", status=1)
     with pytest.raises(UsageError, match="squeue failed"):
-        still_queued(tmp_path, entries("SlurmLauncher", "0_tune_a"))
+        queued_jobs(tmp_path, entries("SlurmLauncher", "0_tune_a"))
 
 
 def test_a_local_job_is_queued_while_its_process_lives(tmp_path):
@@ -58,13 +58,13 @@ def test_a_local_job_is_queued_while_its_process_lives(tmp_path):
         submitted(tmp_path, str(process.pid), "0_tune_a")
         submitted(tmp_path, "1", "1_tune_b")  # another program has that number
         jobs = entries("LocalLauncher", "0_tune_a", "1_tune_b")
-        assert still_queued(tmp_path, jobs) == {"tune_a"}
+        assert queued_jobs(tmp_path, jobs) == {"tune_a"}
     finally:
         process.kill()
         process.wait()
-    assert still_queued(tmp_path, jobs) == set()
+    assert queued_jobs(tmp_path, jobs) == set()
 
 
 def test_jobs_of_other_launchers_end_with_their_planner(tmp_path):
     submitted(tmp_path, "71", "0_tune_a")
-    assert still_queued(tmp_path, entries("JoblibLauncher", "0_tune_a")) == set()
+    assert queued_jobs(tmp_path, entries("JoblibLauncher", "0_tune_a")) == set()

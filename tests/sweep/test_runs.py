@@ -1,7 +1,7 @@
 from lab.record import RunRecord, lock, read, write
 from lab.sweep.declaration import declare
 from lab.sweep.job import Stop
-from lab.sweep.runs import describe, drop_checkpoints, forecast, observe, stop
+from lab.sweep.runs import describe, drop_checkpoints, forecast, scan, stop
 
 STUDY = declare(
     {
@@ -30,7 +30,7 @@ def test_records_become_what_planning_sees(tmp_path):
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "result.json").write_text("{")
     with lock(tmp_path / "1"):
-        seen, unreadable = observe(tmp_path, STUDY)
+        seen, unreadable = scan(tmp_path, STUDY)
     assert [one.status for one in seen] == ["completed", "running", "interrupted"]
     assert [one.rung for one in seen] == [1, 0, 0]
     assert seen[0].outcome == 2.0
@@ -42,7 +42,7 @@ def test_a_job_that_failed_before_it_recorded_anything_is_known_by_its_overrides
     (tmp_path / "0").mkdir()
     asked = ["init=a", "optim.lr=0.001", "seed=3", "data_seed=3"]
     write(tmp_path / "0", RunRecord(status="failed", stage="verdict", arm="a", overrides=asked))
-    seen, unreadable = observe(tmp_path, STUDY)
+    seen, unreadable = scan(tmp_path, STUDY)
     assert unreadable == []
     assert (seen[0].seed, seen[0].learning_rate, seen[0].status) == (3, 1e-3, "failed")
 
@@ -68,7 +68,7 @@ def test_the_forecast_uses_measured_seconds_or_says_nothing(tmp_path):
     assert before.hours is None
     assert "– hours" in describe(STUDY)
     run(tmp_path / "0")
-    seen, _ = observe(tmp_path, STUDY)
+    seen, _ = scan(tmp_path, STUDY)
     after = forecast(STUDY, seen)
     assert after.done == 1
     assert after.hours == 17 * 36 / 3600

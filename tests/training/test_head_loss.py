@@ -143,14 +143,13 @@ def test_the_head_is_passed_by_only_where_that_is_the_same(kind, numbers, passes
     net = toy(kind, **numbers)
     net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     net.train()
-    gate = LabelGate(net)
-    assert gate.passes_by == passes_by
     ids = torch.randint(500, (2, 9), generator=torch.Generator().manual_seed(1))
     labels = ids.clone()
     labels[0, :5] = -100
-    token_loss(net, gate, ids, labels).backward()
+    with LabelGate(net) as gate:
+        assert gate.passes_by == passes_by
+        token_loss(net, gate, ids, labels).backward()
     found = {name: p.grad.clone() for name, p in net.named_parameters()}
-    gate.handle.remove()
     net.zero_grad()
     logits = net(input_ids=ids, use_cache=False).logits[:, :-1].float()
     F.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").backward()

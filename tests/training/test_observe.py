@@ -87,7 +87,7 @@ def test_a_resumed_run_has_every_tick_once_and_the_same(tmp_path, monkeypatch):
         pass
 
     def die(self, trainer, module, batch):
-        if module.progress.step == 5:
+        if module.run.progress.step == 5:
             raise Killed
 
     run(tmp_path / "whole", *FULL, *OBSERVE)
@@ -167,14 +167,14 @@ def test_the_gradient_of_an_effective_weight_is_autograds_own(checkpointing):
 
 def adapted_micro():
     from lab import config
-    from lab.adapter.install import install
+    from lab.adapter.build import build, planned
     from lab.config import instantiate
 
     made = instantiate.make(config.compose("model=micro").model)
     net = made.load(torch.float32, 0)
     targets = find_targets(net)
     plan = {target.name: 4 for target in targets}
-    model = install(net, targets, plan, rank=4, alpha=32, scaling="alpha_over_r", dropout=0.0, use_dora=False)
+    model = build(net, planned(targets, plan, scaling=8.0))
     for layer in adapted_layers(model).values():
         torch.nn.init.normal_(layer.B, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(0)
@@ -280,10 +280,10 @@ def test_two_processes_share_the_layers_and_decide_as_one(method, tmp_path):
 
 
 def test_a_run_cut_off_behind_its_last_step_still_counts_the_time_of_its_ticks(tmp_path, monkeypatch):
-    from lab.run.run import Session
+    from lab.run.host import Host
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "_finish", lambda *_: pytest.fail("cut off"))
+        patch.setattr(Host, "_finish", lambda *_: pytest.fail("cut off"))
         with pytest.raises(pytest.fail.Exception):
             run(tmp_path, *FULL, *OBSERVE)
     cut = record.read(tmp_path)

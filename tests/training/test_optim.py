@@ -100,9 +100,9 @@ def test_the_way_through_the_gram_matrix_is_the_direct_one():
 @pytest.mark.parametrize("ratio", [1.0, 16.0])
 def test_B_trains_at_the_ratio_of_lora_plus_times_the_rate_of_A(ratio):
     """arXiv 2402.12354: η_B = λ η_A, and nothing else changes."""
-    net = nn.ModuleDict({"lora_A": nn.Linear(4, 2, bias=False), "lora_B": nn.Linear(2, 4, bias=False)})
+    net = nn.ModuleDict({"A": nn.Linear(4, 2, bias=False), "B": nn.Linear(2, 4, bias=False)})
     settings = config.compose("optim.lr=1e-3", f"optim.lora_plus_ratio={ratio}").optim
-    optimizer = make_optimizer(net, settings, torch.device("cpu"))
+    optimizer = make_optimizer(net, settings, torch.device("cpu"), [net["B"].weight])
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert rates[id(net["lora_A"].weight)] == 1e-3
-    assert rates[id(net["lora_B"].weight)] == pytest.approx(ratio * 1e-3)
+    assert rates[id(net["A"].weight)] == 1e-3
+    assert rates[id(net["B"].weight)] == pytest.approx(ratio * 1e-3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lab.adapter.share import from_owner
+from lab.adapter.initialise import from_owner
 from lab.init import Factors
 from lab.training.distributed import check_equal, from_rank_0
 
@@ -17,7 +17,7 @@ RANK = """
 import json, sys
 import torch
 import torch.distributed as dist
-from lab.adapter.share import from_owner
+from lab.adapter.initialise import from_owner
 from lab.init import Factors
 from lab.training.distributed import Disagreement, check_equal, from_rank_0
 

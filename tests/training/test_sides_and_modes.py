@@ -92,7 +92,7 @@ def test_a_checkpoint_without_hashes_of_its_files_cuts_them_back_to_its_step(tmp
         pass
 
     def die(self, trainer, module, batch):
-        if module.progress.step == 5:
+        if module.run.progress.step == 5:
             raise Killed
 
     observed = ("method=full", "svd_policy=phase1", "svd_policy.every_n_steps=2", "svd_policy.k=4")

@@ -36,7 +36,7 @@ def test_every_step_is_shown_once(kind, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
 
             def die(self, trainer, module, batch, last=last):
-                if module.progress.step == last:
+                if module.run.progress.step == last:
                     for logger in trainer.loggers:
                         logger.experiment.flush()
                     raise Killed

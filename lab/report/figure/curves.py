@@ -1,4 +1,4 @@
-"""Loss over steps, and over learning rates."""
+"""Loss curves: over optimizer steps, and over learning rates."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lab.report.analysis import Analysis
-from lab.report.figure import style
-from lab.report.quantity import axis
+from lab.report.figure import Drawing, style
 from lab.report.statistics import mean_sd
 from lab.report.study import Run
 
@@ -21,17 +20,25 @@ def loss_curves(analysis: Analysis) -> Figure | None:
     for index, arm in enumerate(analysis.arms):
         if arm not in with_curves:
             continue
-        look = style.look(index)
+        marker = style.marker(index)
         for axes, column in ((upper, "val_loss"), (lower, "train_loss")):
             steps, mean, sd = over_seeds(arm.runs, column)
             every = max(1, len(steps) // 8)
-            axes.plot(steps, mean, **look, markevery=every, markersize=4, linewidth=1.3, label=style.label(arm))
-            axes.fill_between(steps, mean - sd, mean + sd, color=look["color"], alpha=0.13, linewidth=0)
-    upper.set_ylabel(axis("validation_loss"))
-    lower.set_ylabel(axis("training_loss"))
+            axes.plot(steps, mean, **marker, markevery=every, markersize=4, linewidth=1.3, label=style.label(arm))
+            axes.fill_between(steps, mean - sd, mean + sd, color=marker["color"], alpha=0.13, linewidth=0)
+    upper.set_ylabel(style.axis("validation_loss"))
+    lower.set_ylabel(style.axis("training_loss"))
     lower.set_xlabel("optimizer steps")
     style.legend_below(figure, upper)
     return figure
+
+
+LOSS_CURVES = Drawing(
+    loss_curves,
+    caption="Loss over optimizer steps: mean over seeds, band one standard deviation.",
+    section="Training",
+    nothing="no completed run has a metrics.csv",
+)
 
 
 def over_seeds(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -55,21 +62,22 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     diverged: list[tuple[float, str]] = []
     seeds = 0
     for index, arm in tuned:
-        look = style.look(index)
+        marker = style.marker(index)
         known = {r: [v for v in values if v is not None] for r, values in (arm.outcomes or {}).items()}
         seeds = max(seeds, *(len(values) for values in (arm.outcomes or {}).values()))
         points = {rate: mean_sd(values)[0] for rate, values in known.items() if values}
-        axes.plot(list(points), list(points.values()), **look, markersize=5, linewidth=1.3, label=style.short(arm.name))
+        label = style.short(arm.name)
+        axes.plot(list(points), list(points.values()), **marker, markersize=5, linewidth=1.3, label=label)
         if arm.learning_rate in points:
             axes.plot(
                 arm.learning_rate,
                 points[arm.learning_rate],
                 "o",
                 color="none",
-                markeredgecolor=look["color"],
+                markeredgecolor=marker["color"],
                 markersize=12,
             )
-        diverged += [(rate, look["color"]) for rate, values in (arm.outcomes or {}).items() if None in values]
+        diverged += [(rate, marker["color"]) for rate, values in (arm.outcomes or {}).items() if None in values]
     for place, (rate, colour) in enumerate(diverged):
         axes.plot(
             rate,
@@ -88,7 +96,15 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (log scale)")
     axes.set_ylabel(
-        f"{axis(study.selection_metric if study else 'val_loss')}\nmean of n = {seeds} seed{'s' * (seeds > 1)}"
+        f"{style.axis(study.selection_metric if study else 'val_loss')}\nmean of n = {seeds} seed{'s' * (seeds > 1)}"
     )
     style.legend_below(figure, axes)
     return figure
+
+
+LEARNING_RATES = Drawing(
+    learning_rates,
+    caption="The selection metric at every learning rate tried; the chosen one is ringed.",
+    section="Training",
+    nothing="one learning rate per arm",
+)

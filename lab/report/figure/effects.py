@@ -1,4 +1,4 @@
-"""Differences from the baseline with their intervals, and loss against rank with its knee."""
+"""Effect sizes: differences from the baseline with their intervals; and loss against rank with its knee."""
 
 import math
 from itertools import count
@@ -8,12 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
-from scipy import special
 
 from lab.report.analysis import Analysis
-from lab.report.figure import style
-from lab.report.quantity import axis
-from lab.report.statistics import mean_sd
+from lab.report.figure import Drawing, style
+from lab.report.statistics import half_width, mean_sd
 
 
 def effect_sizes(analysis: Analysis) -> Figure | None:
@@ -36,9 +34,9 @@ def effect_sizes(analysis: Analysis) -> Figure | None:
     for y, row in zip(count(len(rows) - 1, -1), rows, strict=False):
         s, judged = row.statistics, row.kind == "contrast"
         colour = "#0072B2" if judged else "#7F7F7F"
-        if s.ci_low is not None and s.ci_high is not None and s.mean is not None:
+        if s.ci_low is not None and s.ci_high is not None and s.mean is not None and s.sd is not None:
             axes.plot([s.ci_low, s.ci_high], [y, y], color=colour, linewidth=1.4)
-            ninety = (s.ci_high - s.mean) * _t(0.90, s.pairs) / _t(0.95, s.pairs)
+            ninety = half_width(s.sd, s.pairs, alpha=0.10)
             axes.plot([s.mean - ninety, s.mean + ninety], [y, y], color=colour, linewidth=4, solid_capstyle="butt")
         axes.plot(s.mean, y, "o" if judged else "D", color="white", markeredgecolor=colour, markersize=6)
     one_reference = len({row.arm_b for row in rows}) == 1
@@ -53,7 +51,7 @@ def effect_sizes(analysis: Analysis) -> Figure | None:
     axes.locator_params(axis="x", nbins=6)
     better = "higher" if analysis.judgement.higher_is_better else "lower"
     reference = f"from {style.short(rows[0].arm_b, 36)}\n" if one_reference else ""
-    axes.set_xlabel(f"difference in {axis(analysis.judgement.metric)}\n{reference}{better} is better")
+    axes.set_xlabel(f"difference in {style.axis(analysis.judgement.metric)}\n{reference}{better} is better")
     for colour, marker, text in (("#0072B2", "o", "judged"), ("#7F7F7F", "D", "described, not judged")):
         if any((row.kind == "contrast") == (text == "judged") for row in rows):
             dot = Line2D(
@@ -69,8 +67,13 @@ def effect_sizes(analysis: Analysis) -> Figure | None:
     return figure
 
 
-def _t(level: float, pairs: int) -> float:
-    return float(special.stdtrit(pairs - 1, 0.5 + level / 2))
+EFFECT_SIZES = Drawing(
+    effect_sizes,
+    caption="Difference of each arm from the baseline, paired by seed. Thick: the 90 % interval, which TOST compares "
+    "with the margin; thin: 95 %.",
+    section="Contrasts",
+    nothing="no arm shares a completed seed with the baseline",
+)
 
 
 def rank_comparison(analysis: Analysis) -> Figure | None:
@@ -81,7 +84,7 @@ def rank_comparison(analysis: Analysis) -> Figure | None:
     figure, axes = style.new(4.4)
     by_name = {arm.name: arm for arm in analysis.arms}
     ranks = list(answers.ranks)
-    found = {rank: by_name[name].values(metric) for rank, name in answers.ranks.items()}
+    values_at = {rank: by_name[name].values(metric) for rank, name in answers.ranks.items()}
     knee = answers.knee
     if knee.rank is not None:
         if knee.low is not None and knee.high is not None:
@@ -101,15 +104,15 @@ def rank_comparison(analysis: Analysis) -> Figure | None:
             linewidth=1.3,
             label=f"knee: rank {knee.rank}, {knee.reason.split(';')[0]}",
         )
-    for rank, values in found.items():
+    for rank, values in values_at.items():
         axes.plot([rank] * len(values), values, "o", color="#0072B2", alpha=0.3, markersize=4, markeredgewidth=0)
-    means, sds = [mean_sd(values)[0] for values in found.values()], [style.spread(values) for values in found.values()]
-    n = sorted({len(values) for values in found.values()})
+    means, sds = zip(*map(mean_sd, values_at.values()), strict=True)
+    n = sorted({len(values) for values in values_at.values()})
     seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
     axes.errorbar(
         ranks,
         means,
-        yerr=sds,
+        yerr=[sd or 0.0 for sd in sds],  # one seed has no spread
         color="#0072B2",
         marker="s",
         capsize=3,
@@ -126,6 +129,14 @@ def rank_comparison(analysis: Analysis) -> Figure | None:
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("LoRA rank (log scale)")
-    axes.set_ylabel(axis(metric))
+    axes.set_ylabel(style.axis(metric))
     style.legend_below(figure, axes, columns=1)
     return figure
+
+
+RANK_COMPARISON = Drawing(
+    rank_comparison,
+    caption="Loss against rank: every seed, the mean, and the knee with its interval.",
+    section="Rank",
+    nothing="fewer than three arms that differ in one rank",
+)

@@ -1,4 +1,4 @@
-"""Where each arm put its rank: module kind against depth."""
+"""Heat map of ranks: module kind against depth, a panel per arm."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lab.report.analysis import Analysis
-from lab.report.figure import style
+from lab.report.figure import Drawing, style
 
 MOST_PANELS = 6
 
@@ -40,15 +40,23 @@ def rank_heatmap(analysis: Analysis) -> Figure | None:
     return figure
 
 
+RANK_HEATMAP = Drawing(
+    rank_heatmap,
+    caption="Rank of every adapted module, read back from the live model.",
+    section="Arms",
+    nothing="every module of an arm has the same rank",
+)
+
+
 def grid(ranks: Mapping[str, int]) -> tuple[list[str], np.ndarray]:
     """Module kinds, and ranks as (kinds, layers) with nan where a layer has no such module."""
     placed: dict[tuple[str, int], int] = {}
     for module, rank in ranks.items():
-        found = re.search(r"\.(\d+)\.(.+)$", module)
-        kind, layer = (found[2].split(".")[-1], int(found[1])) if found else (module.split(".")[-1], 0)
+        numbered = re.search(r"\.(\d+)\.(.+)$", module)
+        kind, layer = module.split(".")[-1], int(numbered[1]) if numbered else 0
         # gpt2 has attn.c_proj and mlp.c_proj: where the last part is not enough, the whole path tells them apart.
-        if (kind, layer) in placed and found:
-            kind = found[2]
+        if (kind, layer) in placed and numbered:
+            kind = numbered[2]
         placed[kind, layer] = rank
     kinds = list(dict.fromkeys(kind for kind, _ in placed))
     values = np.full((len(kinds), 1 + max(layer for _, layer in placed)), np.nan)

@@ -1,6 +1,5 @@
-"""How every figure looks: colours that colour-blind readers tell apart, markers that print, room for the legend."""
+"""Style of every figure: colours that colour-blind readers tell apart, markers that print, room for the legend."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lab.report.arms import Arm
-from lab.report.statistics import mean_sd
+from lab.report.comparison import units
 
 # Okabe and Ito 2008, without the yellow that vanishes on white; the first is the baseline's.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
@@ -45,13 +44,20 @@ def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple
     return figure, figure.subplots(rows, columns, **options)
 
 
-def look(index: int) -> dict[str, Any]:
+def marker(index: int) -> dict[str, Any]:
     """Colour, marker and line of the arm at a place in the study; the three together repeat only after many arms."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
         "linestyle": LINES[(index + index // len(COLOURS)) % len(LINES)],
     }
+
+
+def axis(metric: str) -> str:
+    """A metric's name and unit for an axis: `test loss (nats per token)`."""
+    unit = units(metric)
+    name = metric.replace("_", " ").replace("seconds.", "")
+    return f"{name} ({unit})" if unit else name
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
@@ -83,8 +89,3 @@ def save(figure: Figure, stem: Path) -> None:
     with rc_context(RC):
         figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=DPI, metadata={"Software": None})
         figure.savefig(stem.with_name(f"{stem.name}.pdf"), metadata={"CreationDate": None})
-
-
-def spread(values: Sequence[float]) -> float:
-    """Half the height of an error bar: one standard deviation over seeds; 0 for one seed, which has none."""
-    return mean_sd(values)[1] or 0.0

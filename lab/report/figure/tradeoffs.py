@@ -1,15 +1,13 @@
-"""What quality costs: parameters, and what the base forgets."""
+"""Trade-offs: quality against trainable parameters, and gain against forgetting."""
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from lab.report.analysis import Analysis
-from lab.report.figure import style
-from lab.report.quantity import axis
+from lab.report.analysis import Analysis, frontier_arms
+from lab.report.figure import Drawing, style
 from lab.report.statistics import mean_sd
-from lab.report.tables import frontier_arms
 
 SAME = 0.01  # counts this close are one budget
 
@@ -22,7 +20,7 @@ def frontier(analysis: Analysis) -> Figure | None:
         counts = [run.record.trainable_params for run in arm.runs if run.record.trainable_params]
         mean, sd = mean_sd(arm.values(metric))
         if counts and mean is not None:
-            points.append((counts[0], mean, sd or 0.0, arm, style.look(index)))
+            points.append((counts[0], mean, sd or 0.0, arm, style.marker(index)))
     if len({count for count, *_ in points}) < 2:
         return None
     figure, axes = style.new(4.2)
@@ -31,7 +29,7 @@ def frontier(analysis: Analysis) -> Figure | None:
     low, high = min(p for p, *_ in points), max(p for p, *_ in points)
     log = high > 3 * low
     axes.plot(*zip(*line, strict=True), color="#999999", linewidth=1, drawstyle="steps-post", label="best mean so far")
-    for index, (parameters, mean, sd, arm, look) in enumerate(points):
+    for index, (parameters, mean, sd, arm, marker) in enumerate(points):
         near = [i for i, (other, *_) in enumerate(points) if abs(other / parameters - 1) < SAME]
         shift = 12 * (near.index(index) - (len(near) - 1) / 2)  # points; a marker is 7 wide
         beside = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
@@ -41,7 +39,7 @@ def frontier(analysis: Analysis) -> Figure | None:
             parameters,
             mean,
             yerr=sd,
-            **look | {"linestyle": "none"},
+            **marker | {"linestyle": "none"},
             capsize=3,
             transform=axes.transData + beside,
             label=style.label(arm, len(arm.values(metric))),
@@ -56,9 +54,17 @@ def frontier(analysis: Analysis) -> Figure | None:
     if high < (1 + SAME) * low:
         axes.set_xlim(0.98 * low, 1.02 * high)
     axes.set_xlabel("trainable parameters" + (" (log scale)" if log else ""))
-    axes.set_ylabel(f"{axis(metric)}\nmean ± 1 SD over seeds")
+    axes.set_ylabel(f"{style.axis(metric)}\nmean ± 1 SD over seeds")
     style.legend_below(figure, axes)
     return figure
+
+
+FRONTIER = Drawing(
+    frontier,
+    caption="Trainable parameters against the primary metric; arms within 1 % of one count stand side by side.",
+    section="Arms",
+    nothing="every arm trains the same number of parameters",
+)
 
 
 def _si(value: float) -> str:
@@ -69,7 +75,7 @@ def _si(value: float) -> str:
 
 
 def forgetting_gain(analysis: Analysis) -> Figure | None:
-    """What a run gained on its task against what it lost on the retention text, a point per run."""
+    """Gain on the task against loss on the retention text, a point per run; None where neither was measured."""
     figure, axes = style.new(4.2)
     drawn = False
     for index, arm in enumerate(analysis.arms):
@@ -82,10 +88,10 @@ def forgetting_gain(analysis: Analysis) -> Figure | None:
         ]
         if not both:
             continue
-        drawn, look = True, style.look(index) | {"linestyle": "none"}
-        axes.plot(*zip(*both, strict=True), **look, alpha=0.35, markersize=4, markeredgewidth=0)
+        drawn, marker = True, style.marker(index) | {"linestyle": "none"}
+        axes.plot(*zip(*both, strict=True), **marker, alpha=0.35, markersize=4, markeredgewidth=0)
         axes.plot(
-            *np.mean(both, axis=0), **look, markersize=8, markeredgecolor="white", label=style.label(arm, len(both))
+            *np.mean(both, axis=0), **marker, markersize=8, markeredgecolor="white", label=style.label(arm, len(both))
         )
     if not drawn:
         return None
@@ -96,3 +102,11 @@ def forgetting_gain(analysis: Analysis) -> Figure | None:
     axes.set_ylabel("forgetting: loss on the retention text\n− the base's (nats per token)")
     style.legend_below(figure, axes)
     return figure
+
+
+FORGETTING_GAIN = Drawing(
+    forgetting_gain,
+    caption="Gain on the task against loss on the retention text. Small: runs; large: their mean.",
+    section="Arms",
+    nothing="no run measured forgetting",
+)

@@ -1,4 +1,4 @@
-"""One LoraConfig for the whole plan: every layer gets the rank it was given and the scaling that was asked."""
+"""Building of a structure into a model: one LoraConfig gives every layer its rank and the one scaling."""
 
 import math
 import re
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, TaskType, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lab.adapter.layer import ADAPTER, LowRankLinear
+from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
 from lab.errors import UsageError
 from lab.layer import Target
 from lab.rank_strategy import RankPlan
+from lab.structure import LayerForm, Structure
 
 Scaling = Literal["alpha_over_r", "rslora", "constant"]
 
@@ -22,7 +23,10 @@ def scaling_factor(alpha: float, rank: int, kind: Scaling) -> float:
     """The s in W x + s B A x, one for all layers; `rank` is the run's root rank, whatever a layer's own may be.
 
     alpha_over_r: alpha / rank (LoRA, arXiv 2106.09685); rslora: alpha / √rank (arXiv 2312.03732); constant: alpha.
+    Raises UsageError for an alpha that is not above 0.
     """
+    if not alpha > 0:
+        raise UsageError(f"alpha={alpha} leaves the adapters without effect; choose a number above 0.")
     if kind == "constant":
         return alpha
     return alpha / math.sqrt(rank) if kind == "rslora" else alpha / rank
@@ -55,40 +59,67 @@ def _plain(alpha: float) -> float:
     return int(alpha) if alpha == int(alpha) else alpha
 
 
-def install(
-    net: nn.Module,
-    targets: Sequence[Target],
-    plan: RankPlan,
-    *,
-    rank: int,
-    alpha: float,
-    scaling: Scaling,
-    dropout: float,
-    use_dora: bool,
-) -> PeftModel:
-    """Wrap the targets of `net` in place, factors float32 and random until `initialise` or a checkpoint fills them.
+def planned(
+    targets: Sequence[Target], plan: RankPlan, *, scaling: float, use_dora: bool = False, values: bool = False
+) -> Structure:
+    """The structure of a plan's adapters as they stand before a scheme or a checkpoint fills them.
 
-    Raises UsageError where the plan is not one rank, from 1 to the smaller side, for every target. The global random
-    state is left as it was: what a run draws later must not depend on how many adapters it has.
+    With `values` there is one between the factors for each direction, all 0, so that none acts yet. Raises UsageError
+    where the plan is not one rank, from 1 to the smaller side, for every target.
     """
     _check(targets, plan)
-    if not alpha > 0:
-        raise UsageError(f"alpha={alpha} leaves the adapters without effect; choose a number above 0.")
+    active = 0 if values else None
+    return Structure(
+        {
+            target.name: LayerForm("delta", rank=plan[target.name], scaling=scaling, dora=use_dora, active=active)
+            for target in targets
+        }
+    )
+
+
+def trained_in_full(net: nn.Module) -> Structure:
+    """The structure of a model whose every weight trains."""
+    return Structure({name: LayerForm("full") for name, module in net.named_modules() if _own(module)})
+
+
+def build(net: nn.Module, structure: Structure, dropout: float = 0.0) -> Any:
+    """Give a frozen base its structure, in place: what trains in full trains, and pairs are wrapped around the others.
+
+    Returns the PeftModel around it where there are pairs. Their factors are float32 and random until `initialise` or a
+    checkpoint fills them, and brings their offsets. The global random state is left as it was: what a run draws later
+    must not depend on how many adapters it has.
+    """
     modules = dict(net.named_modules())
+    absent = next((name for name in structure.layers if name not in modules), None)
+    assert absent is None, f"the structure of another model: {absent}"
+    net.requires_grad_(False)
+    for name in structure.layers.keys() - structure.pairs.keys():
+        for parameter in _own(modules[name]):
+            parameter.requires_grad_(True)
+    if not structure.pairs:
+        return net
+    (scaling,) = set(structure.scalings.values())  # one for all: they are planned so
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        target_modules="|".join(re.escape(target.name) for target in targets),  # peft takes a full match
+        target_modules="|".join(map(re.escape, structure.pairs)),  # peft takes a full match
         lora_dropout=dropout,
-        use_dora=use_dora,
+        use_dora=any(layer.dora for layer in structure.pairs.values()),
         bias="none",
         init_lora_weights=True,
-        fan_in_fan_out=all(target.transposed for target in targets),
-        **rank_settings({target.name: plan[target.name] for target in targets}, scaling_factor(alpha, rank, scaling)),
+        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in structure.pairs),
+        **rank_settings(structure.ranks, scaling),
     )
     config._register_custom_module({nn.Linear: LowRankLinear, Conv1D: LowRankLinear})
-    assert all(target.name in modules for target in targets), "targets of another model"
     with torch.random.fork_rng(devices=[]):
-        return get_peft_model(net, config, adapter_name=ADAPTER)
+        model = get_peft_model(net, config, adapter_name=ADAPTER)
+    for name, layer in adapted_layers(model).items():
+        if structure.layers[name].active is not None:
+            layer.add_values()
+    return model
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters(recurse=False))
 
 
 def _check(targets: Sequence[Target], plan: RankPlan) -> None:

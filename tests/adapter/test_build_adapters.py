@@ -10,7 +10,7 @@ from adapter_models import GQA, MODELS, base, installed, uneven
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from lab.adapter.install import install, scaling_factor
+from lab.adapter.build import build, planned, scaling_factor
 from lab.adapter.layer import adapted_layers
 from lab.errors import UsageError
 from lab.layer import find_targets
@@ -40,7 +40,7 @@ def test_layers_1_and_layers_11_are_not_confused() -> None:
     targets = find_targets(net)
     draw = random.Random(0)
     plan = {target.name: draw.randint(1, 16) for target in targets}
-    adapted = install(net, targets, plan, rank=8, alpha=8, scaling="alpha_over_r", dropout=0.0, use_dora=False)
+    adapted = build(net, planned(targets, plan, scaling=1.0))
     assert {name: layer.r["default"] for name, layer in adapted_layers(adapted).items()} == plan
 
 
@@ -63,7 +63,7 @@ def test_names_that_end_alike_are_not_confused(left_out: str | None) -> None:
     net = Twins()
     targets = [target for target in find_targets(net) if target.name != left_out]
     plan = uneven(targets)
-    adapted = install(net, targets, plan, rank=2, alpha=2, scaling="alpha_over_r", dropout=0.0, use_dora=False)
+    adapted = build(net, planned(targets, plan, scaling=1.0))
     assert {name: layer.r["default"] for name, layer in adapted_layers(adapted).items()} == plan
 
 

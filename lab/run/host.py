@@ -1,32 +1,44 @@
-"""A run from start to end in one process: assemble, evaluate the base, fit, evaluate, export."""
+"""Host of a run: one process, which builds, fits, evaluates and exports it."""
 
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from lab import record
 from lab.adapter.export import BASE, export, verify_export
-from lab.adapter.install import scaling_factor
 from lab.adapter.verify import verify_frozen
 from lab.config import RunConfig, instantiate
-from lab.data.corpus import load_corpus
+from lab.data.corpus import Corpus, load_corpus
 from lab.data.encode import Sample, preview
-from lab.editors import adaptive
+from lab.editors import start
+from lab.editors.editing import Editing
 from lab.files import share_weights
 from lab.instruments import learned, per_module_csv
-from lab.instruments.first_step import bytes_of, compared
-from lab.instruments.spectra import Observer
-from lab.instruments.targets import watched
+from lab.instruments.first_step import FirstStepWatch, bytes_of, sample_of
+from lab.instruments.rank_plan import RankPlanFigure, print_plan
+from lab.instruments.spectra import SpectralObserver
+from lab.instruments.targets import SpectralTargets, spectral_targets
+from lab.layer import Target
 from lab.model import hub
 from lab.record import RunRecord, run_files
 from lab.run import summary
-from lab.run.setup import Adapted, adapt, base_hashes, check_step0, load_base, readapt
+from lab.run.parts import Parts
+from lab.run.setup import (
+    Adapted,
+    adapt,
+    adapter_targets,
+    base_hashes,
+    check_step0,
+    load_base,
+    readapt,
+    resolve_hardware,
+)
 from lab.training import checkpoint, hardware, memory
 from lab.training.answers import Answers
 from lab.training.base_loss import base_loss
@@ -34,6 +46,7 @@ from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
 from lab.training.compile import compile_blocks
 from lab.training.distributed import any_of, check_equal, rank, world
 from lab.training.evaluate import Evaluation, evaluate
+from lab.training.hardware import Resolved
 from lab.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
 from lab.training.loss import Scorer
@@ -43,56 +56,74 @@ from lab.training.optim import total_steps
 from lab.training.positions import check_fits
 from lab.training.progress import ProgressBar, console
 from lab.training.pulse import Pulse, beat_at_every_pass
+from lab.training.run import Clock, Run
+from lab.training.step import Instrument, StepOrder
 
 log = logging.getLogger(__name__)
 PROBE_SAMPLES = 16  # validation samples on which step 0 is compared with the base
 
 
-class Session:
-    """One process of one run; fills the record as facts become known."""
+class Host:
+    """What one process holds for a run: its hardware, its data, its Trainer; what the run owns is a Run."""
+
+    hardware: Resolved
+    parts: Parts
+    tokenizer: PreTrainedTokenizerBase
+    corpus: Corpus
+    answers: Answers
+    spectra: SpectralTargets | None  # that the policy has measured
+    adapted: Adapted
+    owner: Run
+    module: CausalLM
+    editing: Editing
+    monitor: Monitor
 
     def __init__(self, run_dir: Path, config: RunConfig, result: RunRecord, main: bool) -> None:
         self.run_dir, self.config, self.result, self.main = run_dir, config, result, main
         self.request = StopRequest()
-        self.started = time.perf_counter()
-        self.spent = {"init": 0.0, "eval": 0.0, "analysis": 0.0}
+        self.clock = Clock()
 
     def run(self) -> None:
         """The whole run; raises Diverged or Interrupted where it ends early."""
         config = self.config
         before = self.result.environment.get("precision") if checkpoint.exists(self.run_dir) else None
-        self.hardware = hardware.resolve(config.hardware, config.schedule.batch_size, before)
+        self.hardware = resolve_hardware(config, before)
+        self.clock.device = self.hardware.device
         if self.main:
             console.print(self.hardware.describe())
         hardware.join_group(self.hardware)
         seed_everything(config.seed, workers=True, verbose=False)
-        found = checkpoint.newest(self.run_dir)
-        step = found[1]["progress"]["step"] if found else None
+        saved = checkpoint.newest(self.run_dir)
+        step = saved[1]["progress"]["step"] if saved else None
         check_equal({"the checkpoint's step": step, "the precision": self.hardware.precision})
-        self.measures = instantiate.make_measures(config.metrics)
-        model, data = instantiate.make(config.model), instantiate.make(config.data)
+        self.parts = Parts.of(config)
+        model, data = self.parts.model, self.parts.data
         self.tokenizer = model.tokenizer()
         self.corpus = load_corpus(data, self.tokenizer, config.evaluate.max_examples)
-        self.watched = watched(model, instantiate.make(config.svd_policy), config)
+        adapters = adapter_targets(model, config) if self.parts.rank_strategy is not None else None
+        self.spectra = spectral_targets(model, self.parts.svd_policy, adapters)
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
         check_fits(model.skeleton(), self.corpus, config.evaluate, judged=bool(self.answers.judged))
         net, targets = load_base(model, config, self.hardware)
         beat_at_every_pass(net)
-        adapted = readapt(net, targets, config, found[1], model) if found else self._fresh(net, targets, model)
+        self.adapted = readapt(net, targets, config, saved[1], model) if saved else self._fresh(net, targets)
         if config.hardware.micro_batch_size is None:
-            autocast = config.method == "full" and self.hardware.precision == "bf16-mixed"
             train, pad_id = self.corpus.train.samples, self.corpus.pad_id
-            besides = 0
-            if config.method == "lora":
-                besides = bytes_of(compared(adapted.targets)) + bytes_of(self.watched.targets if self.watched else [])
-            self.hardware = memory.fit(adapted.net, self.hardware, train, pad_id, autocast, besides)
+            pairs = [target for target in self.adapted.targets if target.name in self.adapted.model.structure.pairs]
+            besides = bytes_of(sample_of(pairs)) + bytes_of(self._measured_pairs())
+            self.hardware = memory.fit(self.adapted.net, self.hardware, train, pad_id, besides)
         with stop_on_signal(self.request):
-            self._fit(adapted, found)
-            self._finish(adapted)
+            self._fit(saved)
+            self._finish()
 
-    def _fresh(self, net: Any, targets: Any, model: Any) -> Adapted:
-        """Describe the data, evaluate the base, install and verify the adapters."""
-        corpus, config = self.corpus, self.config
+    def _measured_pairs(self) -> list[Target]:
+        """Layers with a pair that the policy measures: each holds a gradient of its weight's size for it."""
+        pairs = self.adapted.model.structure.pairs
+        return [target for target in self.spectra.targets if target.name in pairs] if self.spectra else []
+
+    def _fresh(self, net: Any, targets: list[Target]) -> Adapted:
+        """Describe the data, evaluate the base, build and verify the model."""
+        corpus, config, metrics = self.corpus, self.config, self.result.metrics
         self.result.data = corpus.record(self._data_name())
         if self.main:
             first = corpus.train.samples[0]
@@ -100,58 +131,58 @@ class Session:
             console.print(preview(first, self.tokenizer))
             for sentence in corpus.losses():
                 console.print(Text(sentence, style="bold red" if sentence.startswith("WARNING") else ""))
-        base = Scorer(net, self.hardware.device, autocast=False)
-        metrics = self.result.metrics
-        hashes = base_hashes(model, net, config.seed)
-        for side in ("val", "test", "retention"):
-            if samples := self._samples(side):
-                began = time.perf_counter()
-                known = base_loss(base, samples, corpus.pad_id, hashes.held, self.hardware)
-                metrics[f"base_{side}_loss"] = known.loss
-                self.spent["eval"] += time.perf_counter() - began
+        hashes = base_hashes(self.parts.model, net, config.seed)
         probe = corpus.val.samples[:PROBE_SAMPLES]
-        before = evaluate(base, probe, corpus.pad_id).loss
-        base.gate.handle.remove()
-        adapted = adapt(net, targets, config, self.hardware, corpus.train.samples, corpus.pad_id, hashes)
-        self.spent["init"] += adapted.init_record.get("seconds", 0.0)
+        with Scorer(net, self.hardware.device, autocast=False) as base:
+            for side in ("val", "test", "retention"):
+                if samples := self._samples(side):
+                    with self.clock.spent("eval"):
+                        known = base_loss(base, samples, corpus.pad_id, hashes.held, self.hardware)
+                    metrics[f"base_{side}_loss"] = known.loss
+            before = evaluate(base, probe, corpus.pad_id).loss
+        with self.clock.spent("init"):
+            train = corpus.train.samples
+            adapted = adapt(net, targets, self.parts, config, self.hardware, train, corpus.pad_id, hashes)
         if self.main and adapted.filled is not None:
             per_module_csv.write_rows(self.run_dir / per_module_csv.INIT, adapted.filled.rows())
-        scorer = Scorer(adapted.net, self.hardware.device, autocast=False)
-        step0 = evaluate(scorer, probe, corpus.pad_id).loss
-        scorer.gate.handle.remove()
+        with Scorer(adapted.net, self.hardware.device, autocast=False) as scorer:
+            step0 = evaluate(scorer, probe, corpus.pad_id).loss
         check_step0(adapted, before, step0, config)
-        summary.describe(self.result, config, adapted, model, self.tokenizer, self.hardware)
+        summary.fill_record(self.result, config, adapted, self.parts.model, self.tokenizer, self.hardware)
         self.result.init = {**adapted.init_record, "base_loss": before, "step0_loss": step0}
         if self.main:
-            summary.say_start(self.result, adapted.targets)
+            summary.print_start(self.result, adapted.targets)
             MetricsFile(self.run_dir).start({"step": 0, "tokens": 0, "val_loss": metrics["base_val_loss"]})
             record.write(self.run_dir, self.result)  # what was read back so far outlives a kill
         return adapted
 
-    def _fit(self, adapted: Adapted, found: checkpoint.Found | None) -> None:
-        """Train to the last step, from the checkpoint found where there is one; then the model is on its device."""
-        config, corpus = self.config, self.corpus
+    def _fit(self, saved: checkpoint.Found | None) -> None:
+        """Train to the last step, from the checkpoint where there is one; then the model is on its device."""
+        config, corpus, adapted = self.config, self.corpus, self.adapted
         lengths = [len(sample.input_ids) for sample in corpus.train.samples]
         plan = BatchPlan(lengths, config.schedule.batch_size, config.data_seed)
         total = total_steps(config.schedule, plan.steps_per_epoch)
         if config.hardware.compile:
             log.info("%d blocks compiled", compile_blocks(adapted.net, self.hardware.accelerator))
-        self.module = CausalLM(adapted.net, config, self.hardware, total, adapted.structure)
-        self.module.progress.eval_seconds, self.spent["eval"] = self.spent["eval"], 0.0  # now in every checkpoint
-        tokens = sum(lengths) / plan.steps_per_epoch
-        seen = self.result.spectral
-        self.watching = [Observer(self.run_dir, self.watched, config, tokens, seen)] if self.watched else []
-        adapting = adaptive.start(self.module, self.run_dir, adapted.targets)
+        self.owner = Run(config, self.run_dir, self.result, adapted.model, total, self.clock)
+        started = start.start(
+            self.parts.rank_strategy, adapted.model, adapted.targets, config.rank, total, self.run_dir
+        )
+        self.editing = Editing(started.editors, adapted.model)
+        self.module = CausalLM(self.owner, self.hardware, self.editing.loss_terms)
+        instruments = [*started.instruments, *self._instruments(sum(lengths) / plan.steps_per_epoch)]
         split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
-        done = found[1]["progress"]["step"] if found else 0
-        if self.main and found:
-            console.print(f"resuming from {found[0].name} at step {done} of {total}")
-            if "files" in found[1]:  # checkpoints of before 2026-11-27 have none, and are cut back by their steps
-                run_files.cut_back(self.run_dir, found[1]["files"])
+        done = saved[1]["progress"]["step"] if saved else 0
+        if self.main and saved:
+            console.print(f"resuming from {saved[0].name} at step {done} of {total}")
+            if "files" in saved[1]:  # checkpoints of before 2026-11-27 have none, and are cut back by their steps
+                run_files.cut_back(self.run_dir, saved[1]["files"])
         with ProgressBar(total, done, enabled=self.main) as bar:
-            self.monitor = Monitor(self.run_dir, self._val, self._show_samples, bar, self.started)
+            self.monitor = Monitor(self.run_dir, self._val, self._show_samples, bar)
             checkpoints = Checkpoints(self.run_dir)
+            stop = StopOnRequest(self.request, checkpoints)
+            order = StepOrder(self.editing, instruments, self.monitor, checkpoints, stop)
             trainer = Trainer(
                 accelerator=self.hardware.accelerator,
                 devices=self.hardware.devices,
@@ -160,16 +191,8 @@ class Session:
                 max_steps=total,
                 accumulate_grad_batches=self.hardware.accumulate,
                 logger=instantiate.make_logger(config.logger, self.run_dir, done) or False,
-                plugins=[hardware.cluster_of(self.hardware), checkpoint.Checkpoint(found)],
-                callbacks=[
-                    *adapting,
-                    *self.watching,  # first, so that the monitor's clock runs around them
-                    self.monitor,
-                    *adapted.watchers(self.run_dir),
-                    checkpoints,
-                    StopOnRequest(self.request, checkpoints),
-                    Pulse(),  # last: what others do before the first batch may take long
-                ],
+                plugins=[hardware.cluster_of(self.hardware), checkpoint.Checkpoint(saved)],
+                callbacks=[*order.callbacks(), Pulse()],  # Pulse last: the others' starts may take long
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,
@@ -181,49 +204,53 @@ class Session:
             if done < total:
                 loader = TrainLoader(batches, config.hardware.num_workers)
                 try:
-                    trainer.fit(self.module, loader, ckpt_path=str(found[0]) if found else None)
+                    trainer.fit(self.module, loader, ckpt_path=str(saved[0]) if saved else None)
                 finally:
-                    if self.module.progress.step >= done:  # else it ended before the checkpoint was read
+                    self.clock.stop()
+                    if self.owner.progress.step >= done:  # else it ended before the checkpoint was read
                         self._count()
-            elif found:  # everything but the ending was done
-                self._take_up(found[1])
+            elif saved:  # everything but the ending was done
+                self.owner.go_on(saved[1])
+                self.editing.on_load_checkpoint(trainer, self.module, saved[1])
+                self._count()
         self.module.to(self.hardware.device)
-        if self.main:
-            for observer in self.watching:
-                observer.close()
+        for instrument in instruments:
+            instrument.finish(saved[1] if saved and done == total else None)
 
-    def _take_up(self, saved: dict[str, Any]) -> None:
-        """Where the last step's checkpoint left off: the model holds its weights already, the rest is read here."""
-        self.module.on_load_checkpoint(saved)
-        self.monitor.started -= self.module.progress.seconds
-        for observer in self.watching:
-            observer.load_state_dict(saved["callbacks"][observer.state_key])
-        self._count()
+    def _instruments(self, tokens_per_step: float) -> Sequence[Instrument]:
+        """What reads this run in training."""
+        instruments: list[Instrument] = []
+        if self.spectra is not None:
+            settings, account = self.config.svd_policy, self.result.spectral
+            instruments.append(SpectralObserver(self.run_dir, self.spectra, settings, tokens_per_step, account))
+        if pairs := self.adapted.targets:
+            instruments.append(RankPlanFigure(pairs, edited=bool(self.editing.editors)))
+            instruments.append(FirstStepWatch(self.run_dir, pairs))
+        return instruments
 
     def _count(self) -> None:
         """Put what has been done so far into the record, whatever the ending."""
-        progress = self.module.progress
-        self.result.steps = progress.step
-        self.result.tokens = progress.tokens + (self.result.init.get("tokens") or 0)  # looked at before step 0, too
+        progress, init = self.owner.progress, self.result.init
+        self.result.steps, self.result.labelled_tokens = progress.step, progress.labelled_tokens
+        self.result.tokens = progress.tokens + (init.get("tokens") or 0)  # looked at before step 0, too
+        self.result.switches = self.editing.switches
         self.result.metrics |= {"best_val_loss": progress.best_val_loss, "best_step": progress.best_step}
         self.result.metrics["train_loss"] = progress.train_loss
-        self.result.seconds = {
-            "total": time.perf_counter() - self.monitor.started,
-            "init": self.result.init.get("seconds", 0.0),
-            "train": progress.train_seconds,
-            "eval": progress.eval_seconds + self.spent["eval"],
-            "analysis": self.spent["analysis"] + sum(observer.seconds for observer in self.watching),
-        }
+        spent = {account: self.clock.of(account) for account in ("train", "eval", "analysis")}
+        self.result.seconds = {"total": self.clock.total, "init": init.get("seconds", 0.0), **spent}
 
-    def _finish(self, adapted: Adapted) -> None:
+    def _finish(self) -> None:
         """Evaluate and export the selected weights, measure what was asked for besides, and close the record."""
         if world() == 1:  # all is saved: a signal need wait for nothing
             self.request.at_once = self._stopped()
         self._stop_if_asked()
-        if self.config.select == "best" and self.module.progress.best_step != self.module.progress.step:
+        progress, adapted = self.owner.progress, self.adapted
+        if self.config.select == "best" and progress.best_step != progress.step:
             self.module.load_state_dict(checkpoint.best(self.run_dir)["state_dict"])
             self.monitor.final = None
-        adaptive.finish(self.module, adapted.targets, self.result, self.main)
+        self.editing.finish(self.result)
+        if self.main and self.editing.editors:
+            print_plan(self.result.ranks, adapted.targets)
         if adapted.frozen:
             verify_frozen(adapted.net, adapted.frozen)
         scorer, metrics = self.module.scorer, self.result.metrics
@@ -232,7 +259,7 @@ class Session:
         if val.bpb is not None and metrics["best_val_loss"] is not None:  # one set of bytes: bits go with nats
             metrics["best_val_bpb"] = val.bpb / val.loss * metrics["best_val_loss"]
         if self.main:
-            self._export(adapted)
+            self._export()
         if self.corpus.test.samples:
             self._stop_if_asked()
             metrics["test_loss"] = self._evaluate(scorer, "test").loss
@@ -243,26 +270,24 @@ class Session:
             metrics["forgetting"] = after - (metrics["base_retention_loss"] or 0.0)
         self._stop_if_asked()
         self.request.at_once = self._stopped()  # no process waits for another from here on
-        self._measure(adapted)
+        self._measure()
         self._count()
         self.result.files = run_files.closed(self.run_dir)
-        self.result.switches = 0
         if self.main:
-            summary.say_end(self.result, self.run_dir)
+            summary.print_end(self.result, self.run_dir)
 
-    def _measure(self, adapted: Adapted) -> None:
+    def _measure(self) -> None:
         """What is asked for besides the losses; one that fails is an entry in the record, and not the run's end."""
-        net, began = adapted.net, time.perf_counter()
+        net = self.adapted.net
         self.result.failed_measures = {}
-        if self.config.evaluate.accuracy and self.main:
-            self._attempt("test_accuracy", lambda: self.answers.accuracy(net))
-        for name, measure in self.measures.items():
-            self._attempt(name, partial(_own_measure, name, measure, net, self.tokenizer))
-        self.spent["eval"] += time.perf_counter() - began
-        began = time.perf_counter()
-        if self.main and self.config.method == "lora":
-            self._attempt("learned", lambda: learned.measure(net, self.run_dir))
-        self.spent["analysis"] += time.perf_counter() - began
+        with self.clock.spent("eval"):
+            if self.config.evaluate.accuracy and self.main:
+                self._attempt("test_accuracy", lambda: self.answers.accuracy(net))
+            for name, measure in self.parts.measures.items():
+                self._attempt(name, partial(_own_measure, name, measure, net, self.tokenizer))
+        if self.main and self.adapted.model.structure.pairs:
+            with self.clock.spent("analysis"):
+                self._attempt("learned", lambda: learned.measure(net, self.run_dir))
 
     def _attempt(self, name: str, measure: Callable[[], Mapping[str, float | None]]) -> None:
         """Take a measure; its failure is logged with the traceback, said, and recorded under its name."""
@@ -277,39 +302,29 @@ class Session:
                 console.print(Text(f"{name} could not be measured: {self.result.failed_measures[name]}", style="red"))
 
     def _stopped(self) -> str:
-        return f"stopped behind the last step, {self.module.progress.step}; resume={self.run_dir}"
+        return f"stopped behind the last step, {self.owner.progress.step}; resume={self.run_dir}"
 
     def _stop_if_asked(self) -> None:
         """Raises Interrupted, on every process, where a signal has come to one of them."""
         if any_of(self.request.signal is not None, self.hardware.device):
             raise Interrupted(self._stopped(), self.request.signal)
 
-    def _export(self, adapted: Adapted) -> None:
-        if self.config.method == "lora":
-            folder, structure = self.run_dir / "adapter", adapted.structure
+    def _export(self) -> None:
+        model = self.adapted.model
+        if model.structure.pairs:
+            folder = self.run_dir / "adapter"
             base, revision = hub.resolve(self.result.model["name_or_path"]), self.result.model["revision"]
-            if export(adapted.net, folder, base_model=base, revision=revision).bases_replaced:
+            if export(model.net, folder, base_model=base, revision=revision).bases_replaced:
                 base = str((folder / BASE).resolve())
-            verify_export(
-                folder,
-                adaptive.plan_left(self.module) or structure["plan"],
-                scaling=scaling_factor(self.config.alpha, self.config.rank, self.config.scaling),  # type: ignore[arg-type]
-                offset=structure["offset"],
-                use_dora=self.config.adapter.use_dora,
-                base=base,
-                revision=revision,
-                model=adapted.net,
-            )
+            verify_export(folder, model.structure, base=base, revision=revision, model=model.net)
         else:
-            adapted.net.save_pretrained(self.run_dir / "model")
+            model.net.save_pretrained(self.run_dir / "model")
             share_weights(self.run_dir / "model")
             self.tokenizer.save_pretrained(self.run_dir / "model")
 
     def _evaluate(self, scorer: Scorer, side: str) -> Evaluation:
-        began = time.perf_counter()
-        result = evaluate(scorer, self._samples(side), self.corpus.pad_id)
-        self.spent["eval"] += time.perf_counter() - began
-        return result
+        with self.clock.spent("eval"):
+            return evaluate(scorer, self._samples(side), self.corpus.pad_id)
 
     def _samples(self, side: str) -> list[Sample]:
         return self.corpus.retention if side == "retention" else getattr(self.corpus, side).samples

@@ -1,0 +1,47 @@
+"""Model with its structure: changed only by edits, read back after each, saved with the weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lab.adapter.layer import adapted_layers
+from lab.adapter.read import form_of, refuse
+from lab.adapter.state import load_model_state, model_state
+from lab.structure import LayerForm, Structure, differences
+
+
+@dataclass
+class Structured:
+    """A live model and the structure that it was asked to have."""
+
+    net: Any  # a PeftModel where there are pairs, else the transformers model
+    structure: Structure
+    base: Mapping[str, str | None]  # the base's identity: base_sha256 as held, stored_sha256 as its files have it
+
+    def change(self, name: str, form: LayerForm) -> None:
+        """Take up the form that a module was given; raises Mismatch where the live module has another."""
+        self.structure = self.structure.changed(name, **vars(form))
+        live = Structure({name: form_of(adapted_layers(self.net)[name])})
+        refuse(differences(self.structure, live, [name]))
+
+    def saved_structure(self) -> dict[str, Any]:
+        """The base's identity and each module's form, with the directions that act now."""
+        structure = self.structure
+        for name, layer in adapted_layers(self.net).items():
+            if layer.E is not None:  # between two cuts the optimizer may move a value away from 0 again
+                structure = structure.changed(name, active=layer.rank)
+        return {**self.base, "layers": structure.to_plain()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The pairs, or all weights where those train."""
+        return model_state(self.net)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave; raises where tensors are missing or unexpected."""
+        load_model_state(self.net, state)
+
+    def fast_parameters(self) -> Sequence[nn.Parameter]:
+        """Each pair's B, as LoRA+ has it (arXiv:2402.12354)."""
+        return [layer.B for layer in adapted_layers(self.net).values()]
