@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lab.errors import UsageError, nearest
 
@@ -55,24 +54,32 @@ class Evidence:
     num_tokens: int = 0  # labelled tokens that the gradient is the mean over
 
 
+def is_transposed(module: nn.Module) -> bool:
+    """True for GPT-2's `Conv1D`, which stores its weight as (in, out)."""
+    from transformers.pytorch_utils import Conv1D  # a second, which who only names a scheme need not wait for
+
+    return isinstance(module, Conv1D)
+
+
 def is_linear(module: nn.Module) -> bool:
     """True for `nn.Linear` (and its quantised subclasses) and GPT-2's `Conv1D`."""
-    return isinstance(module, nn.Linear | Conv1D)
+    return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 def weight_of(module: nn.Module) -> Tensor:
     """The weight of a linear layer as (out, in); a view, so writing to it in place writes to the layer."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.T if isinstance(module, Conv1D) else weight
+    return weight.T if is_transposed(module) else weight
 
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
     """(out_features, in_features) of a linear layer, from its own numbers: a quantised weight is packed."""
-    if isinstance(module, Conv1D):
-        return module.nf, module.nx
-    assert isinstance(module, nn.Linear)
-    return module.out_features, module.in_features
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    nf, nx = module.nf, module.nx  # of a Conv1D
+    assert isinstance(nf, int) and isinstance(nx, int)  # noqa: PT018
+    return nf, nx
 
 
 def _role(name: str) -> Role:
@@ -138,7 +145,7 @@ def find_targets(
     if not chosen:
         raise UsageError("target_modules less exclude_modules leaves no layer to adapt.")
     return [
-        Target(name, _role(name), _depth(name), shape_of(module), isinstance(module, Conv1D))
+        Target(name, _role(name), _depth(name), shape_of(module), is_transposed(module))
         for name, module in linear.items()
         if name in chosen
     ]

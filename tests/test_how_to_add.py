@@ -88,8 +88,10 @@ FILES = {  # what is added -> its files; a test of the page compares the two
                     return Splits(pairs[:24], pairs[24:32], pairs[32:])
         ''',
         "conf/data/mine.yaml": "\n".join(
-            ("_target_: lab.data.mine.Mine", "name: mine", "template: auto", "max_length: 64")
-            + ("retention: null", "answer_pattern: null")
+            [
+                *("_target_: lab.data.mine.Mine", "name: mine", "template: auto", "max_length: 64"),
+                *("retention: null", "answer_pattern: null"),
+            ]
         ),
     },
     "a figure of the report": {

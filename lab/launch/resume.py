@@ -11,7 +11,7 @@ from yaml import YAMLError
 
 from lab import config as configuration
 from lab import record
-from lab.config import RunConfig, trust
+from lab.config import RunConfig, instantiate, trust
 from lab.config.arguments import arrange, value_of
 from lab.errors import UsageError
 from lab.launch import job
@@ -175,10 +175,11 @@ def extend(plain: DictConfig, max_steps: int | None) -> None:
             f"schedule.max_steps={max_steps} cannot be raised on resume: the run's lr_scheduler is "
             f"{plain.schedule.lr_scheduler}, whose past depends on its end; only a constant one can be extended."
         )
-    if str(plain.rank_strategy.get("_target_")).endswith("adalora.Adalora"):
+    strategy = str(plain.rank_strategy.get("_target_"))
+    if not getattr(instantiate.locate(strategy), "plan_is_final", True):
         raise UsageError(
-            f"schedule.max_steps={max_steps} cannot be raised on resume: rank_strategy=adalora has cut its ranks by a "
-            "schedule that depends on its end; start a longer run anew."
+            f"schedule.max_steps={max_steps} cannot be raised on resume: rank_strategy={strategy.split('.')[-2]} has "
+            "cut its ranks by a schedule that depends on its end; start a longer run anew."
         )
     if plain.schedule.max_steps is not None and max_steps < plain.schedule.max_steps:
         raise UsageError(f"schedule.max_steps={max_steps} is below the run's own {plain.schedule.max_steps}.")

@@ -1,1 +1,1 @@
-"""Training: the one LightningModule, its loader, loss, optimizer and callbacks. The only importer of lightning."""
+"""Training: the one LightningModule, its loader, loss, optimizer and callbacks; neither pairs nor spectra."""

@@ -80,7 +80,7 @@ def test_an_edit_that_the_live_model_does_not_show_ends_the_run(tmp_path, monkey
     assert record.read(tmp_path).status == "failed"
 
 
-def test_modules_that_take_another_form_are_counted_and_the_count_survives_a_kill(tmp_path, monkeypatch):
+def test_modules_that_take_another_form_are_counted_and_a_checkpoint_keeps_the_count(tmp_path, monkeypatch):
     class Switcher(Rescaler):
         def after_step(self, step, optimizer):
             return [Edit(UP, LayerForm("low_rank" if step % 2 else "delta", rank=4, scaling=8.0))]
