@@ -125,6 +125,17 @@ def test_an_import_of_the_package_itself_is_seen(code, tmp_path):
     assert rooms
 
 
+def test_every_module_of_ours_that_is_imported_exists():
+    """Lazy imports too, which no type checker that ignores missing libraries would miss."""
+    absent = []
+    for path, name, line in IMPORTS:
+        parts = name.split(".")
+        module = LAB.joinpath(*parts[1:-1]) if parts[0] == "lab" and len(parts) > 2 else None
+        if module is not None and not (module.is_dir() or module.with_suffix(".py").is_file()):
+            absent.append(f"{path.relative_to(LAB)}:{line} imports {name}")
+    assert not absent
+
+
 @pytest.mark.parametrize("room", SEES_ONLY)
 def test_room_sees_only(room):
     others = {seen for path, seen, _ in OURS if room_of(path) == room}

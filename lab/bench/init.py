@@ -22,8 +22,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lab.adapter.build import build, planned
 from lab.adapter.initialise import initialise
-from lab.adapter.install import install
 from lab.bench import SPECTRA, BenchRow
 from lab.bench.init_cases import (
     ALPHA,
@@ -148,7 +148,7 @@ def _ours_whole(base: nn.Module, name: str) -> Callable[[], Any]:
     def fill() -> Any:
         targets = find_targets(net)
         plan = {target.name: RANK for target in targets}
-        model = install(net, targets, plan, rank=RANK, alpha=ALPHA, scaling="alpha_over_r", dropout=0.0, use_dora=False)
+        model = build(net, planned(targets, plan, scaling=ALPHA / RANK))
         return initialise(model, scheme, targets, {}, seed=0)
 
     return fill

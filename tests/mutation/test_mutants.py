@@ -38,13 +38,13 @@ MUTANTS = {
         RUN,
     ),
     "validation on training data": Mutant(
-        "lab/run/run.py",
+        "lab/run/host.py",
         "evaluate(self.module.scorer, self.corpus.val.samples,",
         "evaluate(self.module.scorer, self.corpus.train.samples,",
         f"{SIDES}::test_each_loss_is_stock_pefts_on_the_side_of_its_name",
     ),
     "test loss on the validation side": Mutant(
-        "lab/run/run.py",
+        "lab/run/host.py",
         'self._evaluate(scorer, "test")',
         'self._evaluate(scorer, "val")',
         f"{SIDES}::test_each_loss_is_stock_pefts_on_the_side_of_its_name",
@@ -75,16 +75,16 @@ MUTANTS = {
     ),
     # A run, or a test of the part, stops on these.
     "ranks that never reach the layers": Mutant(
-        "lab/adapter/install.py",
+        "lab/adapter/build.py",
         '"rank_pattern": {pattern(name): rank for name, rank in ranks.items()}',
         '"rank_pattern": {}',
-        "tests/adapter/test_install.py",
+        "tests/adapter/test_build_adapters.py",
     ),
     "alphas that never reach the layers": Mutant(
-        "lab/adapter/install.py",
+        "lab/adapter/build.py",
         '"alpha_pattern": {pattern(name): _plain(scaling * rank) for name, rank in ranks.items()}',
         '"alpha_pattern": {}',
-        "tests/adapter/test_install.py",
+        "tests/adapter/test_build_adapters.py",
     ),
     "an offset that adds": Mutant(
         "lab/adapter/layer.py",
@@ -151,7 +151,7 @@ MUTANTS = {
     ),
     "full weights that a resumed ending never loads": Mutant(
         "lab/run/setup.py",
-        '        net.load_state_dict(checkpoint["state_dict"])\n',
+        "    load_model_state(built, state)\n",
         "",
         "tests/test_kills_in_the_ending.py",
     ),
@@ -168,7 +168,7 @@ MUTANTS = {
         "lab/record/run_files.py", '    if digest.hexdigest() != recorded["sha256"]:', "    if False:", DAMAGED
     ),
     "the last weights reported as the best": Mutant(
-        "lab/run/run.py",
+        "lab/run/host.py",
         'if self.config.select == "best" and',
         "if False and",
         "tests/test_run.py::test_select_best_is_what_the_record_reports",
