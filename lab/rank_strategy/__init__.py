@@ -8,6 +8,8 @@ from torch import Generator, Tensor
 from lab.layer import Evidence, Need, Target
 
 RankPlan = dict[str, int]  # module name -> rank, a key for every target
+Weights = Mapping[str, Tensor]  # module name -> weight, (out, in)
+Gathered = Mapping[str, Evidence]  # module name -> what training data says of it
 
 
 class RankStrategy(Protocol):
@@ -23,12 +25,7 @@ class RankStrategy(Protocol):
         ...
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """A rank for every target, between 1 and its smaller side; `rank` is what `uniform` would give each."""
         ...

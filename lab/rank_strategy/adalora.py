@@ -1,15 +1,15 @@
 """AdaLoRA's settings, first plan and schedule: ranks that fall during training."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from lab.errors import UsageError
-from lab.layer import Evidence, Need, Target
-from lab.rank_strategy import RankPlan
+from lab.layer import Need, Target
+from lab.rank_strategy import Gathered, RankPlan, Weights
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,7 @@ class Adalora:
             raise UsageError(f"rank_strategy.orthogonality={self.orthogonality} must be 0 or more, and finite.")
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """The ranks of step 0: start · rank everywhere, or a layer's smaller side."""
         return {target.name: min(round(self.start * rank), target.max_rank) for target in targets}

@@ -1,16 +1,16 @@
 """Rank by competition: the singular components of all layers stand in one line, and the worthiest are kept."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from lab.errors import UsageError
 from lab.layer import Evidence, Need, Target
-from lab.rank_strategy import RankPlan
+from lab.rank_strategy import Gathered, RankPlan, Weights
 from lab.rank_strategy.budget import Budgeted
 from lab.rank_strategy.spectrum import energies
 
@@ -35,12 +35,7 @@ class Eva(Budgeted):
             )
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """Keep the components that explain most per cost."""
         return self.take(targets, rank, {t.name: self._explained_variance(evidence[t.name], rank) for t in targets})
@@ -77,12 +72,7 @@ class Posthoc(Budgeted):
         return {target.name: min(round(self.wide * rank), target.max_rank) for target in targets}
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """Keep the components that carry most of the change per cost."""
         return self.take(targets, rank, {t.name: self._change_energies(evidence[t.name], rank) for t in targets})

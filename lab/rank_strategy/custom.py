@@ -4,11 +4,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from lab.errors import UsageError, nearest
-from lab.layer import Evidence, Target
-from lab.rank_strategy import RankPlan
+from lab.layer import Target
+from lab.rank_strategy import Gathered, RankPlan, Weights
 from lab.rank_strategy.budget import Budgeted
 
 
@@ -32,12 +32,7 @@ class Custom(Budgeted):
                 raise UsageError(f"rank_strategy.ranks gives {key} {value!r}, which is not a whole number.")
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """The map read for every target; raises UsageError for a key without effect, a layer without a rank, a rank
         below 1 or above the layer's smaller side."""

@@ -1,13 +1,13 @@
 """Fixed shapes over depth: linear, and seed 004's hump. They look at no weight and no data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from lab.errors import UsageError
-from lab.layer import Evidence, Target
-from lab.rank_strategy import RankPlan
+from lab.layer import Target
+from lab.rank_strategy import Gathered, RankPlan, Weights
 from lab.rank_strategy.budget import Budgeted
 
 
@@ -40,12 +40,7 @@ class Linear(Budgeted):
         self._check_shares(first=self.first, last=self.last)
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """Weights first·rank at the first block to last·rank at the last."""
         start, end = self.first * rank, self.last * rank
@@ -78,12 +73,7 @@ class Thirds(Budgeted):
             )
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """Weights by the third of the depth a layer stands in."""
         return self.spend(targets, rank, {name: rank * self._level(p) for name, p in positions(targets).items()})

@@ -1,13 +1,13 @@
 """A fixed shape over roles: more rank for attention or for feed-forward layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from lab.errors import UsageError
-from lab.layer import Evidence, Target
-from lab.rank_strategy import RankPlan
+from lab.layer import Target
+from lab.rank_strategy import Gathered, RankPlan, Weights
 from lab.rank_strategy.budget import Budgeted
 
 
@@ -24,12 +24,7 @@ class ByRole(Budgeted):
         self._check_shares(attention=self.attention, mlp=self.mlp, other=self.other)
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """Weights by role; raises UsageError where every target has the same one, for the arm would be `uniform`."""
         share: dict[str, float] = {"attention": self.attention, "mlp": self.mlp, "other": self.other}

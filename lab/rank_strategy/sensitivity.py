@@ -1,14 +1,14 @@
 """Rank by sensitivity: where the loss would feel a change of the weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from lab.errors import UsageError
-from lab.layer import Evidence, Need, Target
-from lab.rank_strategy import RankPlan
+from lab.layer import Need, Target
+from lab.rank_strategy import Gathered, RankPlan, Weights
 from lab.rank_strategy.budget import Budgeted, relative_weights
 
 
@@ -29,12 +29,7 @@ class Gora(Budgeted):
             )
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """Ranks proportional to the importance, smoothed by the layer's cost."""
         importance = {}
@@ -56,12 +51,7 @@ class Fisher(Budgeted):
     needs: ClassVar[frozenset[Need]] = frozenset({"gradient_square"})
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """Ranks proportional to the mean squared gradient."""
         information = {}

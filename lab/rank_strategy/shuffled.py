@@ -1,14 +1,14 @@
 """Control for every strategy: its ranks, in places that chance picked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from lab.errors import UsageError
-from lab.layer import Evidence, Need, Target
-from lab.rank_strategy import RankPlan, RankStrategy
+from lab.layer import Need, Target
+from lab.rank_strategy import Gathered, RankPlan, RankStrategy, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,7 @@ class Shuffled:
         return self.of.needs
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """The permuted plan; raises UsageError where the plan is uneven and yet no two layers could trade ranks."""
         plan = self.of.allocate(targets, rank, weights, evidence, generator)

@@ -1,6 +1,6 @@
 """Rank by spectrum: of the weight itself, or of its gradient."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from lab.errors import UsageError
 from lab.layer import Evidence, Need, Target
-from lab.rank_strategy import RankPlan
+from lab.rank_strategy import Gathered, RankPlan, Weights
 from lab.rank_strategy.budget import Budgeted, relative_weights
 from lab.spectral.spectrum import effective_rank, singular_values, stable_rank
 
@@ -38,12 +38,7 @@ class WeightSpectrum(Budgeted):
             raise UsageError(f"rank_strategy.measure={self.measure!r} is not one of {', '.join(MEASURES)}.")
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """Ranks proportional to the measure."""
         spread = {target.name: self._spread(weights[target.name], rank) for target in targets}
@@ -76,12 +71,7 @@ class GradientRank(Budgeted):
             raise UsageError(f"rank_strategy.tau={self.tau} is a share of the greatest singular value: 0 < tau <= 1.")
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """Ranks proportional to the count."""
         return self.spend(targets, rank, {target.name: self._count(evidence[target.name]) for target in targets})

@@ -1,14 +1,14 @@
 """Uniform rank, the same everywhere: the baseline that every other strategy spends the budget of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Generator, Tensor
+from torch import Generator
 
 from lab.errors import UsageError
-from lab.layer import Evidence, Need, Target
-from lab.rank_strategy import RankPlan
+from lab.layer import Need, Target
+from lab.rank_strategy import Gathered, RankPlan, Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +18,7 @@ class Uniform:
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def allocate(
-        self,
-        targets: Sequence[Target],
-        rank: int,
-        weights: Mapping[str, Tensor],
-        evidence: Mapping[str, Evidence],
-        generator: Generator,
+        self, targets: Sequence[Target], rank: int, weights: Weights, evidence: Gathered, generator: Generator
     ) -> RankPlan:
         """`rank` for each; raises UsageError naming the first layer that cannot have it."""
         for target in targets:
