@@ -211,3 +211,15 @@ def test_two_jobs_in_one_directory_are_refused_and_the_first_keeps_its_record(tm
     with record.lock(tmp_path), pytest.raises(UsageError, match="is still live"):
         run(tmp_path)
     assert (tmp_path / record.RESULT).read_text() == before
+
+
+def test_rank_0_alone_decides_which_ranks_adalora_cuts_and_every_rank_has_its_cuts(tmp_path):
+    """Were rank 1 to decide too, it would meet a bug; were it not told, its replica would differ and the run abort."""
+    given = ("rank_strategy=adalora", "rank_strategy.every_n_steps=1", "schedule.max_steps=6")
+    job = Job(
+        tmp_path, *given, faults={1: Fault("meets a bug", "lab.editors.adalora:AdaLoraModel.update_and_allocate", 0)}
+    )
+    status, console = job.end()
+    assert status == 0, console
+    result = record.read(job.run_dir)
+    assert result.budget["used"] < result.budget["at_start"]
