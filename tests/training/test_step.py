@@ -29,8 +29,9 @@ ACTS = {
 def test_a_step_is_told_in_one_order(micro, tmp_path, monkeypatch):
     told = []
     for (owner, name), said in ACTS.items():
+        real = getattr(owner, name)
 
-        def acting(*args, real=getattr(owner, name), said=said, **rest):
+        def acting(*args, real=real, said=said, **rest):
             told.append(said)
             return real(*args, **rest)
 
