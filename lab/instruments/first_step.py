@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lab.adapter.layer import adapted_layers
-from lab.instruments.layer_view import LowRankView
+from lab.instruments.layer_view import LayerViews
 from lab.instruments.per_module_csv import FIRST_STEP, Row, write_rows
 from lab.layer import Target, evenly_spaced
 from lab.process import heartbeat
@@ -53,7 +53,7 @@ class FirstStepWatch(Instrument):
             )
         factors = {name: (layers[name].scaled_A, layers[name].B) for name in names}
         self.before = {name: (A.detach().clone(), B.detach().clone()) for name, (A, B) in factors.items()}
-        self.layers = LowRankView(module.net, self.targets, module.run.config.hardware.compile)
+        self.layers = LayerViews(module.net, self.targets, self.run_dir, module.run.config.hardware.compile)
         self.layers.listen(names)
 
     def gradients_ready(self, trainer: Trainer, module: CausalLM) -> None:

@@ -1,8 +1,8 @@
-"""What layers were before training, W₀: on disk, or frozen under their pairs."""
+"""Initial weights W₀ of layers that train in full, and their directions: on disk, each read when it is asked for."""
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lab.adapter.delta import pristine_weight
-from lab.adapter.layer import LowRankLinear
 from lab.errors import UsageError
 from lab.files import write_atomically
 from lab.model import digest_of
@@ -24,21 +22,48 @@ log = logging.getLogger(__name__)
 WEIGHTS, DIRECTIONS = "initial.safetensors", "initial_directions"
 
 
-class OnDisk(Mapping[str, Tensor]):
-    """Weights in a file of the run's checkpoints, each read when it is asked for."""
+class Lazy(Mapping[str, Tensor]):
+    """Tensors by name, each made when it is asked for."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Tensor]) -> None:
+        self._names, self._make = dict.fromkeys(names), make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class OnDisk:
+    """Weights in a file of the run's checkpoints, and the left singular vectors of each in a folder beside it."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = checkpoint.folder(run_dir) / WEIGHTS
         self._checked: set[str] = set()  # by this process
 
     def write(self, weights: Mapping[str, Tensor]) -> None:
-        """Put these in the file's place."""
+        """Put these in the file's place; directions of others are forgotten."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         _write(self.path, {name: weight.cpu().contiguous() for name, weight in weights.items()})
+        shutil.rmtree(self.path.parent / DIRECTIONS, ignore_errors=True)
 
-    def __getitem__(self, name: str) -> Tensor:
-        """A weight as it was written; raises UsageError where the file holds another."""
-        with self._open() as file:
+    def weight(self, name: str) -> Tensor:
+        """A weight as it was written; raises UsageError where the file is gone or holds another."""
+        if not self.path.is_file():
+            raise UsageError(f"{self.path} is gone, against which changes are measured; restore it, or start anew.")
+        try:
+            opened: Any = safe_open(self.path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UsageError(
+                f"{self.path} cannot be read ({error}), against which changes are measured; restore it, or start anew."
+            ) from error
+        with opened as file:
             tensor: Tensor = file.get_tensor(name)
             if name not in self._checked and not _is_whole(name, tensor, file.metadata()):
                 raise UsageError(
@@ -48,75 +73,9 @@ class OnDisk(Mapping[str, Tensor]):
         self._checked.add(name)
         return tensor
 
-    def __contains__(self, name: object) -> bool:
-        with self._open() as file:
-            return name in file.keys()  # noqa: SIM118 (the handle is no mapping)
-
-    def __iter__(self) -> Iterator[str]:
-        with self._open() as file:
-            yield from file.keys()
-
-    def __len__(self) -> int:
-        with self._open() as file:
-            return len(file.keys())
-
-    def _open(self) -> Any:
-        if not self.path.is_file():
-            raise UsageError(f"{self.path} is gone, against which changes are measured; restore it, or start anew.")
-        try:
-            return safe_open(self.path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise UsageError(
-                f"{self.path} cannot be read ({error}), against which changes are measured; restore it, or start anew."
-            ) from error
-
-
-class Pristine(Mapping[str, Tensor]):
-    """The frozen base weights under the pairs, as they were before training."""
-
-    def __init__(self, layers: Mapping[str, LowRankLinear]) -> None:
-        self._layers = layers
-
-    def __getitem__(self, name: str) -> Tensor:
-        return pristine_weight(self._layers[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-
-class Directions(Mapping[str, Tensor]):
-    """The left singular vectors of weights, by `left_directions` on a device whenever they are asked for."""
-
-    def __init__(self, weights: Mapping[str, Tensor], device: torch.device) -> None:
-        self._weights, self._device = weights, device
-
-    def __getitem__(self, name: str) -> Tensor:
-        return left_directions(self._weights[name].to(self._device))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-
-class KeptDirections(Directions):
-    """The same, computed once and kept in a folder beside the weights, by the process that asks first."""
-
-    def __init__(self, weights: OnDisk, device: torch.device) -> None:
-        super().__init__(weights, device)
-        self._folder = weights.path.parent / DIRECTIONS
-
-    def forget(self) -> None:
-        """Remove what belongs to weights that are replaced."""
-        if self._folder.exists():
-            shutil.rmtree(self._folder)
-
-    def __getitem__(self, name: str) -> Tensor:
-        path = self._folder / f"{name}.safetensors"
+    def directions(self, name: str, device: torch.device) -> Tensor:
+        """A weight's left singular vectors, by `left_directions`: computed by the process that asks first, and kept."""
+        path = self.path.parent / DIRECTIONS / f"{name}.safetensors"
         if path.is_file():
             try:
                 with safe_open(path, framework="pt") as file:
@@ -126,10 +85,10 @@ class KeptDirections(Directions):
             except (SafetensorError, OSError) as error:
                 log.warning("%s: %s", path, error)
             log.warning("%s is damaged and is computed again", path)
-        found = super().__getitem__(name)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _write(path, {"U": found.cpu()})
-        return found
+        computed = left_directions(self.weight(name).to(device))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, {"U": computed.cpu()})
+        return computed
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

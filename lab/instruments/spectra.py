@@ -16,7 +16,7 @@ from lab import ledger
 from lab.instruments.layer_view import LayerViews
 from lab.instruments.spectral_board import SpectralBoard
 from lab.instruments.targets import SpectralTargets
-from lab.ledger import Ledger, Row, row_of
+from lab.ledger import Ledger, Mode, Row, row_of
 from lab.process import heartbeat
 from lab.spectral.cadence import analysis_flops, cohorts, due, owners
 from lab.spectral.diagnosis import Diagnosis
@@ -81,7 +81,8 @@ class SpectralObserver(Instrument):
             allowance = policy.budget * policy.every_n_steps * self.step_flops
         self.groups = cohorts(flops, allowance)
         targets, compiled = list(self.targets.values()), run.config.hardware.compile
-        self.layers = LayerViews(run.model, targets, self.run_dir, compiled)
+        self.model = run.model
+        self.layers = LayerViews(run.model.net, targets, self.run_dir, compiled)
         self.tracker = Tracker(
             k=policy.k,
             oversample=policy.oversample,
@@ -161,7 +162,8 @@ class SpectralObserver(Instrument):
             raise Diverged("a weight", self.step + 1, batch["examples"], broken[0])
 
     def _row(self, name: str, diagnosis: Diagnosis) -> Row:
-        mode, trainable = self.layers.mode_of(name)
+        trainable = self.model.structure.layers[name].rank
+        mode: Mode = "full" if trainable is None else "low_rank"
         return row_of(diagnosis, step=self.step, layer=name, mode=mode, rank=trainable)
 
     def _write(self, rows: list[Row]) -> list[Row]:

@@ -2,12 +2,13 @@
 
 import torch
 
-from lab.instruments.initial_weights import KeptDirections, OnDisk
+from lab.instruments.initial_weights import OnDisk
+
+CPU = torch.device("cpu")
 
 
 def test_directions_are_computed_once_and_forgotten_with_their_weights(tmp_path, monkeypatch):
     weights = OnDisk(tmp_path)
-    directions = KeptDirections(weights, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     first = {
         "tall": torch.randn(30, 20, generator=generator),
@@ -15,16 +16,15 @@ def test_directions_are_computed_once_and_forgotten_with_their_weights(tmp_path,
         "zero": torch.zeros(20, 20),
     }
     weights.write(first)
-    asked = {name: directions[name] for name in first}
+    asked = {name: weights.directions(name, CPU) for name in first}
     assert {name: U.shape for name, U in asked.items()} == {"tall": (30, 20), "half": (20, 20), "zero": (20, 0)}
     for name in ("tall", "half"):
         U = torch.linalg.svd(first[name].float(), full_matrices=False)[0]
         torch.testing.assert_close(asked[name].abs(), U.flip(1).abs(), atol=1e-5, rtol=0)  # weakest first
     with monkeypatch.context() as patch:
         patch.setattr("lab.instruments.initial_weights.left_directions", None)  # nothing may ask for it again
-        again = KeptDirections(weights, torch.device("cpu"))  # as a resumed run does
-        assert all(torch.equal(again[name], asked[name]) for name in first)
+        again = OnDisk(tmp_path)  # as a resumed run does
+        assert all(torch.equal(again.directions(name, CPU), asked[name]) for name in first)
 
     weights.write({name: -weight.flip(0) for name, weight in first.items()})
-    directions.forget()
-    torch.testing.assert_close(directions["tall"].abs(), asked["tall"].flip(0).abs(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights.directions("tall", CPU).abs(), asked["tall"].flip(0).abs(), atol=1e-5, rtol=0)

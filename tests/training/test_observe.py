@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from lab import config, ledger, record
 from lab.adapter.layer import adapted_layers
 from lab.errors import UsageError
-from lab.instruments.layer_view import AdaptedLayers, FullLayers
+from lab.instruments.layer_view import LayerViews
 from lab.layer import evenly_spaced, find_targets
 from lab.replay import __main__ as replay
 from lab.svd_policy import decisions
@@ -146,12 +146,12 @@ def test_the_update_of_an_adapted_layer_is_the_change_of_its_product(tmp_path):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_gradient_of_an_effective_weight_is_autograds_own(checkpointing):
+def test_the_gradient_of_an_effective_weight_is_autograds_own(checkpointing, tmp_path):
     net, batches, targets = adapted_micro()
     if checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         net.enable_input_require_grads()
-    layers = AdaptedLayers(net, targets, config.compose())
+    layers = LayerViews(net, targets, tmp_path, compiled=False)
     # The base weight enters the output as the effective weight does, so autograd can be asked for its gradient.
     bases = {target.name: adapted_layers(net)[target.name].get_base_layer().weight for target in targets}
     for weight in bases.values():
@@ -166,7 +166,6 @@ def test_the_gradient_of_an_effective_weight_is_autograds_own(checkpointing):
 
 
 def adapted_micro():
-    from lab import config
     from lab.adapter.build import build, planned
     from lab.config import instantiate
 
@@ -215,14 +214,14 @@ def test_what_cannot_be_observed_is_refused_before_weights_are_read(overrides, s
 
 @pytest.mark.parametrize("answer", ["hold", "stop"])
 def test_a_weight_that_is_not_finite_is_held_and_training_goes_on_or_stops(answer, tmp_path, monkeypatch, capsys):
-    seen = FullLayers.weights
+    seen = LayerViews.weights
 
     def broken(self, names):
         found = seen(self, names)
         last = list(found)[-1]
         return found | {last: torch.full_like(found[last], torch.nan)}
 
-    monkeypatch.setattr(FullLayers, "weights", broken)
+    monkeypatch.setattr(LayerViews, "weights", broken)
     result = run(tmp_path, "method=full", *OBSERVE, f"svd_policy.on_non_finite={answer}")
     held = [row for row in decisions.read(tmp_path) if row["mode"] == "hold"]
     assert {row["reason"] for row in held} == {"non_finite"}
@@ -296,7 +295,7 @@ def test_a_run_cut_off_behind_its_last_step_still_counts_the_time_of_its_ticks(t
 
 
 @pytest.mark.parametrize("values", [False, True], ids=["lora", "adalora"])
-def test_an_update_is_the_change_of_the_weight_that_acts(values):
+def test_an_update_is_the_change_of_the_weight_that_acts(values, tmp_path):
     """Both are float32; the effective weight loses what its size rounds off."""
     net, _, targets = adapted_micro()
     layers, names = adapted_layers(net), [target.name for target in targets]
@@ -311,7 +310,7 @@ def test_an_update_is_the_change_of_the_weight_that_acts(values):
         for layer in layers.values():
             layer.E = torch.nn.Parameter(torch.zeros(layer.A.shape[0], 1))
     disturb()
-    observed = AdaptedLayers(net, targets, config.compose())
+    observed = LayerViews(net, targets, tmp_path, compiled=False)
     before = observed.weights(names)
     observed.keep(names)
     disturb()
