@@ -1,4 +1,4 @@
-"""What all commands share: paths as users write them, mistakes in one sentence, any console. Standard library only."""
+"""Command lines: paths as users write them, mistakes in one sentence, any console. Standard library only."""
 
 import argparse
 import os
@@ -61,6 +61,6 @@ def show_everything(streams: Sequence[TextIO | Any] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr) if streams is None else streams:
         if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    asked = os.environ.get("PYTHONIOENCODING")
-    if asked and ":" not in asked:
-        os.environ["PYTHONIOENCODING"] = f"{asked}:replace"
+    encoding = os.environ.get("PYTHONIOENCODING")
+    if encoding and ":" not in encoding:
+        os.environ["PYTHONIOENCODING"] = f"{encoding}:replace"

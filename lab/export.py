@@ -25,8 +25,8 @@ def load_model(run_dir: Path) -> tuple[Any, Any]:
 
     Raises UsageError where the folder is no run, its base is gone or another, or its checkpoint is gone or broken.
     """
-    found = selected.load(run_dir)
-    return found.net, found.model.tokenizer()
+    chosen = selected.load(run_dir)
+    return chosen.net, chosen.model.tokenizer()
 
 
 def export_run(run_dir: Path, to: Path, format: str, rank: int | None) -> dict[str, Any]:
@@ -36,18 +36,18 @@ def export_run(run_dir: Path, to: Path, format: str, rank: int | None) -> dict[s
     """
     _check_asked(run_dir, configuration.load_for_weights(run_dir), format, rank)
     _check_place(to, run_dir)
-    found = selected.load(run_dir)
+    chosen = selected.load(run_dir)
     with _refusals_of_the_disk(to), new_folder(to.resolve()) as folder:
         if format == "merged":
-            said = _write_whole(found, folder)
+            account = _write_whole(chosen, folder)
         else:
-            said = _write_adapter(found, folder, to.resolve(), format == "portable", rank)
-        found.model.tokenizer().save_pretrained(folder)
-    said["notes"] = [*selected.provenance(run_dir, found), *said["notes"]]
-    return {"to": str(to), **said}
+            account = _write_adapter(chosen, folder, to.resolve(), format == "portable", rank)
+        chosen.model.tokenizer().save_pretrained(folder)
+    account["notes"] = [*selected.provenance(run_dir, chosen), *account["notes"]]
+    return {"to": str(to), **account}
 
 
-def _write_adapter(found: Selected, folder: Path, to: Path, portable: bool, rank: int | None) -> dict[str, Any]:
+def _write_adapter(chosen: Selected, folder: Path, to: Path, portable: bool, rank: int | None) -> dict[str, Any]:
     """The adapter and, where no name gives its base back, that too; read back as written. `to` is where it will lie."""
     from lab.adapter.delta import trained_base
     from lab.adapter.export import BASE, export, verify_export
@@ -55,14 +55,14 @@ def _write_adapter(found: Selected, folder: Path, to: Path, portable: bool, rank
     from lab.model import hub
     from lab.model.stored import load_as_stored, weight_files
 
-    model, layers = found.model, adapted_layers(found.net)
+    model, layers = chosen.model, adapted_layers(chosen.net)
     drawn = not weight_files(model.name_or_path, model.revision)  # a model from scratch: no name gives it back
     beside = None
     if drawn or any(layer.base_replaced for layer in layers.values()):
-        beside = trained_base(found.net, load_as_stored(model, found.config.seed))
+        beside = trained_base(chosen.net, load_as_stored(model, chosen.config.seed))
     base = hub.resolve(model.name_or_path)
     done = export(
-        found.net,
+        chosen.net,
         folder,
         rank=rank,
         portable=portable,
@@ -76,12 +76,12 @@ def _write_adapter(found: Selected, folder: Path, to: Path, portable: bool, rank
         model.tokenizer().save_pretrained(folder / BASE)
     verify_export(
         folder,
-        found.weights.structure,
+        chosen.weights.structure,
         rank=rank,
         portable=portable,
         base=base,
         revision=model.revision,
-        model=found.net,
+        model=chosen.net,
     )
     notes = [] if beside is None else [f"it belongs on the base beside it, which adapter_config.json names as {base}"]
     if rank is not None and rank > max(done.ranks.values()):
@@ -90,7 +90,7 @@ def _write_adapter(found: Selected, folder: Path, to: Path, portable: bool, rank
     return {"dropped_energy": done.total_dropped_energy, "notes": notes}
 
 
-def _write_whole(found: Selected, folder: Path) -> dict[str, Any]:
+def _write_whole(chosen: Selected, folder: Path) -> dict[str, Any]:
     """The model with what it learned in its weights: in the base's own dtype, or the one in which every weight trained.
 
     Raises Mismatch where the files hold another dtype.
@@ -99,9 +99,9 @@ def _write_whole(found: Selected, folder: Path) -> dict[str, Any]:
     from lab.errors import Mismatch
     from lab.model.stored import load_as_stored, stored_dtype, weight_files
 
-    whole = found.net
-    if found.weights.structure.pairs:
-        whole = merged(found.net, load_as_stored(found.model, found.config.seed))
+    whole = chosen.net
+    if chosen.weights.structure.pairs:
+        whole = merged(chosen.net, load_as_stored(chosen.model, chosen.config.seed))
     whole.save_pretrained(folder)
     share_weights(folder)
     held = stored_dtype(weight_files(str(folder), None))
@@ -181,13 +181,13 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_not_ours()
     try:
         trust.allow_each(given.trust)
-        said = export_run(given.run, given.to, given.format, given.rank)
+        account = export_run(given.run, given.to, given.format, given.rank)
     except UsageError as error:
         sys.exit(str(error))
-    dropped = said.get("dropped_energy")
+    dropped = account.get("dropped_energy")
     note = f", dropping {dropped:.3%} of the change's energy" if dropped else ""
-    print(f"wrote {said['to']}{note}")
-    for line in said["notes"]:
+    print(f"wrote {account['to']}{note}")
+    for line in account["notes"]:
         print(line)
 
 

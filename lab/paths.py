@@ -59,13 +59,13 @@ def _absolute(value: Any, start: Path, key: str) -> Any:
 
 def empty(plain: dict[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys of paths that are empty text, as an unset variable of the shell leaves them."""
-    found = []
+    keys = []
     for key, value in plain.items():
         if isinstance(value, dict):
-            found += empty(value, f"{prefix}{key}.")
+            keys += empty(value, f"{prefix}{key}.")
         elif value == "" and is_path(prefix + key):
-            found.append(prefix + key)
-    return found
+            keys.append(prefix + key)
+    return keys
 
 
 def at_home(text: str) -> str:
@@ -81,4 +81,4 @@ def quoted(text: str) -> str:
 
     A quote is escaped by a backslash, and so is every backslash before a quote; elsewhere a backslash is itself.
     """
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), text) + "'"

@@ -1,4 +1,4 @@
-"""What the adapters add to the pristine base: the weight change, as factors, truncated, or summed in."""
+"""Weight change that the adapters make of the pristine base: as factors, truncated, or summed in."""
 
 import copy
 from collections.abc import Iterator

@@ -69,14 +69,14 @@ class Initialised:
     @property
     def decomposed(self) -> dict[str, float]:
         """How a scheme's decompositions went: the median share of energy captured, the most passes, how many exact."""
-        said = {"captured_energy", "svd_passes", "svd_exact"}
-        found = [layer.info for layer in self.layers.values() if said <= layer.info.keys()]
-        if not found:
+        keys = {"captured_energy", "svd_passes", "svd_exact"}
+        infos = [layer.info for layer in self.layers.values() if keys <= layer.info.keys()]
+        if not infos:
             return {}
         return {
-            "captured_energy": median(info["captured_energy"] for info in found),
-            "svd_passes": max(info["svd_passes"] for info in found),
-            "svd_exact": sum(info["svd_exact"] for info in found),
+            "captured_energy": median(info["captured_energy"] for info in infos),
+            "svd_passes": max(info["svd_passes"] for info in infos),
+            "svd_exact": sum(info["svd_exact"] for info in infos),
         }
 
     def rows(self) -> list[dict[str, str | float]]:
@@ -129,13 +129,13 @@ def initialise(
 
         def ask(target: Target = target, weight: Tensor = weight, rank: int = rank, s: float = layer.s) -> Factors:
             own = _on(evidence.get(target.name, Evidence()), weight.device)
-            found = scheme.factors(target, weight, rank, s, own, generator_for(seed, target.name))
-            _check(scheme, target, rank, found)
-            return found
+            factors = scheme.factors(target, weight, rank, s, own, generator_for(seed, target.name))
+            _check(scheme, target, rank, factors)
+            return factors
 
-        found = from_owner(ask, i, target.shape, rank, weight.device)
-        _check_fit(target, layer, found, shared)
-        filled[target.name] = _write(layer, found, began)
+        factors = from_owner(ask, i, target.shape, rank, weight.device)
+        _check_fit(target, layer, factors, shared)
+        filled[target.name] = _write(layer, factors, began)
         if progress is not None:
             progress(target)
     return Initialised(filled)
@@ -183,25 +183,25 @@ def sha256_of(*tensors: Tensor) -> str:
 
 
 @torch.no_grad()
-def _write(layer: LowRankLinear, found: Factors, began: float) -> LayerInit:
+def _write(layer: LowRankLinear, factors: Factors, began: float) -> LayerInit:
     base_sha256 = None
-    if found.offset == "fold":
-        base_sha256 = sha256_of(layer.folded(found.A, found.B))
-    if found.base is not None:
-        base_sha256 = sha256_of(found.base.to(weight_of(layer.get_base_layer()).dtype))
-        layer.replace_base(found.base)
-    layer.A.copy_(found.A)
-    layer.B.copy_(found.B)
-    if found.offset != "none":
-        layer.set_offset(found.offset, found.A, found.B)
+    if factors.offset == "fold":
+        base_sha256 = sha256_of(layer.folded(factors.A, factors.B))
+    if factors.base is not None:
+        base_sha256 = sha256_of(factors.base.to(weight_of(layer.get_base_layer()).dtype))
+        layer.replace_base(factors.base)
+    layer.A.copy_(factors.A)
+    layer.B.copy_(factors.B)
+    if factors.offset != "none":
+        layer.set_offset(factors.offset, factors.A, factors.B)
     if layer.magnitude is not None:
         layer.magnitude.copy_(layer.row_norms())
     return LayerInit(
-        offset=found.offset,
-        delta_norm=delta_norm(found.A if layer.E is None else found.A * layer.E, found.B, layer.s),
+        offset=factors.offset,
+        delta_norm=delta_norm(factors.A if layer.E is None else factors.A * layer.E, factors.B, layer.s),
         seconds=time.perf_counter() - began,
-        info=dict(found.info),
-        factors_sha256=sha256_of(found.A, found.B),
+        info=dict(factors.info),
+        factors_sha256=sha256_of(factors.A, factors.B),
         base_sha256=base_sha256,
     )
 
@@ -217,12 +217,12 @@ def _on(evidence: Evidence, device: torch.device) -> Evidence:
     return Evidence(**values)
 
 
-def _check(scheme: InitScheme, target: Target, rank: int, found: Factors) -> None:
+def _check(scheme: InitScheme, target: Target, rank: int, factors: Factors) -> None:
     name = type(scheme).__name__
     out, inner = target.shape
-    given = [("A", found.A, (rank, inner)), ("B", found.B, (out, rank))]
-    if found.base is not None:
-        given.append(("a base", found.base, target.shape))
+    given = [("A", factors.A, (rank, inner)), ("B", factors.B, (out, rank))]
+    if factors.base is not None:
+        given.append(("a base", factors.base, target.shape))
     for letter, matrix, shape in given:
         if tuple(matrix.shape) != shape:
             raise UsageError(
@@ -236,23 +236,23 @@ def _check(scheme: InitScheme, target: Target, rank: int, found: Factors) -> Non
                 f"init {name} returned {letter} with {bad} of {matrix.numel()} entries not finite for {target.name}; "
                 "check the weights and the data it was given, or choose init=random."
             )
-    if found.offset not in ("separate", "fold", "none"):
-        raise UsageError(f"init {name} asked for offset {found.offset!r}; it is one of separate, fold, none.")
+    if factors.offset not in ("separate", "fold", "none"):
+        raise UsageError(f"init {name} asked for offset {factors.offset!r}; it is one of separate, fold, none.")
 
 
-def _check_fit(target: Target, layer: LowRankLinear, found: Factors, shared: set[int]) -> None:
+def _check_fit(target: Target, layer: LowRankLinear, factors: Factors, shared: set[int]) -> None:
     """Refuse factors that this layer cannot take: under DoRA, or where the base weight must change and cannot."""
     if layer.magnitude is not None:
-        size = float(torch.linalg.vector_norm(found.A) * torch.linalg.vector_norm(found.B))
-        if found.offset != "none" or delta_norm(found.A, found.B, 1.0) > NOTHING * size:
+        size = float(torch.linalg.vector_norm(factors.A) * torch.linalg.vector_norm(factors.B))
+        if factors.offset != "none" or delta_norm(factors.A, factors.B, 1.0) > NOTHING * size:
             raise UsageError(
                 f"adapter.use_dora rescales the whole weight, so it starts from B A = 0, and this init gives "
                 f"{target.name} a pair with B A ≠ 0; use init=random or adapter.use_dora=false."
             )
-    if found.base is not None and found.offset != "none":
-        raise UsageError(f"a scheme that replaces the base of {target.name} has no use for offset {found.offset}.")
-    if found.offset == "fold" or found.base is not None:
-        what = "offset fold" if found.base is None else "an init that replaces the base"
+    if factors.base is not None and factors.offset != "none":
+        raise UsageError(f"a scheme that replaces the base of {target.name} has no use for offset {factors.offset}.")
+    if factors.offset == "fold" or factors.base is not None:
+        what = "offset fold" if factors.base is None else "an init that replaces the base"
         if layer.quantised:
             raise UsageError(f"{what} writes to the weight of {target.name}, which is quantised; load it unquantised.")
         if id(layer.get_base_layer().weight) in shared:

@@ -1,4 +1,4 @@
-"""What readers of an adapter's folder other than peft make of it: vLLM, llama.cpp and whoever knows one alpha."""
+"""Readers of an adapter's folder other than peft, and what they make of it: vLLM, llama.cpp, who knows one alpha."""
 
 from collections.abc import Iterator, Mapping
 

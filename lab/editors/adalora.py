@@ -155,9 +155,9 @@ class AdaloraEditor:
                 raise Mismatch(
                     f"{name}: the rank is {layer.rank} after step {self.done}, asked {int(kept.sum())} by AdaLoRA."
                 )
-        asked, used = schedule.budget(self.done), self.used()
-        if asked < schedule.initial and not 0 <= asked - used < max(self.costs.values()):
-            raise Mismatch(f"AdaLoRA left {used} of {asked} scheduled for step {self.done} in units of the budget.")
+        budget, used = schedule.budget(self.done), self.used()
+        if budget < schedule.initial and not 0 <= budget - used < max(self.costs.values()):
+            raise Mismatch(f"AdaLoRA left {used} of {budget} scheduled for step {self.done} in units of the budget.")
 
     def finish(self, record: RunRecord) -> None:
         """Record the ranks that are left, read back, in place of those of step 0; raises Mismatch if it did not act."""

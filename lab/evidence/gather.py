@@ -28,7 +28,7 @@ class EvidenceGatherer:
     train: Sequence[Sample]
     pad_id: int
     device: torch.device
-    said: list[str] = field(default_factory=list)  # what was looked at, for the record
+    sentences: list[str] = field(default_factory=list)  # what was looked at, for the record
     tokens: int = 0  # real tokens that passed through the net in forward and backward passes
 
     def evidence(self, strategy: RankStrategy, scheme: InitScheme) -> tuple[dict[str, Evidence], dict[str, Evidence]]:
@@ -49,10 +49,10 @@ class EvidenceGatherer:
     def _with_delta(self, gathered: dict[str, Evidence], asking: Any) -> dict[str, Evidence]:
         if "delta" not in asking.needs:
             return gathered
-        found = self._change(asking)
-        self._say(found.said)
-        self.tokens += found.tokens
-        delta: dict[str, Tensor] = found.delta
+        change = self._change(asking)
+        self._say(change.sentence)
+        self.tokens += change.tokens
+        delta: dict[str, Tensor] = change.delta
         return {name: replace(item, delta=delta[name]) for name, item in gathered.items()}
 
     def _change(self, asking: Any) -> WeightChange:
@@ -70,5 +70,5 @@ class EvidenceGatherer:
         )
 
     def _say(self, what: str) -> None:
-        self.said.append(what)
+        self.sentences.append(what)
         console.print(f"looked at: {what}")

@@ -1,4 +1,4 @@
-"""What training data says about each layer before the first step: gathered once, on training examples only."""
+"""Statistics of each layer before the first step, gathered once, on training examples only: gradients, activations."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -134,7 +134,7 @@ class _Sums:
 
     def evidence(self, target: Target, offload: bool) -> Evidence:
         """The means of one layer; raises UsageError where one is not finite."""
-        found: dict[str, Tensor] = {}
+        means: dict[str, Tensor] = {}
         for what, count in (
             ("gradient", self.labels),
             ("gradient_square", self.examples),
@@ -149,8 +149,8 @@ class _Sums:
                     f"the {what} of {target.name} is not finite on the training examples, so nothing was trained; look "
                     f"for broken weights or data, or raise hardware.precision."
                 )
-            found[what] = mean.cpu() if offload else mean
-        return Evidence(**found, num_tokens=self.labels)
+            means[what] = mean.cpu() if offload else mean
+        return Evidence(**means, num_tokens=self.labels)
 
 
 @heartbeat.strict()

@@ -33,7 +33,7 @@ class WeightChange:
     """ΔW of every target, (out, in) float32, and what it cost."""
 
     delta: dict[str, Tensor]
-    said: str  # for the record
+    sentence: str  # for the record
     tokens: int  # real tokens trained on
 
 
@@ -92,8 +92,8 @@ def warm_up(
                 weight.grad = None
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(trainable[name])
-    said = f"change of a full-rank warm-up: {steps} steps of AdamW at {lr:g}, {tokens} tokens"
-    return WeightChange(_finite(delta, "the warm-up", "lower init.warmup_lr"), said, tokens)
+    sentence = f"change of a full-rank warm-up: {steps} steps of AdamW at {lr:g}, {tokens} tokens"
+    return WeightChange(_finite(delta, "the warm-up", "lower init.warmup_lr"), sentence, tokens)
 
 
 def wide_run(
@@ -138,8 +138,8 @@ def wide_run(
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(trainable[name])
     low, high = min(ranks.values()), max(ranks.values())
-    said = f"change of a wide LoRA run: rank {low} to {high}, {steps} steps, {tokens} tokens"
-    return WeightChange(_finite(delta, "the wide run", "lower optim.lr"), said, tokens)
+    sentence = f"change of a wide LoRA run: rank {low} to {high}, {steps} steps, {tokens} tokens"
+    return WeightChange(_finite(delta, "the wide run", "lower optim.lr"), sentence, tokens)
 
 
 def teacher(net: nn.Module, targets: Sequence[Target], name_or_path: str) -> WeightChange:
@@ -165,8 +165,8 @@ def teacher(net: nn.Module, targets: Sequence[Target], name_or_path: str) -> Wei
     for target in targets:
         weight = weight_of(modules[target.name])
         delta[target.name] = weight_of(trained[target.name]).detach().to(weight.device) - weight.detach().float()
-    said = f"change of a teacher, {name_or_path}: an oracle, whose training is not counted"
-    return WeightChange(_finite(delta, "the teacher", "use another teacher"), said, 0)
+    sentence = f"change of a teacher, {name_or_path}: an oracle, whose training is not counted"
+    return WeightChange(_finite(delta, "the teacher", "use another teacher"), sentence, 0)
 
 
 def _betas(config: RunConfig) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What a LoRA run learned: a row per module on disk, medians and sums in the record."""
+"""Weight change that a LoRA run learned, measured: a row per module on disk, medians and sums in the record."""
 
 import logging
 from collections.abc import Sequence
@@ -56,8 +56,8 @@ def measure(model: Any, run_dir: Path) -> dict[str, float | None]:
             own = leading_triples(weight, k, "randomised")
         else:
             own = triples_at(weight, torch.arange(smaller))
-        found = change_measures(L, R, weight, own.U, own.Vh.T, rank=rank, k=k, epsilon=EPSILON)
-        rows.append({"module": name, "rank": rank, **found, **first.get(name, {})})
+        measures = change_measures(L, R, weight, own.U, own.Vh.T, rank=rank, k=k, epsilon=EPSILON)
+        rows.append({"module": name, "rank": rank, **measures, **first.get(name, {})})
     write_rows(run_dir / LEARNED, rows)
     names = [name for name in rows[0] if name not in ("module", "rank") and not name.startswith("first_step")]
     metrics = {f"learned_{name}": _summary(name, rows) for name in names}

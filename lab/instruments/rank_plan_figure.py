@@ -34,22 +34,22 @@ def table(plan: RankPlan, targets: Sequence[Target]) -> Table:
     """Rank by block and role, with what each block costs and its share of the budget; least–most where ranks differ."""
     roles = [role for role in ROLES if any(target.role == role for target in targets)]
     total = cost(plan, targets)
-    found = Table(
+    shown = Table(
         title="LoRA rank by block and role",
         caption=f"costs as much as a uniform rank of {equivalent_rank(plan, targets):.2f}",
         show_footer=True,
     )
-    found.add_column("block", "all", justify="right")
+    shown.add_column("block", "all", justify="right")
     for role in roles:
-        found.add_column(role, _span(plan, (t for t in targets if t.role == role)), justify="right")
-    found.add_column("parameters", f"{total:,}", justify="right")
-    found.add_column("share", "100.0 %", justify="right")
+        shown.add_column(role, _span(plan, (t for t in targets if t.role == role)), justify="right")
+    shown.add_column("parameters", f"{total:,}", justify="right")
+    shown.add_column("share", "100.0 %", justify="right")
     for depth in sorted({target.depth for target in targets}):
         block = [target for target in targets if target.depth == depth]
         spent = cost(plan, block)
         ranks = [_span(plan, (t for t in block if t.role == role)) for role in roles]
-        found.add_row(_block(depth), *ranks, f"{spent:,}", f"{100 * spent / total:.1f} %")
-    return found
+        shown.add_row(_block(depth), *ranks, f"{spent:,}", f"{100 * spent / total:.1f} %")
+    return shown
 
 
 def allocation_figure(plan: RankPlan, targets: Sequence[Target]) -> Figure:

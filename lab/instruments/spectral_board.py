@@ -82,9 +82,9 @@ class SpectralBoard:
         """Log a tick's rows and the decisions made on them."""
         values = {f"spectral_cost/{name}": value for name, value in cost.items()}
         for name, measure in MEASURES.items():
-            found = {row.layer: float(value) for row in rows if (value := measure(row)) is not None}
-            values |= {f"spectral/{name}/{layer}": found[layer] for layer in self.chosen if layer in found}
-            values |= self._by_role(name, found)
+            by_layer = {row.layer: float(value) for row in rows if (value := measure(row)) is not None}
+            values |= {f"spectral/{name}/{layer}": by_layer[layer] for layer in self.chosen if layer in by_layer}
+            values |= self._by_role(name, by_layer)
         for name, side in CHANCE.items():
             for row in rows:
                 shape = f"{row.shape[0]}x{row.shape[1]}"
@@ -100,10 +100,10 @@ class SpectralBoard:
         if self.ticks in FIGURES_AT:
             self.draw(step)
 
-    def _by_role(self, name: str, found: Mapping[str, float]) -> dict[str, float]:
+    def _by_role(self, name: str, by_layer: Mapping[str, float]) -> dict[str, float]:
         values: dict[str, float] = {}
         for role in sorted({target.role for target in self.targets.values()}):
-            held = [value for layer, value in found.items() if self.targets[layer].role == role]
+            held = [value for layer, value in by_layer.items() if self.targets[layer].role == role]
             if held:
                 tag = f"spectral_role/{name}/{role}"
                 values |= {f"{tag}_median": median(held), f"{tag}_min": min(held), f"{tag}_max": max(held)}

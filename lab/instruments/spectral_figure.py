@@ -47,17 +47,17 @@ def heat_map(says: str, points: Sequence[tuple[int, str, float | None]], layers:
 
 def spectra(rows: Sequence[Row], layers: Sequence[str]) -> Figure | None:
     """Rows with whole spectra of a few layers, a line per row, later ones lighter; None without rows."""
-    found = {layer: held for layer in layers if (held := [row for row in rows if row.layer == layer])}
-    if not found:
+    by_layer = {layer: held for layer in layers if (held := [row for row in rows if row.layer == layer])}
+    if not by_layer:
         return None
-    columns = min(4, len(found))
-    lines = -(-len(found) // columns)
+    columns = min(4, len(by_layer))
+    lines = -(-len(by_layer) // columns)
     figure = Figure(figsize=(WIDTH, height := 0.55 + 2.0 * lines))
     wide = (WIDTH - 1.6) / columns
-    places = [(0.65 + wide * (i % columns), 0.5 + 2.0 * (lines - 1 - i // columns)) for i in range(len(found))]
-    last = max(row.step for held in found.values() for row in held)
+    places = [(0.65 + wide * (i % columns), 0.5 + 2.0 * (lines - 1 - i // columns)) for i in range(len(by_layer))]
+    last = max(row.step for held in by_layer.values() for row in held)
     colour = ScalarMappable(Normalize(0, max(1, last)), colormaps["viridis"])
-    for (left, bottom), (layer, held) in zip(places, found.items(), strict=True):
+    for (left, bottom), (layer, held) in zip(places, by_layer.items(), strict=True):
         panel = _panel(figure, left, bottom, wide - 0.5, 1.55)
         for row in held[:: -(-len(held) // MOST_LINES)]:
             S = row.singular_values

@@ -1,4 +1,4 @@
-"""How a job ended: the word of the rank that failed first, and what its record must say."""
+"""Ending of a job: the word of the rank that failed first, and what the record must say."""
 
 import json
 import time
@@ -39,12 +39,12 @@ def word(run_dir: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text())
+            details = json.loads(path.read_text())
         except json.JSONDecodeError:
             time.sleep(0.05)
             continue
-        assert isinstance(found, dict)
-        return found
+        assert isinstance(details, dict)
+        return details
     return None
 
 
@@ -68,15 +68,15 @@ def lost(error: BaseException, rank: int, run_dir: Path) -> str:
     )
 
 
-def verdict(ending: Ending, run_dir: Path, devices: int, found: Told) -> Told:
-    """The status and error of a job whose processes are gone; `found` is what its record says.
+def verdict(ending: Ending, run_dir: Path, devices: int, recorded: Told) -> Told:
+    """The status and error of a job whose processes are gone; `recorded` is what its record says.
 
     The first to end is the cause. One that died without a word comes before another's lost connection, whichever was
     noticed first, and before another's own error where it died earlier.
     """
     told, dead = word(run_dir), ending.first
-    if found[0] in ("completed", "interrupted"):
-        return found
+    if recorded[0] in ("completed", "interrupted"):
+        return recorded
     if ending.hang is not None:
         return "failed", _hung(ending.hang, run_dir)
     if dead is not None and (told is None or told["lost"] or dead.at < told["at"]):

@@ -1,4 +1,4 @@
-"""What jobs need from the hub, downloaded once and before any of them starts. No torch here."""
+"""Downloads from the hub that jobs need, made once and before any of them starts. No torch here."""
 
 import json
 import os

@@ -110,8 +110,8 @@ def _launch(
             return worker.run(run_dir)
         if "HF_HUB_OFFLINE" not in os.environ:  # where a launcher has not done so for all jobs
             fetch.fetch([configuration.plain_of(config)])  # once, and not by every rank
-        asked = config.hardware
-        ended = workers.run(run_dir, asked.devices, asked.threads, asked.timeout_s, {**extra, **fetch.OFFLINE})
+        wanted = config.hardware
+        ended = workers.run(run_dir, wanted.devices, wanted.threads, wanted.timeout_s, {**extra, **fetch.OFFLINE})
     return _after(ended, run_dir, config)
 
 

@@ -1,4 +1,4 @@
-"""How a run or a study goes on: the arguments it was started with, its saved config, and what may change beside it."""
+"""Resuming of a run or a study: its first arguments, its saved config, and what may change beside it."""
 
 import os
 from collections.abc import Iterator
@@ -81,8 +81,8 @@ def as_started(study_dir: str, beside: list[str]) -> list[str]:
         known = [str(override) for kind in ("hydra", "task") for override in saved["overrides"][kind]]
         own = [str(source["path"]) for source in own if source["provider"] == "command-line"]
     except (OmegaConfBaseException, YAMLError, LookupError, TypeError, ValueError, OSError) as error:
-        said = " ".join(str(error).split())
-        raise UsageError(f"{folder / 'multirun.yaml'} is not what Hydra wrote there ({said}); restore it.") from None
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{folder / 'multirun.yaml'} is not what Hydra wrote there ({reason}); restore it.") from None
     started = _of_study(folder, Path(cwd), known, own, beside)
     keys = {argument.split("=", 1)[0] for argument in beside} | {
         *("dry_run", "keep_checkpoints", "resume_study", "hydra.sweep.dir")
@@ -149,11 +149,11 @@ def check_same(config: RunConfig, folder: Path) -> None:
     """
     if not all(os.path.lexists(folder / name) for name in (record.RESULT, "config.yaml")):
         return
-    held, asked = (dict(_flat(configuration.plain_of(each))) for each in (configuration.load(folder), config))
-    other = [key for key in asked if key in held and held[key] != asked[key] and key.split(".")[0] not in NO_SETTINGS]
+    held, given = (dict(_flat(configuration.plain_of(each))) for each in (configuration.load(folder), config))
+    other = [key for key in given if key in held and held[key] != given[key] and key.split(".")[0] not in NO_SETTINGS]
     if other:
         raise UsageError(
-            f"{folder} holds a run of other settings ({other[0]} is {held[other[0]]!r} there and {asked[other[0]]!r} "
+            f"{folder} holds a run of other settings ({other[0]} is {held[other[0]]!r} there and {given[other[0]]!r} "
             f"here); choose another hydra.run.dir, or go on with it by resume={folder}."
         )
 

@@ -1,1 +1,1 @@
-"""One run in one process: its model, its training, its record."""
+"""Run in one process: its model, its training, its record."""

@@ -1,4 +1,4 @@
-"""What a run would take, before it takes anything: one training step on tensors that have shapes and no memory."""
+"""Dry run: memory, FLOPs and time of a run, from one training step on tensors that have shapes and no memory."""
 
 import math
 import time
@@ -184,16 +184,16 @@ def device_speed(hardware: Resolved) -> tuple[str, float, str]:
 
 def report(config: RunConfig) -> str:
     """The lines that dry_run=true prints; reads the data and the model's configuration, no weights."""
-    asked, trains_base = config.hardware, config.method == "full"
-    if asked.accelerator == "gpu" and torch.cuda.device_count() < asked.devices:
+    wanted, trains_base = config.hardware, config.method == "full"
+    if wanted.accelerator == "gpu" and torch.cuda.device_count() < wanted.devices:
         # A machine that is not here can still be planned for; what it has is what its hardware option says.
         hardware = replace(
-            resolve(replace(asked, accelerator="cpu"), config.schedule.batch_size, trains_base=trains_base),
+            resolve(replace(wanted, accelerator="cpu"), config.schedule.batch_size, trains_base=trains_base),
             accelerator="gpu",
-            precision="bf16-mixed" if asked.precision == "auto" else asked.precision,
+            precision="bf16-mixed" if wanted.precision == "auto" else wanted.precision,
         )
     else:
-        hardware = resolve(asked, config.schedule.batch_size, trains_base=trains_base)
+        hardware = resolve(wanted, config.schedule.batch_size, trains_base=trains_base)
     model, data = instantiate.make(config.model), instantiate.make(config.data)
     tokenizer = model.tokenizer()
     corpus = load_corpus(data, tokenizer, config.evaluate.max_examples)

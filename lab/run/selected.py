@@ -105,14 +105,14 @@ def _from_checkpoint(run_dir: Path, config: RunConfig) -> dict[str, Any]:
     exported = _exported(run_dir, config)
     if config.select != "best":
         try:
-            found = checkpoint.newest(run_dir)
+            newest = checkpoint.newest(run_dir)
         except UsageError as error:
             if exported is None:
                 raise
             remedy = f"or remove them, and what the run exported in {exported} is taken, which is the same"
             raise UsageError(f"{str(error).rstrip('.')}, {remedy}.") from None
-        assert found is not None, "its file was there a moment ago"
-        return found[1]
+        assert newest is not None, "its file was there a moment ago"
+        return newest[1]
     path = checkpoint.folder(run_dir) / checkpoint.BEST
     try:
         return checkpoint.load(path)

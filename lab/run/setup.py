@@ -142,7 +142,7 @@ def adapt(
         "modules_targeted": len(targets),
         "modules_initialised": applied.modules_initialised,
         "delta_norm": applied.delta_norm,
-        "looked_at": gatherer.said,
+        "looked_at": gatherer.sentences,
         "tokens": gatherer.tokens,
         "seconds": time.perf_counter() - began,
         **filled.decomposed,

@@ -1,4 +1,4 @@
-"""What a model says: sample generations during a run, and exact match of extracted answers at its end."""
+"""Answers of a model: samples generated during a run, and exact match of extracted answers at its end."""
 
 import logging
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ class Answers:
         typed = [text if isinstance(val[0], Text) else Pair(text, "") for text in self.settings.prompts]
         ids = self._prompt_ids(typed or val[: self.settings.num_samples])
         shown = [self.tokenizer.decode(tokens) for tokens in ids]
-        said, _ = self._complete(net, ids, "sample_tokens")
-        return list(zip(shown, said, strict=True))
+        texts, _ = self._complete(net, ids, "sample_tokens")
+        return list(zip(shown, texts, strict=True))
 
     def show(self, net: nn.Module, step: int, loggers: Sequence[Any]) -> None:
         """Samples into the log and into every logger that takes text."""
@@ -122,10 +122,10 @@ class Answers:
         records = (record for record in self.corpus.splits.train if question_and_answer(record) is not None)
         record = next(records, None)
         behind = closing(record, self.tokenizer, self.data.template) if record is not None else ""
-        found = end_token(behind, self.tokenizer)
-        if found is None:
+        end = end_token(behind, self.tokenizer)
+        if end is None:
             return [self.corpus.eos_id], behind
-        token, number = found
+        token, number = end
         return sorted({self.corpus.eos_id, number}), behind[: behind.index(token)]
 
     def _prompt_ids(self, records: Sequence[Record | str]) -> list[Tensor]:

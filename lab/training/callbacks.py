@@ -180,9 +180,9 @@ class StopOnRequest(AfterStep):
         self.request.listen()
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
-        asked = any_of(self.request.signal is not None, module.hardware.device)
+        stop = any_of(self.request.signal is not None, module.hardware.device)
         progress = module.run.progress
-        if asked and progress.step < module.run.total_steps:  # else the ending sees it, where all is saved
+        if stop and progress.step < module.run.total_steps:  # else the ending sees it, where all is saved
             self.checkpoints.save(trainer)
             by = self.request.signal or "a signal to another process"
             message = f"stopped by {by} at step {progress.step}; resume={self.checkpoints.run_dir}"

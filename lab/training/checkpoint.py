@@ -38,8 +38,8 @@ def exists(run_dir: Path) -> bool:
 class Checkpoint(CheckpointIO):
     """Lightning's way to a file: straight to its folder, where Lightning's own would pass through $TMPDIR."""
 
-    def __init__(self, found: Found | None = None) -> None:
-        self.found = found  # read and checked already
+    def __init__(self, known: Found | None = None) -> None:
+        self.known = known  # read and checked already
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write the file to the disk itself, so that a rename behind it never outlives its content."""
@@ -49,8 +49,8 @@ class Checkpoint(CheckpointIO):
             os.fsync(file.fileno())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """What was found there, or what `load` reads."""
-        return self.found[1] if self.found is not None and self.found[0] == Path(path) else load(Path(path))
+        """The checkpoint known to be there, or what `load` reads."""
+        return self.known[1] if self.known is not None and self.known[0] == Path(path) else load(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the file."""

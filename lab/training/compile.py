@@ -23,7 +23,7 @@ def compile_blocks(net: Any, accelerator: str) -> int:
     lists = [module for module in base_of(net).modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
     if not lists:
         raise UsageError(f"hardware.compile=true compiles a model's blocks, and {type(net).__name__} has none.")
-    blocks = max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
+    blocks = max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
     torch.compiler.set_stance("default")  # a step that failed in an earlier job of this process may have left it eager
     for block in blocks:
         block.compile(dynamic=True)

@@ -36,10 +36,10 @@ def all_reduce(tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
 
 def any_of(flag: bool, device: torch.device) -> bool:
     """True on every rank where it is on one."""
-    found = torch.tensor([flag], dtype=torch.int32, device=device)
+    anywhere = torch.tensor([flag], dtype=torch.int32, device=device)
     with heartbeat.strict():  # a GPU's collective is over when its result is looked at
-        all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found)
+        all_reduce(anywhere, dist.ReduceOp.MAX)
+        return bool(anywhere)
 
 
 def from_rank_0(decide: Callable[[], T]) -> T:
@@ -79,9 +79,9 @@ def check_equal(facts: Mapping[str, Any]) -> None:
     The processes run the same code on the same config, so what differs is a file (another model or checkpoint in a
     node's cache, a shared file system that shows an old one) or a machine.
     """
-    found = of_all({name: json.dumps(fact, sort_keys=True) for name, fact in facts.items()})
-    for name, first in found[0].items():
-        for place, theirs in enumerate(found):
+    everywhere = of_all({name: json.dumps(fact, sort_keys=True) for name, fact in facts.items()})
+    for name, first in everywhere[0].items():
+        for place, theirs in enumerate(everywhere):
             if theirs[name] != first:
                 raise Disagreement(
                     f"{name} is {first[:120]} on rank 0 and {theirs[name][:120]} on rank {place}; every process must "

@@ -1,4 +1,4 @@
-"""What a job runs on, resolved from the config to devices, precision, and how a batch is split."""
+"""Hardware of a job, resolved from the config: devices, precision, and how a batch is split."""
 
 import os
 import platform
@@ -138,11 +138,11 @@ def join_group(resolved: Resolved) -> None:
         meet = f"file://{os.environ[RENDEZVOUS]}"
         own, world = int(os.environ["RANK"]), resolved.devices
         dist.init_process_group(backend, init_method=meet, timeout=LONGEST_WAIT, rank=own, world_size=world)
-    found: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(found, versions())
-    for name, mine in found[0].items():
+    everywhere: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everywhere, versions())
+    for name, mine in everywhere[0].items():
         differing = sorted(
-            {f"{theirs[name]} (rank {rank})" for rank, theirs in enumerate(found) if theirs[name] != mine}
+            {f"{theirs[name]} (rank {rank})" for rank, theirs in enumerate(everywhere) if theirs[name] != mine}
         )
         if differing:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Which examples make each step's batch, and the loader that serves them: a pure function of (seed, step)."""
+"""Batches: the examples of each step, a pure function of (seed, step), and the loader that serves them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

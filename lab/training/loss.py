@@ -69,12 +69,12 @@ class LabelGate:
         devices = [weight.device] if weight.is_cuda else []
         try:
             with torch.random.fork_rng(devices), torch.no_grad():  # dropout's draws are not to be missed later
-                found = net(input_ids=word, use_cache=False).logits.float()
+                logits = net(input_ids=word, use_cache=False).logits.float()
         finally:
             handle.remove()
         expected = softcap(known.float(), self.cap)
         tolerance = 4 * torch.finfo(known.dtype).eps * float(expected.abs().max())
-        same = found.shape == expected.shape and torch.allclose(found, expected, rtol=0, atol=tolerance)
+        same = logits.shape == expected.shape and torch.allclose(logits, expected, rtol=0, atol=tolerance)
         if not same:
             log.info("%s does more to logits than a softcap: all labelled logits are held.", type(net).__name__)
         return same
@@ -121,13 +121,13 @@ class Scorer:
 
 def first_bad_module(net: nn.Module, gate: LabelGate, input_ids: Tensor, labels: Tensor) -> str | None:
     """The first module, in order of execution, whose output is not finite on a batch; None where all are."""
-    found: list[str] = []
+    bad: list[str] = []
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             tensors = output if isinstance(output, tuple | list) else [output]
             if any(isinstance(t, Tensor) and t.is_floating_point() and not torch.isfinite(t).all() for t in tensors):
-                found.append(name)
+                bad.append(name)
 
         return hook
 
@@ -138,6 +138,6 @@ def first_bad_module(net: nn.Module, gate: LabelGate, input_ids: Tensor, labels:
     finally:
         for handle in handles:
             handle.remove()
-    if not found and not torch.isfinite(loss):  # where the head is passed by, its output was never seen
-        found = [name for name, module in net.named_modules() if module is gate.head]
-    return found[0] if found else None
+    if not bad and not torch.isfinite(loss):  # where the head is passed by, its output was never seen
+        bad = [name for name, module in net.named_modules() if module is gate.head]
+    return bad[0] if bad else None

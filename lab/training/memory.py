@@ -69,9 +69,9 @@ def largest_that_fits(wanted: int, share: int, attempt: Callable[[int], None]) -
 
 def agree(own: int, device: torch.device) -> int:
     """The smallest of all ranks' micro-batches, made a divisor of each: they all divide the same share."""
-    found = torch.tensor([own], device=device)
-    all_reduce(found, dist.ReduceOp.MIN)
-    return int(found)
+    least = torch.tensor([own], device=device)
+    all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
 
 
 def longest(samples: Sequence[Sample], count: int) -> list[Sample]:

@@ -1,4 +1,4 @@
-"""The one LightningModule: loss of the global batch, gradient norm, and a state dict without the frozen base."""
+"""LightningModule of a causal LM: loss of the global batch, gradient norm, and a state dict without the frozen base."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

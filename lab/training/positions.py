@@ -1,4 +1,4 @@
-"""How many positions a model has, and whether what a run reads and writes fits them."""
+"""Positions of a model, and whether what a run reads and writes fits them."""
 
 from typing import Any
 
@@ -35,8 +35,8 @@ def position_limit(net: nn.Module) -> int | None:
 def made_for(net: nn.Module) -> int | None:
     """Tokens that a model was made for, as its configuration says."""
     model: Any = net
-    found = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return None if found is None else int(found)
+    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return None if most is None else int(most)
 
 
 def room_for_prompt(net: nn.Module, new_tokens: int, key: str) -> int | None:

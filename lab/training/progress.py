@@ -1,4 +1,4 @@
-"""What the console shows of a run: a live bar on a terminal, plain lines elsewhere."""
+"""Progress on the console: a live bar on a terminal, plain lines elsewhere."""
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

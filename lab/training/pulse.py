@@ -1,4 +1,4 @@
-"""Where a model's own work shows as signs of life."""
+"""Signs of life of a model's own work."""
 
 from typing import Any
 
