@@ -1,5 +1,7 @@
 """What README tells a user to type is true."""
 
+import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -70,6 +72,20 @@ def test_every_option_in_the_tables_is_a_file():
             if option == "_target_":
                 continue
             assert (config.CONF / group / f"{option}.yaml").is_file(), f"{group}={option}"
+
+
+PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "log.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_and_file_of_the_lab_that_a_page_names_is_there(page):
+    text = page.read_text()
+    for name in set(re.findall(r"`(lab(?:\.\w+)+)`", text)):
+        parent, _, leaf = name.rpartition(".")
+        there = importlib.util.find_spec(name) if importlib.util.find_spec(parent).submodule_search_locations else None
+        assert there or hasattr(importlib.import_module(parent), leaf), name
+    for name in set(re.findall(r"`((?:lab|conf|tests|hydra_plugins)/[\w./]*)`", text)):
+        assert (ROOT / name).exists() or "/mine." in name, name
 
 
 def test_every_link_leads_somewhere():
