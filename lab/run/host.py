@@ -109,8 +109,7 @@ class Host:
         self.adapted = readapt(net, targets, config, saved[1], model) if saved else self._fresh(net, targets)
         if config.hardware.micro_batch_size is None:
             train, pad_id = self.corpus.train.samples, self.corpus.pad_id
-            pairs = [target for target in self.adapted.targets if target.name in self.adapted.model.structure.pairs]
-            besides = bytes_of(sample_of(pairs)) + bytes_of(self._measured_pairs())
+            besides = bytes_of(sample_of(self.adapted.targets)) + bytes_of(self._measured_pairs())
             self.hardware = memory.fit(self.adapted.net, self.hardware, train, pad_id, besides)
         with stop_on_signal(self.request):
             self._fit(saved)

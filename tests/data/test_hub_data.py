@@ -99,7 +99,7 @@ def test_a_hub_that_never_answers_is_given_up_within_three_seconds(tmp_path):
         env |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         script = (
             "import sys, time, yaml\n"
-            "from lab import build\n"
+            "from lab.config import instantiate\n"
             f"node = yaml.safe_load(open({str(CONF / 'data' / 'alpaca.yaml')!r}))\n"
             "began = time.monotonic()\n"
             "try:\n"
