@@ -2,8 +2,12 @@
 
 The loss at a position needs its logits only; so do both gradients. Each chunk of positions makes its logits, their
 loss and their gradients, and lets them go: nothing is computed twice, and backward only scales.
+
+Under a softcap logits are bounded, so that a row's normaliser may come last. In bfloat16 on a CPU the pass then goes by
+blocks of words whose logits stay in cache: three products in bfloat16, and elementwise work once.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +17,9 @@ from torch.autograd.function import once_differentiable
 LARGE_VOCABULARY = 8192  # words from which on the logits dominate time and memory
 CHUNK = {"cpu": 2**23, "cuda": 2**27}  # logits at a time: the products stay large, the memory small (32, 512 MB)
 IN_CACHE = 2**18  # logits that elementwise work takes at a time on the CPU, where it is bound by memory
+WORDS, ROWS = 4096, 32  # of a piece of a block of words, so small that its elementwise work stays in cache
+POSITIONS = 512  # whose logits are held at a time by the pass by words
+Buffers = dict[str, Tensor]  # kept from step to step: fresh memory costs as much as a product
 
 
 def softcap(logits: Tensor, cap: float | None) -> Tensor:
@@ -20,17 +27,106 @@ def softcap(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cap: float | None,
+    scale: float = 1.0,
+    buffers: Buffers | None = None,
+) -> Tensor:
     """Sum over positions of the cross-entropy, in nats, of softcap(hidden weightᵀ); float32 scalar.
 
     hidden (positions, width), weight (vocabulary, width), targets (positions,) word ids. Products run in autocast's
-    dtype where that is on, else in the weight's; all else runs in float32.
+    dtype where that is on, else in the weight's; all else runs in float32. `scale` is what the loss will be multiplied
+    by before backward, if the caller knows: the gradients need no pass of their own for it then.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     tracks = torch.is_grad_enabled()
     wanted = (tracks and hidden.requires_grad, tracks and weight.requires_grad)
+    by_words = kind == "cpu" and dtype == torch.bfloat16 and weight.dtype == torch.float32 and all(wanted)
+    if by_words and cap is not None and len(weight) % WORDS == 0 and len(hidden):
+        held = {} if buffers is None else buffers
+        return _ByWords.apply(hidden, weight, targets, cap, scale, held)  # type: ignore[no-any-return, no-untyped-call]
     return _HeadLoss.apply(hidden, weight, targets, cap, dtype, wanted)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _ByWords(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, scale: float, buffers: Buffers
+    ) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            nats, ctx.d_hidden, ctx.d_weight = _by_words(
+                hidden.detach().float(), weight.detach(), targets, cap, scale, buffers
+            )
+        ctx.scale, ctx.dtype = torch.tensor(scale), hidden.dtype
+        return nats
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight = ctx.d_hidden, ctx.d_weight
+        del ctx.d_hidden, ctx.d_weight
+        if scale != ctx.scale:  # the caller did not know, or not rightly
+            d_hidden, d_weight = d_hidden.mul_(scale / ctx.scale), d_weight.mul_(scale / ctx.scale)
+        return d_hidden.to(ctx.dtype), d_weight, None, None, None, None
+
+
+def _by_words(
+    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, scale: float, buffers: Buffers
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, and the gradients of `scale` times it, all float32.
+
+    With s = c tanh(z/c) and p = e^s: ∂loss/∂z = (p/Σp − onehot(y)) (1 − (s/c)²). What stands where the logits were is
+    p (1 − (s/c)²) / 4; Σp of a row and the 4 are put into the small side of both products with it.
+    """
+    w = _buffer(buffers, "weight", weight.shape).copy_(weight)
+    nats, d_hidden, d_weight = torch.zeros(()), torch.empty_like(hidden), torch.empty_like(weight)
+    for start in range(0, len(hidden), POSITIONS):
+        part = slice(start, start + POSITIONS)
+        x, y = hidden[part].to(torch.bfloat16), targets[part]
+        logits = _buffer(buffers, "logits", (len(w) // WORDS, len(x), WORDS))
+        total, product = torch.zeros(len(x), 1), torch.zeros(x.shape)
+        for own, words in zip(logits, w.split(WORDS), strict=True):
+            torch.mm(x, words.T, out=own)
+            for rows, sums in zip(own.split(ROWS), total.split(ROWS), strict=True):
+                sums += _to_unnormalised(rows, cap)
+            product += own @ words
+        chosen = w[y].float()
+        z = (x.float() * chosen).sum(1, keepdim=True).to(torch.bfloat16).float()  # as the product rounded it
+        capped = torch.tanh(z / cap)
+        slope = scale * (1 - capped.square())
+        nats += (total.log() - cap * capped).sum()
+        share = 4 * scale / total
+        torch.addcmul(product * share, slope, chosen, value=-1, out=d_hidden[part])
+        weighted = (hidden[part] * share).to(torch.bfloat16)
+        for own, grads in zip(logits, d_weight.split(WORDS), strict=True):
+            grads.copy_(own.T @ weighted) if start == 0 else grads.add_(own.T @ weighted)
+        d_weight.index_add_(0, y, slope * hidden[part], alpha=-1)
+    return nats, d_hidden, d_weight
+
+
+def _buffer(buffers: Buffers, name: str, shape: Sequence[int]) -> Tensor:
+    held = buffers.get(name)
+    if held is None or held.shape != torch.Size(shape):
+        held = buffers[name] = torch.empty(shape, dtype=torch.bfloat16)
+    return held
+
+
+def _to_unnormalised(logits: Tensor, cap: float) -> Tensor:
+    """Turn logits (rows, words) bfloat16 into p (1 − (s/c)²) / 4, in place; returns Σp of each row, (rows, 1) float32.
+
+    With σ = sigmoid(2z/c): s = c (2σ − 1) and (1 − (s/c)²) / 4 = σ (1 − σ). p is at most e^c, so that no row's maximum
+    is needed.
+    """
+    sigma = logits.float().mul_(2 / cap).sigmoid_()
+    p = (sigma * (2 * cap)).sub_(cap).exp_()
+    total = p.sum(1, keepdim=True)
+    p.mul_(sigma)
+    logits.copy_(p.addcmul_(p, sigma, value=-1))
+    return total
 
 
 class _HeadLoss(torch.autograd.Function):

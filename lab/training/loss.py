@@ -30,6 +30,8 @@ class LabelGate:
         self.cap: float | None = getattr(getattr(net, "config", None), "final_logit_softcapping", None)
         self.mask: Any = None  # whatever picks positions from (batch, time)
         self.entering: Tensor | None = None  # (labelled, width), where the head is passed by
+        self.scale = 1.0  # what the loss will be multiplied by before backward
+        self.buffers: dict[str, Tensor] = {}  # of the pass over the head's logits
         plain = type(self.head) is nn.Linear and self.head.bias is None
         self.passes_by = plain and self.head.out_features >= LARGE_VOCABULARY and self._only_caps(net)
         self._handle = self.head.register_forward_pre_hook(self._select)
@@ -95,7 +97,7 @@ def loss_at(net: nn.Module, gate: LabelGate, input_ids: Tensor, where: Any, targ
     with gate.only(where):
         logits = net(input_ids=input_ids, use_cache=False).logits
         if gate.entering is not None:
-            return head_loss(gate.entering, gate.head.weight, targets, gate.cap)
+            return head_loss(gate.entering, gate.head.weight, targets, gate.cap, gate.scale, gate.buffers)
     return F.cross_entropy(logits.squeeze(0).float(), targets, reduction="sum")
 
 
@@ -113,8 +115,12 @@ class Scorer:
         """Take the gate off the model's head."""
         self.gate.__exit__(*exception)
 
-    def nats(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """Sum of token losses, in nats, at the labelled positions of a batch (examples, time)."""
+    def nats(self, input_ids: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
+        """Sum of token losses, in nats, at the labelled positions of a batch (examples, time).
+
+        `scale` is what it will be multiplied by before backward, if the caller knows, which spares a pass.
+        """
+        self.gate.scale = scale
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return token_loss(self.net, self.gate, input_ids, labels)
 

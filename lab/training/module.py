@@ -45,20 +45,20 @@ class CausalLM(LightningModule):
         self.step_batch = batch
         # Dropout is a function of (seed, step, slot), so resuming needs no generator state.
         torch.manual_seed((self.run.config.seed * 1_000_003 + batch["step"] * 4_099 + batch["slot"]) % 2**63)
+        scale = batch["share"] / max(1, batch["denominator"]) * self.hardware.accumulate * self.hardware.devices
         if batch["input_ids"].numel() == 0:  # a small last batch of an epoch leaves slots empty
             nats = sum(
                 (p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device)
             )
         else:
-            nats = self.scorer.nats(batch["input_ids"], batch["labels"])
+            nats = self.scorer.nats(batch["input_ids"], batch["labels"], scale / self.hardware.accumulate)
         value = float(nats.detach())
         if value != value or value in (float("inf"), float("-inf")):
             with torch.compiler.set_stance("force_eager"):  # a compiled block would not call the hooks of its parts
                 bad = first_bad_module(self.net, self.scorer.gate, batch["input_ids"], batch["labels"])
             raise Diverged("the training loss", batch["step"] + 1, batch["examples"], bad)
         self.step_nats += value
-        scale = batch["share"] / max(1, batch["denominator"])
-        loss = nats * (scale * self.hardware.accumulate * self.hardware.devices)
+        loss = nats * scale
         if batch_idx % self.hardware.accumulate == 0:  # once a step, in each process
             for term in self.loss_terms(self.hardware.accumulate):
                 loss = loss + term
