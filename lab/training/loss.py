@@ -30,7 +30,7 @@ class LabelGate:
         self.cap: float | None = getattr(getattr(net, "config", None), "final_logit_softcapping", None)
         self.mask: Any = None  # whatever picks positions from (batch, time)
         self.entering: Tensor | None = None  # (labelled, width), where the head is passed by
-        self.scale = 1.0  # what the loss will be multiplied by before backward
+        self.scale = 1.0  # what the loss will be multiplied by before backward, which spares a pass if it is right
         self.buffers: dict[str, Tensor] = {}  # of the pass over the head's logits
         plain = type(self.head) is nn.Linear and self.head.bias is None
         self.passes_by = plain and self.head.out_features >= LARGE_VOCABULARY and self._only_caps(net)
@@ -115,12 +115,8 @@ class Scorer:
         """Take the gate off the model's head."""
         self.gate.__exit__(*exception)
 
-    def nats(self, input_ids: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
-        """Sum of token losses, in nats, at the labelled positions of a batch (examples, time).
-
-        `scale` is what it will be multiplied by before backward, if the caller knows, which spares a pass.
-        """
-        self.gate.scale = scale
+    def nats(self, input_ids: Tensor, labels: Tensor) -> Tensor:
+        """Sum of token losses, in nats, at the labelled positions of a batch (examples, time)."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             return token_loss(self.net, self.gate, input_ids, labels)
 

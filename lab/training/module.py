@@ -51,7 +51,8 @@ class CausalLM(LightningModule):
                 (p.sum() * 0.0 for p in self.parameters() if p.requires_grad), torch.zeros((), device=self.device)
             )
         else:
-            nats = self.scorer.nats(batch["input_ids"], batch["labels"], scale / self.hardware.accumulate)
+            self.scorer.gate.scale = scale / self.hardware.accumulate  # Lightning divides by it
+            nats = self.scorer.nats(batch["input_ids"], batch["labels"])
         value = float(nats.detach())
         if value != value or value in (float("inf"), float("-inf")):
             with torch.compiler.set_stance("force_eager"):  # a compiled block would not call the hooks of its parts
