@@ -91,7 +91,7 @@ def _muon(weight: Tensor, momentum: Tensor) -> None:
     """A step along the orthogonalised momentum (Jordan et al. 2024), as the seed takes it."""
     gradient = _gradient(weight)
     momentum.lerp_(gradient, 0.05)
-    direction = orthogonalise(gradient.lerp(momentum, 0.95))
+    (direction,) = orthogonalise([gradient.lerp(momentum, 0.95)], torch.float32)
     weight.sub_(direction, alpha=LR * max(1, weight.shape[0] / weight.shape[1]) ** 0.5)
 
 

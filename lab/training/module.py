@@ -82,7 +82,8 @@ class CausalLM(LightningModule):
     def configure_optimizers(self) -> Any:
         """The config's optimizer over all that trains, with a per-step schedule."""
         config, model = self.run.config, self.run.model
-        optimizer = make_optimizer(self.net, config.optim, self.device, model.fast_parameters())
+        dtype = self.hardware.compute_dtype
+        optimizer = make_optimizer(self.net, config.optim, self.device, model.fast_parameters(), dtype)
         verify_trained(self.net, optimizer)
         self.run.groups = optimizer.param_groups
         factor = make_lr_lambda(config.schedule, self.run.total_steps)

@@ -15,13 +15,20 @@ WARMDOWN = 0.2  # share of the steps
 
 
 def make_optimizer(
-    net: nn.Module, optim: Optim, device: torch.device, fast: Collection[nn.Parameter] = ()
+    net: nn.Module,
+    optim: Optim,
+    device: torch.device,
+    fast: Collection[nn.Parameter] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
-    """The optimizer that the config asks for, over the trainable parameters in module order; `fast` as in AdamW's."""
-    return make_adamw(net, optim, device, fast) if optim.matrix_lr is None else make_muon(net, optim)
+    """The optimizer that the config asks for, over the trainable parameters in module order.
+
+    `fast` as in make_adamw; Muon's products are of `dtype`.
+    """
+    return make_adamw(net, optim, device, fast) if optim.matrix_lr is None else make_muon(net, optim, dtype)
 
 
-def make_muon(net: Any, optim: Optim) -> MuonAdamW:
+def make_muon(net: Any, optim: Optim, dtype: torch.dtype = torch.float32) -> MuonAdamW:
     """Muon over the matrices of the blocks; AdamW over vectors, embeddings and output head, each at its own rate.
 
     A tied head is an embedding. Where `lr_width` is set, AdamW's rates are for that width and scale with
@@ -55,7 +62,7 @@ def make_muon(net: Any, optim: Optim) -> MuonAdamW:
         if parameter.requires_grad:
             outside = 1 if id(parameter) in embeddings else 2 if id(parameter) in heads else None
             groups[outside or (3 if parameter.ndim == 2 else 0)]["params"].append(parameter)
-    return MuonAdamW([group for group in groups if group["params"]])
+    return MuonAdamW([group for group in groups if group["params"]], dtype)
 
 
 def verify_trained(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
