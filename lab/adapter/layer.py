@@ -1,4 +1,4 @@
-"""The adapted layer: base(x) + s B A x − s B₀ A₀ x, with the low-rank part in float32 and cast once."""
+"""The adapted layer: base(x) + s B A x − s B₀ A₀ x; a separate offset is taken in float32, which cancels exactly."""
 
 from typing import Any, cast
 
@@ -18,11 +18,13 @@ ADAPTER = "default"  # the one peft adapter; the offset is part of the layer, no
 
 
 class LowRankLinear(Linear):
-    """peft's LoRA layer for `nn.Linear` and `Conv1D`, with an optional frozen offset pair and float32 arithmetic.
+    """peft's LoRA layer for `nn.Linear` and `Conv1D`, with an optional frozen offset pair.
 
-    A: (rank, in), B: (out, rank), both float32 whatever the base is. Values E (rank, 1) may stand between them: the
-    product is B diag(E) A then, and a direction is cut where its value is 0. The offset pair is plain frozen
-    parameters: peft's `set_adapter` would unfreeze a second adapter, and DDP would broadcast buffers.
+    A: (rank, in), B: (out, rank), both kept in float32 whatever the base is. Beside a bfloat16 base the pair is
+    multiplied in bfloat16 and added to the base's output within the product; with a separate offset, and beside any
+    other base, in float32, cast once. Values E (rank, 1) may stand between them: the product is B diag(E) A then, and a
+    direction is cut where its value is 0. The offset pair is plain frozen parameters: peft's `set_adapter` would
+    unfreeze a second adapter, and DDP would broadcast buffers.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
@@ -89,7 +91,7 @@ class LowRankLinear(Linear):
         return weight.detach().to(torch.float32, copy=True).contiguous()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The base's output in its own dtype, plus the low-rank part; bitwise the base where the two pairs are equal.
+        """The base's output in its own dtype, plus the low-rank part; bitwise the base where that is 0 or cancels.
 
         One dropout mask serves both pairs, so they cancel under dropout too. DoRA is peft's own forward.
         """
@@ -101,6 +103,10 @@ class LowRankLinear(Linear):
         if self.disable_adapters or self.merged or ADAPTER not in self.active_adapters:
             return base
         with torch.autocast(x.device.type, enabled=False):
+            if base.dtype == x.dtype == torch.bfloat16 and self.offset != "separate":
+                u = F.linear(self.lora_dropout[ADAPTER](x), self.scaled_A.to(x.dtype))
+                B = (self.s * self.B).to(x.dtype)
+                return torch.addmm(base.reshape(-1, len(B)), u.reshape(-1, u.shape[-1]), B.T).view_as(base)
             h = self.lora_dropout[ADAPTER](x.to(self.A.dtype))
             delta = _product(h, self.scaled_A, self.B, self.s)
             if self.offset == "separate":
