@@ -79,7 +79,7 @@ class SpectralObserver(Instrument):
         allowance = None
         if policy.budget is not None:
             allowance = policy.budget * policy.every_n_steps * self.step_flops
-        self.groups = cohorts(flops, allowance)
+        self.groups = cohorts(flops, allowance, policy.layers_per_tick)
         targets, compiled = list(self.targets.values()), run.config.hardware.compile
         self.model = run.model
         self.layers = LayerViews(run.model.net, targets, self.run_dir, compiled)

@@ -17,7 +17,15 @@ from lab.svd_policy import SvdPolicy
 from lab.svd_policy.decisions import Decided
 
 # How the run was measured; a replay cannot change it.
-MEASURED = ("every_n_steps", "target_modules", "oversample", "engine", "exact_every_n_ticks", "budget")
+MEASURED = (
+    "every_n_steps",
+    "target_modules",
+    "oversample",
+    "engine",
+    "exact_every_n_ticks",
+    "budget",
+    "layers_per_tick",
+)
 PREFIX = "svd_policy."
 
 

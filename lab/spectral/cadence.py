@@ -1,5 +1,6 @@
 """Cadence: the layers measured at a tick, and by which process, from shapes and tick alone, never from the clock."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from lab.spectral.by_gram import GRAM_UP_TO
@@ -30,15 +31,16 @@ def analysis_flops(shape: Shape, k: int, oversample: int, engine: Engine, exact_
     return (by_gram if n <= GRAM_UP_TO else by_krylov) + 3 * 2 * m * n * (2 * k + 16) + whole
 
 
-def cohorts(flops: Mapping[str, float], allowance: float | None) -> list[list[str]]:
+def cohorts(flops: Mapping[str, float], allowance: float | None, share: float = 1.0) -> list[list[str]]:
     """Layers in groups whose FLOPs stay within an allowance per tick; tick t measures group t mod their number.
 
     Groups are filled longest first into the emptiest, in a fixed order; a layer dearer than the allowance has a group
-    of its own. Without an allowance all are one group.
+    of its own. There are at least 1/`share` of them, as far as there are layers; without either all are one group.
     """
-    if allowance is None or sum(flops.values()) <= allowance:
-        return [list(flops)]
-    number = min(len(flops), -(-int(sum(flops.values())) // max(1, int(allowance))))
+    number, total = math.ceil(1 / share), sum(flops.values())
+    if allowance is None or total <= allowance * number:
+        return [group for group in _balance(flops, number) if group] if number > 1 else [list(flops)]
+    number = min(len(flops), max(number, -(-int(total) // max(1, int(allowance)))))
     while number < len(flops):
         groups = _balance(flops, number)
         if all(len(group) == 1 or sum(flops[name] for name in group) <= allowance for group in groups):

@@ -24,6 +24,9 @@ class Observing(ABC):
     engine: Engine
     exact_every_n_ticks: int
     budget: float | None  # share of the training FLOPs that ticks may take; None: every layer at every tick
+    layers_per_tick: float = (
+        1.0  # share of the layers at each tick, in turns; a layer's angle is since its own last tick
+    )
     on_non_finite: Literal["hold", "stop"]  # what a layer with such weights does: waits, or ends the run as diverged
 
     def __post_init__(self) -> None:
@@ -34,6 +37,11 @@ class Observing(ABC):
             raise UsageError(f"svd_policy.engine={self.engine!r} is none of warm, exact.")
         if self.on_non_finite not in ("hold", "stop"):
             raise UsageError(f"svd_policy.on_non_finite={self.on_non_finite!r} is none of hold, stop.")
+        if not 0 < self.layers_per_tick <= 1:
+            raise UsageError(
+                f"svd_policy.layers_per_tick={self.layers_per_tick} is no share of the layers; give a number above 0, "
+                f"at most 1, such as 0.5 for every other tick."
+            )
         if self.budget is not None and not (math.isfinite(self.budget) and self.budget > 0):
             raise UsageError(
                 f"svd_policy.budget={self.budget} is no share of training; give a number above 0, or null."

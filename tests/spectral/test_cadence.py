@@ -22,6 +22,22 @@ def test_a_budget_is_kept_and_every_layer_has_its_turn(allowance):
     assert sorted(name for tick in range(len(groups)) for name in due(groups, tick)) == sorted(COSTS)
 
 
+@pytest.mark.parametrize(("share", "ticks"), [(1.0, 1), (0.5, 2), (1 / 3, 3), (0.3, 4), (0.01, 8)])
+def test_a_share_of_the_layers_is_due_and_every_layer_has_its_turn(share, ticks):
+    groups = cohorts(COSTS, None, share)
+    assert len(groups) == ticks
+    assert sorted(name for tick in range(ticks) for name in due(groups, tick)) == sorted(COSTS)
+    loads = [sum(COSTS[name] for name in group) for group in groups]
+    assert max(loads) - min(loads) <= max(COSTS.values()), "turns cost alike, to a layer"
+
+
+@pytest.mark.parametrize("allowance", [4.0, 7.0, 100.0])
+def test_of_a_share_and_a_budget_the_smaller_counts(allowance):
+    groups = cohorts(COSTS, allowance, 0.5)
+    assert len(groups) >= 2
+    assert all(sum(COSTS[name] for name in group) <= allowance for group in groups)
+
+
 def test_a_layer_dearer_than_the_budget_is_measured_alone():
     groups = cohorts(COSTS, 3.0)
     assert ["layer0"] in groups

@@ -180,6 +180,24 @@ def adapted_micro():
     return model, [torch.randint(0, 500, (2, 16), generator=generator) for _ in range(2)], targets
 
 
+def test_half_of_the_layers_at_each_tick_see_what_all_do_at_their_own_ticks(tmp_path):
+    """Training does not notice, so what a tick measures is the same, from a basis that was warmed less often."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    run(whole, "method=full", *OBSERVE)
+    run(half, "method=full", *OBSERVE, "svd_policy.layers_per_tick=0.5")
+    every, some = ledger.read(whole).rows, ledger.read(half).rows
+    by_step = {step: {row.layer for row in some if row.step == step} for step in (0, 2, 4, 6)}
+    assert by_step[0] == by_step[4]
+    assert by_step[2] == by_step[6]
+    assert by_step[0].isdisjoint(by_step[2])
+    assert by_step[0] | by_step[2] == {row.layer for row in every}
+    seen = {(row.step, row.layer): row for row in every}
+    for row in some:
+        assert row.fraction("gradient", "left", row.k) == pytest.approx(
+            seen[row.step, row.layer].fraction("gradient", "left", row.k), rel=0.05, abs=0.01
+        ), "of another basis, that has converged to the same directions"
+
+
 def test_a_budget_makes_layers_take_turns(tmp_path):
     run(tmp_path, "method=full", *OBSERVE, "svd_policy.budget=0.0001")
     rows = ledger.read(tmp_path).rows
