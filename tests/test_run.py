@@ -240,3 +240,20 @@ def test_peak_memory_is_of_the_job_or_unknown(tmp_path, monkeypatch):
 def test_a_scaling_that_damps_what_is_learned_is_said_at_the_start(overrides, said, tmp_path, capsys):
     run(tmp_path, "schedule.max_steps=1", "evaluate.accuracy=false", *overrides)
     assert ("alpha / r is 0.25, which damps what is learned" in " ".join(capsys.readouterr().out.split())) == said
+
+
+def test_without_a_test_a_run_trains_and_validates_the_same_and_measures_no_more(tmp_path):
+    short = ("schedule.max_steps=2", "evaluate.num_samples=0", "data.retention=stdlib_docs", "evaluate.max_examples=4")
+    whole = run(tmp_path / "whole", *short)
+    brief = run(tmp_path / "brief", *short, "evaluate.test=false")
+    assert losses(tmp_path / "brief") == losses(tmp_path / "whole")
+    assert brief.metrics["val_loss"] == whole.metrics["val_loss"]
+    spared = {name for name in whole.metrics if name not in brief.metrics}
+    assert {"test_loss", "base_test_loss", "test_accuracy", "retention_loss", "forgetting"} <= spared
+    assert all(
+        name.startswith(("test_", "base_", "retention_", "forgetting", "learned_", "first_step_")) for name in spared
+    )
+    assert not (tmp_path / "brief/first_step.csv").exists()
+    assert not (tmp_path / "brief/learned.csv").exists()
+    assert (brief.status, brief.failed_measures) == ("completed", {})
+    assert (tmp_path / "brief/adapter/adapter_model.safetensors").is_file()

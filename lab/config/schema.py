@@ -82,6 +82,7 @@ class Evaluate:
     sample_tokens: int = MISSING
     max_new_tokens: int = MISSING
     accuracy: bool = MISSING
+    test: bool = True
     prompts: list[str] = field(default_factory=list)
     max_examples: int | None = None
 

@@ -133,7 +133,7 @@ class Host:
         hashes = base_hashes(self.parts.model, net, config.seed)
         probe = corpus.val.samples[:PROBE_SAMPLES]
         with Scorer(net, self.hardware.device, autocast=False) as base:
-            for side in ("val", "test", "retention"):
+            for side in ("val", "test", "retention") if config.evaluate.test else ("val",):
                 if samples := self._samples(side):
                     with self.clock.spent("eval"):
                         known = base_loss(base, samples, corpus.pad_id, hashes.held, self.hardware)
@@ -222,7 +222,7 @@ class Host:
         if self.spectra is not None:
             settings, account = self.config.svd_policy, self.result.spectral
             instruments.append(SpectralObserver(self.run_dir, self.spectra, settings, tokens_per_step, account))
-        if pairs := self.adapted.targets:
+        if (pairs := self.adapted.targets) and self.config.evaluate.test:
             instruments.append(RankPlanFigure(pairs, edited=bool(self.editing.editors)))
             instruments.append(FirstStepWatch(self.run_dir, pairs))
         return instruments
@@ -259,10 +259,11 @@ class Host:
             metrics["best_val_bpb"] = val.bpb / val.loss * metrics["best_val_loss"]
         if self.main:
             self._export()
-        if self.corpus.test.samples:
+        judged = self.config.evaluate.test
+        if self.corpus.test.samples and judged:
             self._stop_if_asked()
             metrics["test_loss"] = self._evaluate(scorer, "test").loss
-        if self.corpus.retention:
+        if self.corpus.retention and judged:
             self._stop_if_asked()
             after = self._evaluate(scorer, "retention").loss
             metrics["retention_loss"] = after
@@ -277,14 +278,14 @@ class Host:
 
     def _measure(self) -> None:
         """What is asked for besides the losses; one that fails is an entry in the record, and not the run's end."""
-        net = self.adapted.net
+        net, judged = self.adapted.net, self.config.evaluate.test
         self.result.failed_measures = {}
         with self.clock.spent("eval"):
-            if self.config.evaluate.accuracy and self.main:
+            if self.config.evaluate.accuracy and judged and self.main:
                 self._attempt("test_accuracy", lambda: self.answers.accuracy(net))
             for name, measure in self.parts.measures.items():
                 self._attempt(name, partial(_own_measure, name, measure, net, self.tokenizer))
-        if self.main and self.adapted.model.structure.pairs:
+        if self.main and self.adapted.model.structure.pairs and judged:
             with self.clock.spent("analysis"):
                 self._attempt("learned", lambda: learned.measure(net, self.run_dir))
 

@@ -96,7 +96,9 @@ class State:
         """The run that did this job, or None after adding to the plan what it still takes."""
         study = self.study
         steps = None if not study.rungs else study.rungs[-1 if rung is None else rung]
+        chosen_by_validation = study.selection_metric.startswith(("val_", "best_val_"))
         overrides = [
+            *(["evaluate.test=false"] if stage == "tune" and chosen_by_validation else []),  # what nobody would look at
             *study.common,
             *study.arms[arm],
             f"optim.lr={rate!r}",

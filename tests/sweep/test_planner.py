@@ -102,7 +102,7 @@ def test_a_job_says_all_it_is_in_hydras_grammar():
     parsed = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(job.overrides))}
     assert parsed == {
         "schedule.max_steps": 30, "init": "svd", "optim.lr": 1e-4, "seed": 0, "data_seed": 0,
-        "study": "init_comparison", "stage": "tune", "arm": "svd[gradient]",
+        "study": "init_comparison", "stage": "tune", "arm": "svd[gradient]", "evaluate.test": False,
     }  # fmt: skip
     assert job.id == "tune_svd[gradient]_lr=0.0001_seed=0"
 
@@ -233,3 +233,20 @@ def test_halving_keeps_the_last_of_an_arm():
 def test_neighbours_are_half_a_decade_away(rate, up, down):
     assert next_rate(rate, True) == up
     assert next_rate(rate, False) == down
+
+
+@pytest.mark.parametrize(("metric", "spared"), [("val_loss", True), ("best_val_bpb", True), ("retention_loss", False)])
+def test_a_tuning_job_measures_what_chooses_its_rate_and_a_verdict_everything(metric, spared):
+    world = World(study(selection_metric=metric))
+    world.go()
+    without = {job.stage for job in world.log if "evaluate.test=false" in job.overrides}
+    assert without == ({"tune"} if spared else set())
+    assert {job.stage for job in world.log} == {"tune", "verdict"}
+
+
+def test_a_study_that_says_what_its_jobs_evaluate_is_heeded():
+    """Of two overrides of one key the later counts."""
+    world = World(study(common=["evaluate.test=true"]))
+    world.go()
+    for job in world.log:
+        assert [item for item in job.overrides if item.startswith("evaluate.test")][-1] == "evaluate.test=true"
