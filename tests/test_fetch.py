@@ -128,9 +128,9 @@ SEE = "+metrics.environment={_target_: mine.environment}"
 
 
 @pytest.mark.slow
-def test_joblib_jobs_share_one_download_and_have_a_gpu_each(hub, tmp_path):
+def test_jobs_beside_each_other_share_one_download_and_have_a_gpu_each(hub, tmp_path):
     server, counts = hub
-    here = ("hydra/launcher=joblib_gpus", "seed=0,1", SEE)
+    here = ("hydra/launcher=beside", "seed=0,1", SEE)
     done = sweep(tmp_path, f"http://127.0.0.1:{server.server_port}", *HUB_MODEL, *here, CUDA_VISIBLE_DEVICES="2,5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [record.read(tmp_path / "out" / job).status for job in "01"] == ["completed"] * 2

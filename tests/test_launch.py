@@ -209,10 +209,10 @@ def test_under_srun_the_tasks_of_a_step_are_the_ranks(sweep, tmp_path):
     assert "step 8/8" not in said[1]
 
 
-def test_optuna_under_joblib_runs_each_trial_once_with_its_ranks_agreed(tmp_path):
+def test_optuna_with_two_trials_at_once_runs_each_trial_once_with_its_ranks_agreed(tmp_path):
     search = ("hydra/sweeper=optuna_tpe", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2")
     space = ("rank=choice(2,4,8)", "optim.lr=tag(log,interval(1e-4,1e-2))")
-    launcher = ("hydra/launcher=joblib_gpus", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=out")
+    launcher = ("hydra/launcher=beside", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=out")
     given = [item for item in small(*TWO, LOOK, "schedule.max_steps=2") if item != "rank=4"]
     done = start(tmp_path, "-m", *given, *search, *space, *launcher)
     assert done.returncode == 0, done.stdout + done.stderr

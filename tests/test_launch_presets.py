@@ -77,18 +77,6 @@ def test_where_there_is_no_slurm_the_sweep_is_refused_in_one_sentence(preset, tm
     assert not (tmp_path / "sweep").exists()
 
 
-def test_without_a_gpu_joblib_runs_one_job_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    launcher, _ = launcher_of("joblib_gpus", tmp_path)
-    assert launcher.joblib["n_jobs"] == 1
-
-
-def test_joblib_runs_as_many_jobs_as_there_are_gpus(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3,5")
-    launcher, _ = launcher_of("joblib_gpus", tmp_path)
-    assert launcher.joblib["n_jobs"] == 3
-
-
 def test_each_job_has_a_gpu_of_its_own_and_the_third_waits_for_one(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     third = []

@@ -1,11 +1,12 @@
-"""conf/hydra/launcher/joblib_gpus: jobs beside each other on this machine."""
+"""Name of the launcher `beside` while it was joblib's: a study that was begun under it goes on."""
 
-from importlib.util import find_spec
+from typing import Any
 
-from hydra_plugins.lab_launchers import FetchFirst
+from hydra_plugins.lab_launchers.beside import BesideLauncher
 
-if find_spec("hydra_plugins.hydra_joblib_launcher") is not None:  # lowrank-lab[slurm]
-    from hydra_plugins.hydra_joblib_launcher import joblib_launcher
 
-    class JoblibLauncher(FetchFirst, joblib_launcher.JoblibLauncher):
-        """Hydra's joblib launcher, fetching first."""
+class JoblibLauncher(BesideLauncher):
+    """Takes joblib's other settings, and needs none of them."""
+
+    def __init__(self, n_jobs: int | None, **joblibs: Any) -> None:
+        super().__init__(n_jobs)

@@ -109,12 +109,13 @@ class StudySweeper(Sweeper):
         """Compose and check a job of every arm, and the extreme seeds: a declaration's mistake costs no training."""
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
+        from hydra_plugins.lab_launchers.beside import Beside
         from lab import config as configuration
         from lab.errors import UsageError
         from lab.launch import job
 
         # Another launcher's jobs find the devices of another machine, and a dry run asks for none.
-        here = isinstance(self.launcher, BasicLauncher) and not self.config.dry_run
+        here = isinstance(self.launcher, BasicLauncher | Beside) and not self.config.dry_run
         seeds = [*study.seeds, *study.twin_seeds, *study.tune_seeds]
         first = next(iter(study.arms))
         jobs = [*study.arms.items(), *((first, [*study.arms[first], f"seed={s}"]) for s in (min(seeds), max(seeds)))]

@@ -63,7 +63,10 @@ class Splits:
 
 
 class DataSet(Protocol):
-    """A data set loads its splits; how they become tokens is the business of `lab.data.encode`."""
+    """A data set loads its splits; how they become tokens is the business of `lab.data.encode`.
+
+    A class whose text follows from its settings alone, from no file and no hub, may say `generated: ClassVar = True`.
+    """
 
     name: str
     template: str | None  # prompt template: `auto`, or text with {prompt}, {input} and the response behind it

@@ -8,6 +8,7 @@ from lab.data.encode import Encoded, Sample, encode
 from lab.data.stdlib import corpus
 from lab.errors import UsageError
 
+_latest: dict[tuple[str, ...], "Corpus"] = {}  # of this process: one, that of its last generated data set
 LOUD = 0.1  # share of a side's examples whose loss is a warning
 
 
@@ -57,8 +58,22 @@ class Corpus:
 def load_corpus(data: DataSet, tokenizer: Any, max_examples: int | None = None) -> Corpus:
     """Read, render and encode the data set; raises UsageError where a side a run needs is empty.
 
-    With `max_examples`, a held-out side keeps at most so many of its samples, evenly spread.
+    With `max_examples`, a held-out side keeps at most so many of its samples, evenly spread. Text that follows from a
+    data set's settings alone (its class says `generated = True`) is made once for jobs in a row, which share it.
     """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not getattr(data, "generated", False):
+        return _read(data, tokenizer, max_examples)
+    words = (backend.to_str(), repr(tokenizer.chat_template), repr(tokenizer.special_tokens_map))
+    key = (type(data).__qualname__, repr(data), *words, repr(max_examples))
+    if key not in _latest:
+        made = _read(data, tokenizer, max_examples)
+        _latest.clear()
+        _latest[key] = made
+    return _latest[key]
+
+
+def _read(data: DataSet, tokenizer: Any, max_examples: int | None) -> Corpus:
     splits = data.load()
     sides = {}
     for side in ("train", "val", "test"):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import count, islice
+from typing import ClassVar
 
 from lab.data import Pair, Splits, check_retention
 from lab.data.answer import check_answer_pattern
@@ -28,6 +29,8 @@ class ProbabilityQA:
     share is the method, in the sentences of the worked answer: that is what there is to learn.
     Order and sides come from SHA-256 alone, hence are the same in every Python version; a larger size only appends.
     """
+
+    generated: ClassVar[bool] = True
 
     name: str
     template: str | None

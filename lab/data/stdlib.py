@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 from lab.cache import cache_dir, keep_json, read_json
 from lab.data import Pair, Splits, Text, interpreter, overlap
@@ -104,6 +104,8 @@ def _collected(key: str) -> dict[str, Rows]:
 class Stdlib:
     """Documentation, code, or both, as running text: one record per module."""
 
+    generated: ClassVar[bool] = True
+
     name: str
     corpora: tuple[str, ...]  # of docs, code
     template: str | None
@@ -125,6 +127,8 @@ class Stdlib:
 @dataclass(frozen=True, kw_only=True)
 class StdlibInstruct:
     """Signature -> docstring, the input being the qualified name."""
+
+    generated: ClassVar[bool] = True
 
     name: str
     template: str | None

@@ -21,7 +21,7 @@ def print_plan(plan: Mapping[str, int], targets: Sequence[Target]) -> None:
 
 
 class RankPlanFigure(Instrument):
-    """The figure of the ranks on every logger that takes figures: as training starts, and as editors have left them."""
+    """The figure of uneven ranks on every logger that takes figures: as training starts, and as editors left them."""
 
     def __init__(self, targets: Sequence[Target], edited: bool) -> None:
         self.targets, self.edited = targets, edited
@@ -39,7 +39,9 @@ class RankPlanFigure(Instrument):
 
 
 def show_figure(trainer: Trainer, tag: str, plan: Mapping[str, int], targets: Sequence[Target], step: int) -> None:
-    """Put the bars and the heat map of a plan on every logger that takes figures."""
+    """Put the bars and the heat map of an uneven plan on every logger that takes figures."""
+    if len(set(plan.values())) == 1:
+        return
     for logger in trainer.loggers:
         add_figure = getattr(getattr(logger, "experiment", None), "add_figure", None)
         if add_figure is not None:

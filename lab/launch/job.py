@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lab import record
 from lab.config import RunConfig, trust
 from lab.errors import UsageError
 from lab.launch import ending, fetch
+from lab.launch.beside import one_line
 from lab.model import hub
 from lab.paths import PACKAGE, quoted
 from lab.process import gpus, process_group, workers
@@ -33,12 +34,13 @@ def launch(
     choices: dict[str, str],
     overrides: list[str],
     alone: bool,
-    own_gpu: bool = False,
+    beside: bool = False,
     start: Path | None = None,
 ) -> float:
     """Run one job and return the validation loss of its selected weights; inf where it diverged.
 
-    With `own_gpu`, as beside other jobs on one machine, a single-device job runs on a GPU that no other job holds. The
+    With `beside`, as one of several jobs at once on a machine, a single-device job runs on a GPU that no other job
+    holds, and the console has one line of it: what it says goes to console.log in its folder. The
     folder where the command was given, `start` (None: the working directory), is importable. A finished job is not run
     again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where a process died or hangs;
     exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
@@ -49,7 +51,9 @@ def launch(
         if config.dry_run:
             return _dry_run(config)
         try:
-            result = _launch(config, run_dir, choices, overrides, alone, own_gpu, start)
+            with one_line(run_dir) if beside else nullcontext(lambda _: None) as say:
+                result = _launch(config, run_dir, choices, overrides, alone, beside, start)
+                say(_told(run_dir, result))
         except Hung as hung:
             raise JobFailed(f"the job in {run_dir} failed: {hung}") from hung
     error = result.error or {}
@@ -73,7 +77,7 @@ def _launch(
     choices: dict[str, str],
     overrides: list[str],
     alone: bool,
-    own_gpu: bool,
+    beside: bool,
     start: Path,
 ) -> record.RunRecord:
     group = process_group.outside()
@@ -103,7 +107,7 @@ def _launch(
     with ExitStack() as stack:
         extra = {}
         separate = config.hardware.devices > 1
-        if own_gpu and config.hardware.devices == 1 and config.hardware.accelerator != "cpu" and gpus.visible():
+        if beside and config.hardware.devices == 1 and config.hardware.accelerator != "cpu" and gpus.visible():
             # A process of its own also where CUDA may be awake here already, on another job's GPU.
             extra["CUDA_VISIBLE_DEVICES"], separate = stack.enter_context(gpus.claim()), True
         if not separate:
@@ -214,6 +218,13 @@ def _extends(config: RunConfig, previous: record.RunRecord) -> bool:
     """True where more optimizer steps are asked for than a completed run has; its end in epochs is an end too."""
     most = config.schedule.max_steps
     return config.schedule.max_epochs is None and most is not None and (previous.steps or 0) < most
+
+
+def _told(run_dir: Path, result: record.RunRecord) -> str:
+    """The one line of a job beside others."""
+    val, seconds = result.metrics.get("val_loss"), result.seconds.get("total")
+    parts = [result.status, *([f"val_loss {val:.4f}"] if val is not None else [])]
+    return f"{run_dir.name}: " + ", ".join([*parts, *([f"{seconds:.0f} s"] if seconds is not None else [])])
 
 
 def _objective(result: record.RunRecord) -> float:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 
 def visible() -> list[str]:
     """The GPUs a process here may use, as CUDA_VISIBLE_DEVICES names them: that variable's, else all the driver has."""
@@ -22,11 +20,6 @@ def visible() -> list[str]:
         return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return [str(i) for i in range(sum(line.startswith("GPU ") for line in listing.stdout.splitlines()))]
-
-
-def jobs_at_once() -> int:
-    """Number of single-device jobs that fit beside each other: one per GPU; one where there is none."""
-    return max(1, len(visible()))
 
 
 @contextmanager
@@ -48,7 +41,3 @@ def claim(folder: Path | None = None) -> Iterator[str]:
                 os.close(descriptor)
             return
         time.sleep(0.2)
-
-
-# For conf/hydra/launcher/joblib_gpus.yaml: how many jobs run at once is known only where they run.
-OmegaConf.register_new_resolver("gpu_count", jobs_at_once, replace=True)

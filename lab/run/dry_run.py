@@ -182,8 +182,8 @@ def device_speed(hardware: Resolved) -> tuple[str, float, str]:
     return hardware.device_name, count * 2 * 768**3 / (time.perf_counter() - began), "measured on a matrix product"
 
 
-def report(config: RunConfig) -> str:
-    """The lines that dry_run=true prints; reads the data and the model's configuration, no weights."""
+def cost(config: RunConfig) -> tuple[Resolved, Cost, float, float]:
+    """Hardware, cost on one device, mean FLOPs of an optimizer step, and steps; reads data and the model's config."""
     wanted, trains_base = config.hardware, config.method == "full"
     if wanted.accelerator == "gpu" and torch.cuda.device_count() < wanted.devices:
         # A machine that is not here can still be planned for; what it has is what its hardware option says.
@@ -200,25 +200,31 @@ def report(config: RunConfig) -> str:
     answers = Answers(data, corpus, tokenizer, config.evaluate, torch.device("cpu"))
     check_fits(model.skeleton(), corpus, config.evaluate, judged=bool(answers.judged))
     samples = corpus.train.samples
-    cost, flops = predict(config, hardware, samples)
+    step, flops = predict(config, hardware, samples)
     plan = BatchPlan([len(sample.input_ids) for sample in samples], config.schedule.batch_size, config.data_seed)
     steps = min(
         config.schedule.max_steps or math.inf,
         (config.schedule.max_epochs or math.inf) * plan.steps_per_epoch,
     )
+    return hardware, step, flops, steps
+
+
+def report(config: RunConfig) -> str:
+    """The lines that dry_run=true prints."""
+    hardware, one, flops, steps = cost(config)
     name, speed, source = device_speed(hardware)
     hours = steps * flops / hardware.devices / speed / 3600
     rows = {
-        "weights": cost.weights,
-        "gradients": cost.gradients,
-        "optimizer": cost.optimizer,
-        "activations": cost.activations,
-        "peak": cost.peak,
+        "weights": one.weights,
+        "gradients": one.gradients,
+        "optimizer": one.optimizer,
+        "activations": one.activations,
+        "peak": one.peak,
     }
     lines = [
         f"dry run: {hardware.devices} x {name}, {hardware.precision}, micro-batch {hardware.micro} x "
         f"{hardware.accumulate} accumulated",
-        f"{cost.trainable:,} of {cost.parameters:,} parameters train",
+        f"{one.trainable:,} of {one.parameters:,} parameters train",
         *(f"  {what:<12} {size / 2**20:>10,.1f} MiB per device" for what, size in rows.items()),
         f"{flops:.3g} FLOPs per step, {steps:,.0f} steps: {hours:.2g} hours of training ({source})",
     ]

@@ -41,7 +41,7 @@ from lab.run.setup import (
 )
 from lab.training import checkpoint, hardware, memory
 from lab.training.answers import Answers
-from lab.training.base_loss import base_loss
+from lab.training.base_loss import base_loss, probe_loss
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
 from lab.training.compile import compile_blocks
 from lab.training.distributed import any_of, check_equal, rank, world
@@ -60,7 +60,7 @@ from lab.training.run import Clock, Run
 from lab.training.step import Instrument, StepOrder
 
 log = logging.getLogger(__name__)
-PROBE_SAMPLES = 16  # validation samples on which step 0 is compared with the base
+PROBE_SAMPLES = 4  # validation samples on which step 0 is compared with the base
 
 
 class Host:
@@ -138,7 +138,7 @@ class Host:
                     with self.clock.spent("eval"):
                         known = base_loss(base, samples, corpus.pad_id, hashes.held, self.hardware)
                     metrics[f"base_{side}_loss"] = known.loss
-            before = evaluate(base, probe, corpus.pad_id).loss
+            before = probe_loss(base, probe, corpus.pad_id, hashes.held, self.hardware)
         with self.clock.spent("init"):
             train = corpus.train.samples
             adapted = adapt(net, targets, self.parts, config, self.hardware, train, corpus.pad_id, hashes)

@@ -21,6 +21,7 @@ from lab.training.hardware import Resolved
 from lab.training.loss import Scorer
 
 log = logging.getLogger(__name__)
+_probed: dict[str, float] = {}  # of this process
 
 
 def base_loss(
@@ -37,6 +38,19 @@ def base_loss(
     result = evaluation.evaluate(scorer, samples, pad_id)
     from_rank_0(lambda: keep_json(path, asdict(result)))
     return result
+
+
+def probe_loss(
+    scorer: Scorer, samples: Sequence[Sample], pad_id: int, weights_sha256: str, hardware: Resolved
+) -> float:
+    """The loss of a pristine model on the few samples step 0 is held against: known to later jobs of this process.
+
+    Not kept in a file: what is held against it to the last digits must have been computed by this machine.
+    """
+    name = _name(scorer, samples, weights_sha256, hardware)
+    if name not in _probed:
+        _probed[name] = evaluation.evaluate(scorer, samples, pad_id).loss
+    return _probed[name]
 
 
 def _name(scorer: Scorer, samples: Sequence[Sample], weights_sha256: str, hardware: Resolved) -> str:

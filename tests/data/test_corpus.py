@@ -6,6 +6,8 @@ import pytest
 from jobs import run
 from transformers import AutoTokenizer
 
+from lab import config
+from lab.config import instantiate
 from lab.data import Chat, Pair, Splits, Text, Written
 from lab.data.corpus import load_corpus
 from lab.model.hub import shipped
@@ -82,3 +84,38 @@ def test_a_run_says_it_at_its_start(tmp_path, capsys):
     assert "WARNING: train: " in said
     assert "of 28 examples are left out, since data.max_length=100 cuts off their whole answer" in said
     assert said.index("WARNING: train: ") < said.index("WARNING: test: ")
+
+
+def generated(**changes):
+    return instantiate.make(config.compose("data.train_examples=28", "data.test_examples=28").data | changes)
+
+
+def words(tokens=(), **changes):
+    made = AutoTokenizer.from_pretrained(shipped("base"))
+    made.add_tokens(list(tokens))
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_jobs_in_a_row_share_a_text_that_follows_from_its_settings():
+    made = load_corpus(generated(), words())
+    assert load_corpus(generated(), words()) is made, "another tokenizer object, of the same words"
+    assert load_corpus(generated(), words(tokens=["<|im_start|>"])) is not made
+    assert load_corpus(generated(), words(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")) is not made
+    assert load_corpus(generated(), words(pad_token="the")).pad_id != made.pad_id
+    assert load_corpus(generated(max_length=255), words()) is not made
+    assert len(load_corpus(generated(), words(), 5).val.samples) == 5
+    again = load_corpus(generated(), words())
+    assert again is not made, "one is kept, the latest"
+    assert [a.input_ids.tolist() for a in again.train.samples] == [a.input_ids.tolist() for a in made.train.samples]
+
+
+def test_a_file_that_has_changed_between_two_jobs_is_read_again(tmp_path, tokenizer):
+    path = tmp_path / "pairs.jsonl"
+    settings = config.compose("data=jsonl", f"data.path={path}", "data.val_fraction=0.3").data
+    found = []
+    for response in ("one", "two"):
+        path.write_text("".join(f'{{"prompt": "p{i}", "response": "{response} {i}"}}\n' for i in range(10)))
+        found.append(load_corpus(instantiate.make(settings), tokenizer).splits.sha256)
+    assert found[0] != found[1]

@@ -67,4 +67,4 @@ def test_a_local_job_is_queued_while_its_process_lives(tmp_path):
 
 def test_jobs_of_other_launchers_end_with_their_planner(tmp_path):
     submitted(tmp_path, "71", "0_tune_a")
-    assert queued_jobs(tmp_path, entries("JoblibLauncher", "0_tune_a")) == set()
+    assert queued_jobs(tmp_path, entries("BesideLauncher", "0_tune_a")) == set()

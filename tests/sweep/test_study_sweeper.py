@@ -71,7 +71,7 @@ def table(study_dir):
 
 
 def test_a_killed_study_ends_as_one_left_alone_whatever_the_launcher(here):
-    """Killed with the basic launcher; left alone with joblib's two processes."""
+    """Killed with the basic launcher; left alone with two processes."""
     checkout = str(Path(__file__).resolve().parents[2])
     env = {**os.environ, "PYTHONPATH": checkout}
     killed = subprocess.Popen(
@@ -91,7 +91,7 @@ def test_a_killed_study_ends_as_one_left_alone_whatever_the_launcher(here):
     done = shell("resume_study=killed", cwd=here, small=False)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a completed job is not run again"
-    alone = ("hydra.sweep.dir=alone", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    alone = ("hydra.sweep.dir=alone", "hydra/launcher=beside", "hydra.launcher.n_jobs=2")
     done = shell(*STUDY, *alone, cwd=here, small=False)
     assert done.returncode == 0, done.stderr
     assert table(here / "killed") == table(here / "alone")

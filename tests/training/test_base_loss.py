@@ -75,3 +75,15 @@ def test_a_file_that_is_cut_short_is_computed_again_and_said_so(scorer, caplog):
     assert base_loss(scorer, SAMPLES, 0, "w", HARDWARE) == made
     assert "not readable" in caplog.text
     assert read_json(files()[0])["nats"] == made.nats
+
+
+def test_a_probe_is_computed_once_a_process_and_never_kept_for_another(scorer, monkeypatch):
+    monkeypatch.setattr(module, "_probed", {})
+    first = module.probe_loss(scorer, SAMPLES, 0, "a", HARDWARE)
+    assert first == evaluate(scorer, SAMPLES, 0).loss
+    monkeypatch.setattr(module.evaluation, "evaluate", lambda *_: pytest.fail("it is known"))
+    assert module.probe_loss(scorer, SAMPLES, 0, "a", HARDWARE) == first
+    assert not files()
+    for other in ((SAMPLES[:1], "a", HARDWARE), (SAMPLES, "b", HARDWARE), (SAMPLES, "a", replace(HARDWARE, threads=2))):
+        with pytest.raises(pytest.fail.Exception, match="it is known"):
+            module.probe_loss(scorer, other[0], 0, other[1], other[2])

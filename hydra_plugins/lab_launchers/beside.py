@@ -1,0 +1,115 @@
+"""conf/hydra/launcher/beside: jobs beside each other on this machine, as many as fit."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from hydra_plugins.lab_launchers import FetchFirst
+
+if TYPE_CHECKING:
+    from lab.process.pool import Pool
+
+APART = ("seed", "data_seed", "optim.lr", "stage", "arm", "study")  # keys that change nothing in what a job takes
+
+
+class Beside(Launcher):
+    """Runs `n_jobs` jobs at once, in processes that are kept for later ones.
+
+    None stands for as many as the machine has room for, counted once, from the jobs that are launched first.
+    """
+
+    def __init__(self, n_jobs: int | None) -> None:
+        self.n_jobs = n_jobs
+        self._pool: Pool | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra calls this before `launch`."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Exits with 130 where a signal stopped the jobs."""
+        import cloudpickle  # with what follows: Hydra imports this file at every start
+
+        from lab.launch import beside
+        from lab.process.pool import NotBegun, Pool
+
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        if self._pool is None:
+            self._pool = Pool(self.n_jobs or 2)
+        if self.n_jobs is None:
+            kinds = [self._config(kind) for kind in dict.fromkeys(map(_kind, job_overrides))]
+            self.n_jobs = self._pool.count = beside.jobs_at_once(kinds, self._forecast)
+        same = cloudpickle.dumps((self.hydra_context, self.config, self.task_function, Singleton.get_state()))
+        tasks = [(same, initial_job_idx + number, list(job)) for number, job in enumerate(job_overrides)]
+        outcomes = self._pool.map(_run, tasks)
+        stopped = sum(isinstance(each, SystemExit | KeyboardInterrupt) for each in outcomes)
+        left = sum(isinstance(each, NotBegun) for each in outcomes)
+        if stopped or left:
+            print(f"stopped: {stopped} jobs in the middle, {left} not begun", file=sys.stderr)
+            sys.exit(130)
+        return [_returned(each) for each in outcomes]
+
+    def _forecast(self, configs: Sequence[Any]) -> list[float]:
+        """In the processes that the jobs run in later, which have then imported what they need."""
+        from lab.launch import beside
+
+        assert self._pool is not None
+        forecasts = self._pool.map(beside.forecast_bytes, [(config,) for config in configs])
+        for each in forecasts:
+            if isinstance(each, BaseException):
+                raise each
+        return forecasts
+
+    def _config(self, overrides: Sequence[str]) -> Any:
+        from lab import config as configuration
+
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        return configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+
+
+class BesideLauncher(FetchFirst, Beside):
+    """The same, fetching first."""
+
+
+def _kind(job: Sequence[str]) -> tuple[str, ...]:
+    """The overrides that decide what a job takes of the machine."""
+    return tuple(item for item in job if item.split("=")[0] not in APART and not item.startswith("hydra."))
+
+
+def _run(same: bytes, number: int, overrides: list[str]) -> bytes:
+    """One job, in a process of the pool: as Hydra's own launcher runs it."""
+    import cloudpickle
+    from hydra.core.hydra_config import HydraConfig
+
+    setup_globals()
+    context, config, task_function, singletons = cloudpickle.loads(same)
+    Singleton.set_state(singletons)
+    composed = context.config_loader.load_sweep_config(config, overrides)
+    with open_dict(composed):
+        composed.hydra.job.id, composed.hydra.job.num = f"{composed.hydra.job.name}_{number}", number
+    HydraConfig.instance().set_config(composed)
+    made = run_job(
+        hydra_context=context,
+        config=composed,
+        task_function=task_function,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    return cloudpickle.dumps(made)
+
+
+def _returned(outcome: Any) -> JobReturn:
+    """What Hydra's sweepers expect of a job, also of one whose process died."""
+    import cloudpickle
+
+    if isinstance(outcome, bytes):
+        returned: JobReturn = cloudpickle.loads(outcome)
+        return returned
+    return JobReturn(status=JobStatus.FAILED, _return_value=outcome)
