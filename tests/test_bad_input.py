@@ -267,7 +267,14 @@ ELSEWHERE = [
     ("replay", ("run",), "run holds no ledger; run with svd_policy=observe"),
     ("replay", ("run", "--to", "afile"), "--to afile cannot be a folder"),
     ("bench", ("speed",), "invalid choice: 'speed'"),
-    ("bench", ("train", "--schemes", "svd"), "--schemes narrows the suite init"),
+    ("bench", ("train", "--schemes", "svd"), "--schemes is of the suite init"),
+    ("bench", ("train", "--model", "7b"), "invalid choice: '7b'"),
+    ("bench", ("train", "--batch", "0"), "'0' is no whole number from 1"),
+    ("bench", ("job", "--batch", "8"), "--batch is of the suite train and has no meaning for job"),
+    ("bench", ("gpu", "--budget", "soon"), "'soon' is no whole number from 1"),
+    ("bench", ("gpu", "--budget", "-1"), "'-1' is no whole number from 1"),
+    ("bench", ("init", "--tiny"), "--tiny is of the suite gpu and has no meaning for init"),
+    ("bench", ("gpu", "--quick"), "--quick has no meaning for gpu"),
     ("bench", ("train", "--to", "afile"), "--to afile is no folder."),
 ]
 # What only the running job can see: the run has begun, and its record says how it ended.
