@@ -9,12 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from lab import command
-from lab.bench import SPECTRA
+from lab.bench import BUDGET, MODELS, SPECTRA
 from lab.config import CONF
+from lab.errors import UsageError
 
-SUITES = ("train", "job", "init", "spectral", "pretrain")
+SUITES = ("train", "job", "init", "spectral", "pretrain", "gpu")
 RESULTS = "multirun/bench"
 LEAST_SIDE = 32  # of a layer of the suite `init`: lora_ga takes twice the rank of 16
+OWN = {  # options of one suite
+    "model": "train",
+    "batch": "train",
+    "shapes": "init",
+    "spectra": "init",
+    "schemes": "init",
+    "budget": "gpu",
+    "tiny": "gpu",
+}
+LINES = ("init", "gpu")  # the longest suites: what is finished is kept if they are cut short
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,26 +35,41 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("suite", nargs="?", choices=SUITES, default="train")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repeats")
     parser.add_argument("--to", type=command.path, default=None, metavar="DIR", help=f"where the JSON goes ({RESULTS})")
+    parser.add_argument("--model", choices=MODELS, help="train: the base, the shipped one unless told otherwise")
+    parser.add_argument("--batch", type=_count, metavar="N", help="train: examples a step (16; of 135m 8)")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="OUTxIN", help="init: these layers and no model")
     parser.add_argument("--spectra", nargs="+", choices=SPECTRA, help="init: these spectra of the layers")
     parser.add_argument("--schemes", nargs="+", choices=schemes, metavar="NAME", help="init: these and no model")
+    parser.add_argument("--budget", type=_count, metavar="SECONDS", help=f"gpu: for all its parts together ({BUDGET})")
+    parser.add_argument("--tiny", action="store_true", help="gpu: every shape shrunk, to try the script, on a CPU too")
     given = parser.parse_args(arguments)
-    narrowings = ("shapes", "spectra", "schemes")
-    narrowed: dict[str, Any] = {name: value for name in narrowings if (value := getattr(given, name))}
-    if narrowed and given.suite != "init":
-        parser.error(f"--{min(narrowed)} narrows the suite init and has no meaning for {given.suite}.")
+    own: dict[str, Any] = {name: value for name in OWN if (value := getattr(given, name))}
+    strange = [name for name in own if OWN[name] != given.suite]
+    if strange:
+        parser.error(f"--{strange[0]} is of the suite {OWN[strange[0]]} and has no meaning for {given.suite}.")
+    if given.suite == "gpu" and given.quick:
+        parser.error("--quick has no meaning for gpu, which has --tiny, and --budget SECONDS.")
     to = Path(RESULTS) if given.to is None else given.to
     if given.to is None:
         to.mkdir(parents=True, exist_ok=True)
     if not to.is_dir():
         sys.exit(f"--to {to} is no folder.")
-    suite = importlib.import_module(f"lab.bench.{given.suite}")
-    path = to / f"bench_{given.suite}.json"
-    if given.suite == "init":  # the longest: what is finished is kept if it is cut short
-        narrowed["lines"] = path.with_suffix(".jsonl")
-    rows = suite.run(quick=given.quick, **narrowed)
+    try:
+        suite = importlib.import_module(f"lab.bench.{given.suite}")
+        path = to / f"bench_{given.suite}.json"
+        if given.suite in LINES:
+            own["lines"] = path.with_suffix(".jsonl")
+        rows = suite.run(quick=given.quick, **own)
+    except UsageError as error:
+        sys.exit(str(error))
     path.write_text(json.dumps(rows, indent=2) + "\n")
     print(f"wrote {path}")
+
+
+def _count(text: str) -> int:
+    if re.fullmatch(r"[1-9]\d{0,5}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 999999")
+    return int(text)
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lab.adapter.build import build, planned
 from lab.adapter.initialise import initialise
 from lab.bench import SPECTRA, BenchRow
+from lab.bench.device import PeakMemory, Stopwatch, bench_device, name_of
 from lab.bench.init_cases import (
     ALPHA,
     COUNTERPARTS,
@@ -55,8 +56,9 @@ def run(
 ) -> list[BenchRow]:
     """A row per whole model, then per layer, spectrum and scheme; printed as a table and returned for JSON.
 
-    seconds: CPU time of one thread, with an empty SVD cache; cached_seconds: once more with a full one; peak_bytes:
-    resident memory at the height of the call above what was resident before (None where the system does not tell).
+    seconds: of the GPU where there is one, else CPU time of one thread, with an empty SVD cache; cached_seconds: once
+    more with a full one; peak_bytes: allocated on the GPU, else resident memory, at the height of the call above what
+    was there before (None where the system does not tell).
     `peft_…` are of its own counterpart, None where it has none. `speedup` is peft_seconds / seconds.
     `shapes` (out, in) and `schemes` narrow it to these and leave the model out; `lines` is a file that takes each row
     as it is finished.
@@ -74,23 +76,25 @@ def run(
                     file.write(json.dumps(row) + "\n")
     finally:
         torch.set_num_threads(threads)
-    Console().print(table(rows))
+    Console().print(table(rows, name_of(bench_device())))
     return rows
 
 
 def _rows(
     quick: bool, shapes: Sequence[tuple[int, int]], spectra: Sequence[str], schemes: Sequence[str]
 ) -> Iterator[BenchRow]:
-    with _empty_cache() as cache:
+    device = bench_device()
+    with empty_cache() as cache:
         if not (shapes or schemes):
-            yield from _model_rows(num_layers=2 if quick else 8, cache=cache)
+            yield from _model_rows(num_layers=2 if quick else 8, cache=cache, device=device)
         cases = [(shape, name) for shape in shapes or (QUICK_SHAPES if quick else FULL_SHAPES) for name in spectra]
         for shape, spectrum in track(cases, "layers", console=Console(stderr=True), transient=True):
             repeats = 1 if quick or max(shape) > REPEATS_UP_TO else 3
-            yield from _layer_rows(make_case(shape, spectrum), schemes, repeats, cache)
+            yield from layer_rows(make_case(shape, spectrum).to(device), schemes, repeats, cache)
 
 
-def _layer_rows(case: Case, schemes: Sequence[str], repeats: int, cache: Path) -> Iterator[BenchRow]:
+def layer_rows(case: Case, schemes: Sequence[str], repeats: int, cache: Path) -> Iterator[BenchRow]:
+    """A row per scheme, all unless some are named, where the case's tensors are."""
     for name, scheme in our_schemes().items():
         if schemes and name not in schemes:
             continue
@@ -103,14 +107,15 @@ def _layer_rows(case: Case, schemes: Sequence[str], repeats: int, cache: Path) -
 
 
 def _row(case: Case, name: str, ours: Fill, theirs: Callable[[], Fill] | None, repeats: int, cache: Path) -> BenchRow:
+    device = case.weight.device
     measured: dict[str, list[tuple[float, int | None, Any]]] = {"ours": [], "cached": [], "theirs": []}
     for _ in range(repeats):  # interleaved, so that a busy moment hits both
         _clear(cache)
-        measured["ours"].append(_measure(ours))
-        measured["cached"].append(_measure(ours))
+        measured["ours"].append(_measure(ours, device))
+        measured["cached"].append(_measure(ours, device))
         if theirs is not None:
-            measured["theirs"].append(_measure(theirs()))
-    row: BenchRow = {"layer": case.layer, "spectrum": case.spectrum, "scheme": name}
+            measured["theirs"].append(_measure(theirs(), device))
+    row: BenchRow = {"layer": case.layer, "spectrum": case.spectrum, "scheme": name, "device": name_of(device)}
     row["seconds"], row["peak_bytes"] = _middle(measured["ours"])
     row["cached_seconds"], _ = _middle(measured["cached"])
     row["captured_energy"] = captured_energy(name, measured["ours"][0][2], case)
@@ -120,7 +125,7 @@ def _row(case: Case, name: str, ours: Fill, theirs: Callable[[], Fill] | None, r
     return row
 
 
-def _model_rows(num_layers: int, cache: Path) -> Iterator[BenchRow]:
+def _model_rows(num_layers: int, cache: Path, device: torch.device) -> Iterator[BenchRow]:
     """A Llama of `num_layers` blocks, 512 wide, every linear layer of decaying spectrum: adapters made and filled."""
     config = LlamaConfig(
         hidden_size=512, intermediate_size=1376, num_hidden_layers=num_layers, num_attention_heads=8, vocab_size=512
@@ -129,14 +134,16 @@ def _model_rows(num_layers: int, cache: Path) -> Iterator[BenchRow]:
     for seed, target in enumerate(find_targets(base)):
         module = base.get_submodule(target.name)
         weight_of(module).data.copy_(make_case(target.shape, "decaying", seed).weight)
+    base.to(device)  # type: ignore[arg-type]
     _pefts_whole(base, "random")()  # the first call of all pays for imports
     _ours_whole(base, "random")()
     for name in ("random", "orthogonal", "pissa", "olora"):
         _clear(cache)
-        seconds, peak, _ = _measure(_ours_whole(base, name))
-        cached, _, _ = _measure(_ours_whole(base, name))
-        peft_seconds, peft_peak, _ = _measure(_pefts_whole(base, name))
+        seconds, peak, _ = _measure(_ours_whole(base, name), device)
+        cached, _, _ = _measure(_ours_whole(base, name), device)
+        peft_seconds, peft_peak, _ = _measure(_pefts_whole(base, name), device)
         row: BenchRow = {"layer": f"model, {num_layers * 7} layers", "spectrum": "decaying", "scheme": name}
+        row["device"] = name_of(device)
         row |= {"seconds": seconds, "peak_bytes": peak, "cached_seconds": cached, "captured_energy": None}
         row |= {"peft_seconds": peft_seconds, "peft_peak_bytes": peft_peak, "peft_captured_energy": None}
         yield row | {"speedup": peft_seconds / seconds}
@@ -164,7 +171,7 @@ def _pefts_whole(base: nn.Module, name: str) -> Callable[[], Any]:
 
 
 @contextmanager
-def _empty_cache() -> Iterator[Path]:
+def empty_cache() -> Iterator[Path]:
     """A cache folder of the bench's own: the user's would hold nothing of these weights, and is left alone."""
     before = os.environ.get("LAB_CACHE")
     with tempfile.TemporaryDirectory() as folder:
@@ -182,31 +189,26 @@ def _clear(cache: Path) -> None:
         file.unlink()
 
 
-def _measure(call: Callable[[], Any]) -> tuple[float, int | None, Any]:
-    """CPU seconds, which leave out work beside it; peak bytes above those resident before; what the call returned."""
+def _measure(call: Callable[[], Any], device: torch.device) -> tuple[float, int | None, Any]:
+    """Seconds, of a CPU those that leave out work beside it; peak bytes above those before; what the call returned."""
     gc.collect()
-    before = _reset_peak()
-    began = time.process_time()
+    if device.type == "cpu":
+        _give_back()
+    peak, watch = PeakMemory(device), Stopwatch(device, time.process_time)
+    watch.start()
     result = call()
-    seconds = time.process_time() - began
-    return seconds, None if before is None else max(_status("VmHWM") - before, 0), result
+    seconds = watch.stop()
+    return seconds, peak.bytes(), result
 
 
-def _reset_peak() -> int | None:
-    """Resident bytes now, the process's high-water mark set to them; None where there is no Linux to ask."""
+def _give_back() -> None:
+    """Let glibc return freed memory to the system, where it is the C library: it would still count as resident."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        libc.malloc_trim(0)  # else freed memory still counts as resident
-        Path("/proc/self/clear_refs").write_text("5")
+        libc.malloc_trim(0)
     except (OSError, AttributeError):
-        return None
-    return _status("VmRSS")
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
+        return
 
 
 def _middle(measured: list[tuple[float, int | None, Any]]) -> tuple[float | None, int | None]:
@@ -216,9 +218,9 @@ def _middle(measured: list[tuple[float, int | None, Any]]) -> tuple[float | None
     return statistics.median(item[0] for item in measured), max(peaks) if peaks else None
 
 
-def table(rows: list[BenchRow]) -> Table:
+def table(rows: list[BenchRow], device: str) -> Table:
     """The rows for a terminal."""
-    shown = Table(title=f"init at rank {RANK}, CPU seconds of one thread; energy: share of what the scheme is after")
+    shown = Table(title=f"init at rank {RANK}, {device}; energy: share of what the scheme is after")
     for heading in ("layer", "spectrum", "scheme"):
         shown.add_column(heading, no_wrap=True)
     for heading in ("seconds", "cached", "peft s", "speed-up", "peak MB", "peft MB", "energy", "peft energy"):

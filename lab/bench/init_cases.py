@@ -1,7 +1,7 @@
 """Cases of the init bench: layers of known spectrum, with our schemes and peft's counterparts to fill them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import peft
@@ -35,6 +35,11 @@ class Case:
     def layer(self) -> str:
         """`4096x11008`: out x in."""
         return f"{self.weight.shape[0]}x{self.weight.shape[1]}"
+
+    def to(self, device: torch.device) -> "Case":
+        """The same layer on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("weight", "gradient", "inputs")}
+        return replace(self, **moved)
 
 
 def make_case(shape: tuple[int, int], spectrum: str, seed: int = 0) -> Case:
@@ -101,7 +106,7 @@ def peft_fill(name: str, kind: Any, case: Case) -> Callable[[], tuple[Tensor, Te
     For one call only: it folds into its copy of the weight.
     """
     net: Any = nn.Sequential(nn.Linear(case.weight.shape[1], case.weight.shape[0], bias=False))
-    net[0].weight.data.copy_(case.weight)
+    net.to(case.weight.device)[0].weight.data.copy_(case.weight)
     options: dict[str, Any] = {}
     if kind == "corda":
         options["corda_config"] = CordaConfig(corda_method="kpm" if name == "corda_kpm" else "ipm")

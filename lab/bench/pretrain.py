@@ -1,7 +1,6 @@
 """A step of NanoChat at depth 4 against seed 001's own arithmetic, interleaved.    python -m lab.bench pretrain"""
 
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from lab import config
 from lab.adapter.build import trained_in_full
 from lab.adapter.structured import Structured
 from lab.bench import BenchRow
+from lab.bench.device import PeakMemory, Stopwatch, fastest_dtype, multiplied, product_flops, utilisation
 from lab.config import instantiate
+from lab.model import Model
 from lab.record import RunRecord
 from lab.run.dry_run import LiveBytes
 from lab.run.setup import resolve_hardware
@@ -33,7 +34,8 @@ def run(quick: bool) -> list[BenchRow]:
     """A row per contender: median seconds of a step, peak bytes its tensors take, and the loss after the last.
 
     All start from the same weights and see the same random words, one step each in turn; `speedup` is the seed's
-    seconds over a contender's. Memory is that of what forward and backward pass make, gradients included.
+    seconds over a contender's. Memory is that of what forward and backward pass make, gradients included: by the
+    allocator on a GPU, else by the tensors alive. `mfu` is of a product measured on the device.
     """
     steps, words = (4, 8192) if quick else (9, 65536)
     settings = config.compose(
@@ -47,29 +49,33 @@ def run(quick: bool) -> list[BenchRow]:
         "schedule.lr_scheduler=constant",
     )
     hardware = resolve_hardware(settings)
-    model = instantiate.make(settings.model)
+    device = hardware.device
+    nets = on_device(instantiate.make(settings.model), 3, device)
     contenders: dict[str, Step] = {
-        "this lab": lab(model.load(torch.float32, 0), settings, hardware),
-        "seed 001": seed(model.load(torch.float32, 0), torch.bfloat16),
-        "seed 001, Newton-Schulz in float32": seed(model.load(torch.float32, 0), torch.float32),
+        "this lab": lab(nets[0], settings, hardware),
+        "seed 001": seed(nets[1], torch.bfloat16),
+        "seed 001, Newton-Schulz in float32": seed(nets[2], torch.float32),
     }
+    watch = Stopwatch(device)
     generator = torch.Generator().manual_seed(0)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     losses, peaks = {}, {}
     for step in range(WARM_UP + steps + 1):
-        ids = torch.randint(words, (1, TOKENS), generator=generator)
+        ids = torch.randint(words, (1, TOKENS), generator=generator).to(device)
         for name, take in contenders.items():
-            began = time.perf_counter()
             if step == WARM_UP + steps:  # counted, and slower for it
-                with LiveBytes() as live:
-                    losses[name] = take(ids)
-                peaks[name] = live.peak
-            else:
-                take(ids)
-                if step >= WARM_UP:
-                    seconds[name].append(time.perf_counter() - began)
+                losses[name], peaks[name] = counted(take, ids)
+                continue
+            watch.start()
+            take(ids)
+            taken = watch.stop()
+            if step >= WARM_UP:
+                seconds[name].append(taken)
+    ceiling = product_flops(device, fastest_dtype(device))
+    parameters = multiplied(nets[0])
     common = {"device": hardware.device_name, "precision": hardware.precision, "threads": hardware.threads}
     common |= {"vocab_size": words, "tokens": TOKENS, "repeats": steps}
+    common["ceiling_flops"] = ceiling
     reference = statistics.median(seconds["seed 001"])
     rows = [
         {
@@ -77,6 +83,7 @@ def run(quick: bool) -> list[BenchRow]:
             "seconds": statistics.median(taken),
             "speedup": reference / statistics.median(taken),
             "peak_bytes": peaks[name],
+            "mfu": utilisation("full", parameters, TOKENS / statistics.median(taken), ceiling),
             "loss": losses[name],
             **common,
         }
@@ -84,6 +91,22 @@ def run(quick: bool) -> list[BenchRow]:
     ]
     console.print(table(rows))
     return rows
+
+
+def on_device(model: Model, count: int, device: torch.device) -> list[Any]:
+    """As many equal models in float32, where they will be timed."""
+    return [model.load(torch.float32, 0).to(device) for _ in range(count)]  # type: ignore[arg-type]
+
+
+def counted(take: Step, ids: Tensor) -> tuple[float, int]:
+    """A step's loss, and the bytes at its peak above what was there before."""
+    if ids.is_cuda:
+        peak = PeakMemory(ids.device)
+        loss = take(ids)
+        return loss, peak.bytes() or 0
+    with LiveBytes() as live:
+        loss = take(ids)
+    return loss, live.peak
 
 
 def lab(net: Any, settings: Any, hardware: Any) -> Step:
@@ -95,12 +118,13 @@ def lab(net: Any, settings: Any, hardware: Any) -> Step:
     net.train()
 
     def step(ids: Tensor) -> float:
-        counted = {"step": 0, "slot": 0, "share": 1.0, "denominator": ids.shape[1] - 1, "examples": [0]}
-        module.training_step({"input_ids": ids, "labels": ids, **counted}, 0).backward()  # type: ignore[no-untyped-call]
+        predicted = ids[:, 1:].numel()
+        batch = {"step": 0, "slot": 0, "share": 1.0, "denominator": predicted, "examples": [0]}
+        module.training_step({"input_ids": ids, "labels": ids, **batch}, 0).backward()  # type: ignore[no-untyped-call]
         module.configure_gradient_clipping(optimizer)
         optimizer.step()
         optimizer.zero_grad()
-        return module.step_nats / (ids.shape[1] - 1)
+        return module.step_nats / predicted
 
     return step
 
@@ -121,7 +145,7 @@ def seed(net: Any, newton_schulz: torch.dtype) -> Step:
     def step(ids: Tensor) -> float:
         nonlocal taken
         logits = net(input_ids=ids[:, :-1], use_cache=False).logits.float()
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[0, 1:])
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         adamw.step()
@@ -161,13 +185,14 @@ def table(rows: list[BenchRow]) -> Table:
         f"{first['precision']}, {first['threads']} threads, medians of {first['repeats']}"
     )
     shown = Table(title=title)
-    for heading in ("contender", "ms per step", "faster than the seed by", "peak MB", "loss"):
+    for heading in ("contender", "ms per step", "faster than the seed by", "MFU", "peak MB", "loss"):
         shown.add_column(heading, justify="left" if heading == "contender" else "right")
     for row in rows:
         shown.add_row(
             row["contender"],
             f"{1e3 * row['seconds']:.0f}",
             f"{row['speedup']:.2f}x",
+            f"{row['mfu']:.1%}",
             f"{row['peak_bytes'] / 1e6:.0f}",
             f"{row['loss']:.4f}",
         )

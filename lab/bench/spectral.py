@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lab.bench import BenchRow
+from lab.bench.device import Stopwatch, bench_device, name_of
 from lab.bench.spectral_cases import EVERY, Case, Snapshot, train
 from lab.spectral.spectrum import singular_values, spectrum_of
 from lab.spectral.subspace import subspace_angle
@@ -24,29 +26,32 @@ K, OVERSAMPLE = 10, 8
 def run(quick: bool) -> list[BenchRow]:
     """A row per width and contender, printed as a table and returned for JSON.
 
-    `seconds` is the CPU time of one thread for a tick of all layers (one block's at depth 12 and 20), the median over
-    ticks and repeats, contenders interleaved; `speedup` is the seed's analysis over it. Ours measures what the seed's
-    does and more: singular values, both sides' angles to two earlier ticks, energies of gradient and update, rotation.
-    `value_error` (relative, of the k values) and `angle_error` (radians, at k) are the largest against full SVDs.
+    `seconds` is the time of the GPU, where there is one, or the CPU time of one thread for a tick of all layers (one
+    block's at depth 12 and 20), the median over ticks and repeats, contenders interleaved; `speedup` is the seed's
+    analysis over it. Ours measures what the seed's does and more: singular values, both sides' angles to two earlier
+    ticks, energies of gradient and update, rotation. `value_error` (relative, of the k values) and `angle_error`
+    (radians, at k) are the largest against full SVDs.
     """
     widths = [(4, 4, 4)] if quick else [(4, 4, 8), (12, 1, 3), (20, 1, 2)]  # depth, blocks, ticks
+    device = bench_device()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         rows = []
         for width in track(widths, "widths", console=Console(stderr=True), transient=True):
-            rows += _rows(train(*width), repeats=3 if width[0] == 4 else 1)
+            rows += _rows(train(*width, device), 3 if width[0] == 4 else 1, device)
     finally:
         torch.set_num_threads(threads)
-    Console(width=max(120, Console().width)).print(table(rows))
+    Console(width=max(120, Console().width)).print(table(rows, name_of(device)))
     return rows
 
 
-def _rows(case: Case, repeats: int) -> list[BenchRow]:
+def _rows(case: Case, repeats: int, device: torch.device) -> list[BenchRow]:
     tracker = Tracker(k=K, oversample=OVERSAMPLE, engine="warm", exact_every_n_ticks=10**9, seed=0)
     tracker.begin(1, case.snapshots[0].weights)
     tracker.finish()
     seconds: dict[str, list[float]] = {}
+    timed = partial(_timed, seconds, device)
     products, value_errors, angle_errors = 0, [], []
     before = _exact(case.snapshots[0])
     for tick, snapshot in enumerate(case.snapshots[1:], 2):
@@ -54,23 +59,23 @@ def _rows(case: Case, repeats: int) -> list[BenchRow]:
         for _ in range(repeats):
             tracker.load_state_dict(state)
             spent = tracker.products
-            with _stopwatch(seconds, "tick"):
+            with timed("tick"):
                 diagnoses = tracker.tick(tick, snapshot.weights, snapshot.gradients, snapshot.updates)
             after = tracker.state_dict()
             products += tracker.products - spent
-            with _stopwatch(seconds, "seed"):
+            with timed("seed"):
                 _seed(snapshot, before)
             tracker.load_state_dict(state)
-            with _stopwatch(seconds, "same"):
+            with timed("same"):
                 _same(tracker, tick, snapshot)
             for name, call in OTHERS.items():
-                with _stopwatch(seconds, name):
+                with timed(name):
                     for weight in snapshot.weights.values():
                         call(weight)
         tracker.load_state_dict(after)
         for name, diagnosis in diagnoses.items():
             (U0, _, V0), (U, S, V) = before[name], now[name]
-            value_errors.append(float(abs(diagnosis.singular_values[:K] / S.numpy() - 1).max()))
+            value_errors.append(float(abs(diagnosis.singular_values[:K] / S.cpu().numpy() - 1).max()))
             angle = diagnosis.angle(K)
             assert angle is not None
             angle_errors.append(abs(angle - max(subspace_angle(U0, U), subspace_angle(V0, V))))
@@ -78,6 +83,7 @@ def _rows(case: Case, repeats: int) -> list[BenchRow]:
     middle = {name: statistics.median(taken) for name, taken in seconds.items()}
     tick_count = repeats * (len(case.snapshots) - 1)
     common = {"depth": case.depth, "layers": case.layers, "k": K, "oversample": OVERSAMPLE}
+    common["device"] = name_of(device)
     rows = [
         {**common, "contender": CONTENDERS[name], "seconds": taken, "speedup": middle["seed"] / taken}
         for name, taken in middle.items()
@@ -94,10 +100,11 @@ def _rows(case: Case, repeats: int) -> list[BenchRow]:
 
 
 @contextmanager
-def _stopwatch(seconds: dict[str, list[float]], name: str) -> Iterator[None]:
-    began = time.thread_time()
+def _timed(seconds: dict[str, list[float]], device: torch.device, name: str) -> Iterator[None]:
+    watch = Stopwatch(device, time.thread_time)
+    watch.start()
     yield
-    seconds.setdefault(name, []).append(time.thread_time() - began)
+    seconds.setdefault(name, []).append(watch.stop())
 
 
 def _exact(snapshot: Snapshot) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
@@ -154,9 +161,9 @@ def _bytes(state: Any) -> int:
     return sum(_bytes(value) for value in state.values()) if isinstance(state, dict) else 0
 
 
-def table(rows: list[BenchRow]) -> Table:
+def table(rows: list[BenchRow], device: str) -> Table:
     """The rows for a terminal."""
-    shown = Table(title=f"k = {K}, oversampling {OVERSAMPLE}, one thread, weights {EVERY} Muon steps apart")
+    shown = Table(title=f"k = {K}, oversampling {OVERSAMPLE}, {device}, weights {EVERY} Muon steps apart")
     for heading in ("depth", "layers", "contender"):
         shown.add_column(heading, no_wrap=True)
     for heading in ("ms per tick", "speed-up", "value error", "angle error (median)", "products", "of a step"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import NanoChatConfig, NanoChatForCausalLM
 
+from lab.bench.device import Stopwatch
 from lab.training.muon import orthogonalise
 
 TOKENS = 512  # per step, as the seed
@@ -33,7 +34,7 @@ class Case:
     depth: int  # whose width it is
     blocks: int  # that were trained; a block more adds layers, not shapes
     snapshots: list[Snapshot]
-    step_seconds: float  # CPU seconds per optimizer step, with a vocabulary of 256 bytes
+    step_seconds: float  # of an optimizer step, with a vocabulary of 256 bytes, as the bench counts them
 
     @property
     def layers(self) -> int:
@@ -41,7 +42,7 @@ class Case:
         return len(self.snapshots[0].weights)
 
 
-def train(depth: int, blocks: int, ticks: int) -> Case:
+def train(depth: int, blocks: int, ticks: int, device: torch.device) -> Case:
     """Train blocks of width 64 · depth from nanochat's initialisation on the bytes of Python's own library."""
     torch.manual_seed(0)
     width = 64 * depth
@@ -51,7 +52,7 @@ def train(depth: int, blocks: int, ticks: int) -> Case:
         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=TOKENS,
         pad_token_id=None, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    net = NanoChatForCausalLM(config)
+    net = NanoChatForCausalLM(config).to(device)
     matrices = {name: weight for name, weight in net.named_parameters() if weight.ndim == 2 and ".layers." in name}
     for name, weight in matrices.items():
         out, inner = weight.shape
@@ -63,10 +64,11 @@ def train(depth: int, blocks: int, ticks: int) -> Case:
     momentum: dict[str, Tensor] = {}
     text = _library_bytes()
     snapshots: list[Snapshot] = []
-    began = time.thread_time()
+    watch = Stopwatch(device, time.thread_time)
+    watch.start()
     for step in range(EVERY * ticks + 1):
         start = int(torch.randint(len(text) - TOKENS, ()))
-        tokens = text[start : start + TOKENS][None]
+        tokens = text[start : start + TOKENS][None].to(device)
         net.zero_grad()
         net(input_ids=tokens, labels=tokens).loss.backward()
         due = step % EVERY == 0 and step > 0
@@ -78,7 +80,7 @@ def train(depth: int, blocks: int, ticks: int) -> Case:
         if due:
             updates = {name: matrices[name].detach() - old for name, old in before.items()}
             snapshots.append(Snapshot(step, before, gradients, updates))
-    return Case(depth, blocks, snapshots, (time.thread_time() - began) / (EVERY * ticks + 1))
+    return Case(depth, blocks, snapshots, watch.stop() / (EVERY * ticks + 1))
 
 
 def _gradient(weight: Tensor) -> Tensor:

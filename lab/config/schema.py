@@ -21,6 +21,7 @@ class Hardware:
     num_workers: int = 0
     gradient_checkpointing: bool = False
     compile: bool = False
+    deterministic: bool = False  # the same bits twice on CUDA too, at some cost in speed; a CPU gives them anyway
     timeout_s: float | None = 600.0  # without a sign of life, after which a job ends as hung; null: never
 
 

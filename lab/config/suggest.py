@@ -27,6 +27,7 @@ ELSEWHERE = {
     "r": "rank",
     "use_rslora": "scaling",
     "lr_scheduler_type": "schedule.lr_scheduler",
+    "full_determinism": "hardware.deterministic",
 }
 QUOTE = "write KEY=VALUE, and a value with other characters in quotes of its own: \"KEY='VALUE'\"."
 MAP = "a map"

@@ -58,8 +58,13 @@ def run(run_dir: Path) -> RunRecord:
             with _watched(run_dir, config.hardware.timeout_s, result, rank):
                 _import_quietly()
                 from lab.run.host import Host
+                from lab.training.deterministic import deterministic
 
-                Host(run_dir, config, result, main).run()
+                if result.environment:  # it goes on: true of the run where it is of each of its starts
+                    held = result.environment.get("deterministic", False)
+                    result.environment["deterministic"] = held and config.hardware.deterministic
+                with deterministic(config.hardware.deterministic):  # before anything asks CUDA
+                    Host(run_dir, config, result, main).run()
             result.status = "completed"
         except Diverged as error:
             details = {"step": error.step, "examples": error.examples, "module": error.module, "rank": rank}

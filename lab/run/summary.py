@@ -101,6 +101,7 @@ def environment(resolved: Resolved) -> dict[str, Any]:
         "devices": resolved.devices,
         "precision": resolved.precision,
         "threads": resolved.threads,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "commit": commit or None,
     }
 

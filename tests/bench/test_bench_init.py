@@ -43,7 +43,7 @@ def test_a_row_holds_every_column_and_the_table_shows_it(cache):
     row = bench._row(case, "pissa", our_fill(our_schemes()["pissa"], case), None, 1, cache)
     assert row["seconds"] > 0
     assert row["peft_seconds"] is None
-    assert bench.table([row]).row_count == 1
+    assert bench.table([row], "a device").row_count == 1
 
 
 def test_a_run_cut_short_keeps_the_rows_that_it_finished(tmp_path, monkeypatch):
@@ -64,7 +64,7 @@ def test_a_run_cut_short_keeps_the_rows_that_it_finished(tmp_path, monkeypatch):
     [
         (["init", "--shapes", "1024"], "'1024' is no layer of at least 32 a side"),
         (["init", "--spectra", "flat"], "invalid choice: 'flat'"),
-        (["spectral", "--shapes", "96x80"], "--shapes narrows the suite init and has no meaning for spectral"),
+        (["spectral", "--shapes", "96x80"], "--shapes is of the suite init and has no meaning for spectral"),
     ],
 )
 def test_what_cannot_be_narrowed_is_refused(arguments, sentence, capsys):
@@ -73,8 +73,15 @@ def test_what_cannot_be_narrowed_is_refused(arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+def test_every_tensor_of_a_case_goes_to_the_device_and_pefts_layer_with_them():
+    case = make_case(SHAPE, "gaussian").to(torch.device("meta"))
+    assert {each.device.type for each in (case.weight, case.gradient, case.inputs)} == {"meta"}
+    A, B = peft_fill("gaussian", "gaussian", case)()
+    assert A.device.type == B.device.type == "meta"
+
+
 @pytest.mark.slow
 def test_a_whole_model_is_filled_by_both(cache):
-    rows = list(bench._model_rows(num_layers=1, cache=cache))
+    rows = list(bench._model_rows(1, cache, torch.device("cpu")))
     assert [row["scheme"] for row in rows] == ["random", "orthogonal", "pissa", "olora"]
     assert all(row["seconds"] > 0 and row["peft_seconds"] > 0 for row in rows)
