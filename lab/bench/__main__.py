@@ -13,7 +13,7 @@ from lab.bench import BUDGET, MODELS, SPECTRA
 from lab.config import CONF
 from lab.errors import UsageError
 
-SUITES = ("train", "job", "init", "spectral", "pretrain", "gpu")
+SUITES = ("train", "job", "init", "spectral", "pretrain", "study", "gpu")
 RESULTS = "multirun/bench"
 LEAST_SIDE = 32  # of a layer of the suite `init`: lora_ga takes twice the rank of 16
 OWN = {  # options of one suite
@@ -22,6 +22,7 @@ OWN = {  # options of one suite
     "shapes": "init",
     "spectra": "init",
     "schemes": "init",
+    "busy": "job",
     "budget": "gpu",
     "tiny": "gpu",
 }
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", type=command.path, default=None, metavar="DIR", help=f"where the JSON goes ({RESULTS})")
     parser.add_argument("--model", choices=MODELS, help="train: the base, the shipped one unless told otherwise")
     parser.add_argument("--batch", type=_count, metavar="N", help="train: examples a step (16; of 135m 8)")
+    parser.add_argument("--busy", action="store_true", help="job: the default job, alone and beside busy processes")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="OUTxIN", help="init: these layers and no model")
     parser.add_argument("--spectra", nargs="+", choices=SPECTRA, help="init: these spectra of the layers")
     parser.add_argument("--schemes", nargs="+", choices=schemes, metavar="NAME", help="init: these and no model")

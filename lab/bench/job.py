@@ -1,9 +1,10 @@
 """Waiting times of a user: for answers to questions and mistakes, and for the default job, command to exported adapter.
 
-Every row is a process as a user would start it, timed from outside.
+Every row is a process as a user would start it, timed from outside; with `busy`, beside others that keep cores busy.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lab import SHORT_WAITS
 from lab.training.progress import console
 
 ANSWERS = {  # what is asked -> (arguments, the most seconds it should take, by design section 3)
@@ -24,10 +26,17 @@ ANSWERS = {  # what is asked -> (arguments, the most seconds it should take, by 
 }
 JOB = ("init=svd", "rank=16")
 JOB_SECONDS, JOB_MB = 90.0, 1500.0  # of issue 2
+NEIGHBOURS, SLOWER = 2, 2.5  # busy processes; how many times as long a job may take beside them, on two cores
+NEIGHBOUR = "import torch\ntorch.set_num_threads(1)\na = torch.randn(512, 512)\nwhile True: a @ a"
 
 
-def run(quick: bool) -> list[dict[str, Any]]:
-    """A row per question, of medians, and one of the default job with its memory and where its seconds went."""
+def run(quick: bool, busy: bool = False) -> list[dict[str, Any]]:
+    """A row per question, of medians, and one of the default job with its memory and where its seconds went.
+
+    With `busy`, the default job alone and beside busy processes, in turns.
+    """
+    if busy:
+        return beside_others(1 if quick else 5)
     from rich.table import Table
 
     from lab.training.hardware import cpu_name
@@ -49,6 +58,37 @@ def run(quick: bool) -> list[dict[str, Any]]:
     if not quick:
         parts = ", ".join(f"{name} {value:.0f} s" for name, value in rows[-1]["parts"].items())
         console.print(f"the job: {parts}; peak {rows[-1]['peak_mb']:.0f} MB of {JOB_MB:.0f}")
+    return rows
+
+
+def beside_others(repeats: int) -> list[dict[str, Any]]:
+    """Two rows: seconds of the default job, a list and its median, alone and beside NEIGHBOURS busy processes."""
+    from rich.table import Table
+
+    from lab.training.hardware import cpu_name
+
+    seconds: dict[int, list[float]] = {0: [], NEIGHBOURS: []}
+    for repeat in range(repeats):
+        for neighbours, taken in seconds.items():
+            console.print(f"repeat {repeat + 1} of {repeats}: beside {neighbours} busy processes")
+            others = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(neighbours)]
+            try:
+                taken.append(_time(list(JOB), works=True)[0])
+            finally:
+                for other in others:
+                    other.kill()
+                    other.wait()
+    alone = statistics.median(seconds[0])
+    spin = {name: os.environ.get(name) for name in SHORT_WAITS}
+    table = Table(title=f"{' '.join(JOB)}, {cpu_name()}, {len(os.sched_getaffinity(0))} cores, medians of {repeats}")
+    for column in ("busy neighbours", "seconds", "times alone", "at most"):
+        table.add_column(column, justify="right")
+    rows = []
+    for neighbours, taken in seconds.items():
+        median, limit = statistics.median(taken), SLOWER if neighbours else None
+        rows.append({"neighbours": neighbours, "seconds": median, "each": taken, "ratio": median / alone, **spin})
+        table.add_row(str(neighbours), f"{median:.1f}", f"{median / alone:.2f}", "–" if limit is None else f"{limit:g}")
+    console.print(table)
     return rows
 
 

@@ -1,6 +1,6 @@
 """One fine-tuning as a script of its own would do it: transformers.Trainer and peft, from start to saved adapter.
 
-python -m lab.bench.script FOLDER, which holds `base/` and `rows.json`; prints one JSON line. Imports nothing of the lab.
+python -m lab.bench.script FOLDER, with `base/` and `rows.json` in it; prints one JSON line. Imports nothing of the lab.
 """
 
 import json

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from lab import config, record
@@ -73,7 +74,7 @@ def _prepare(folder: Path) -> None:
     model = instantiate.make(settings.model)
     tokenizer = model.tokenizer()
     corpus = load_corpus(instantiate.make(settings.data), tokenizer)
-    model.load(settings.hardware and __import__("torch").float32, 0).save_pretrained(folder / "base")
+    model.load(torch.float32, 0).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows: dict[str, Any] = {side: _rows(getattr(corpus, side)) for side in ("train", "val", "test")}
     rows |= {"rank": RANK, "alpha": settings.alpha, "lr": settings.optim.lr}
@@ -101,7 +102,7 @@ def _timed(command: list[str]) -> tuple[float, float, str]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    shown = Table(title=f"A job of {RANK=}, {rows[0]['device']}, {rows[0]['cores']} cores".replace("RANK=", "rank "))
+    shown = Table(title=f"From start to end, {rows[0]['device']}, {rows[0]['cores']} cores")
     for heading in ("contender", "jobs", "CPU s a job", "wall s a job", "CPU ratio", "wall ratio", "test loss"):
         shown.add_column(heading, justify="left" if heading == "contender" else "right")
     for row in rows:

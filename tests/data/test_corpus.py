@@ -102,7 +102,9 @@ def test_jobs_in_a_row_share_a_text_that_follows_from_its_settings():
     made = load_corpus(generated(), words())
     assert load_corpus(generated(), words()) is made, "another tokenizer object, of the same words"
     assert load_corpus(generated(), words(tokens=["<|im_start|>"])) is not made
-    assert load_corpus(generated(), words(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")) is not made
+    assert (
+        load_corpus(generated(), words(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")) is not made
+    )
     assert load_corpus(generated(), words(pad_token="the")).pad_id != made.pad_id
     assert load_corpus(generated(max_length=255), words()) is not made
     assert len(load_corpus(generated(), words(), 5).val.samples) == 5
