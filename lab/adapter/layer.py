@@ -107,7 +107,7 @@ class LowRankLinear(Linear):
                 u = F.linear(self.lora_dropout[ADAPTER](x), self.scaled_A.to(x.dtype))
                 B = (self.s * self.B).to(x.dtype)
                 return torch.addmm(base.reshape(-1, len(B)), u.reshape(-1, u.shape[-1]), B.T).view_as(base)
-            h = self.lora_dropout[ADAPTER](x.to(self.A.dtype))
+            h = self.lora_dropout[ADAPTER](cast_once(x, self.A.dtype))
             delta = _product(h, self.scaled_A, self.B, self.s)
             if self.offset == "separate":
                 delta = delta + _product(h, self.offset_A, self.offset_B, self.offset_scaling)
@@ -161,6 +161,24 @@ class LowRankLinear(Linear):
                 "a quantised base cannot take the adapter in; export the adapter and merge it on the unquantised base."
             )
         super().merge(*args, **kwargs)
+
+
+def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in another dtype: one copy for all layers that read this tensor, as q, k and v do, and gate and up.
+
+    The copy is kept with the tensor and lives as long; their gradients meet in it, before they are rounded.
+    """
+    if x.dtype == dtype or torch.compiler.is_compiling() or x.is_inference():
+        return x.to(dtype)
+    kept: tuple[int, Tensor] | None = getattr(x, "_cast_once", None)
+    if kept is not None:
+        version, copy = kept
+        grad = x.requires_grad and torch.is_grad_enabled()
+        if version == x._version and copy.dtype == dtype and copy.requires_grad == grad:
+            return copy
+    copy = x.to(dtype)
+    x._cast_once = (x._version, copy)  # type: ignore[attr-defined]
+    return copy
 
 
 def _product(x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

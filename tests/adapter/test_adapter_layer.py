@@ -7,7 +7,7 @@ import torch
 from adapter_models import MODELS, TOKENS, Noise, OneSided, Principal, base, case, logits, train
 from peft import LoraConfig, get_peft_model
 
-from lab.adapter.layer import LowRankLinear, adapted_layers
+from lab.adapter.layer import LowRankLinear, adapted_layers, cast_once
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -174,3 +174,28 @@ def test_every_target_got_our_layer_whichever_way_its_weight_is_stored() -> None
         assert list(layers) == [target.name for target in ours.targets]
         assert all(isinstance(layer, LowRankLinear) for layer in layers.values())
         assert all(layer.fan_in_fan_out == (model == "gpt2") for layer in layers.values())
+
+
+def test_layers_that_read_one_tensor_share_its_cast_and_its_gradient_is_the_sum():
+    x = torch.randn(3, 5, dtype=torch.bfloat16, requires_grad=True)
+    copies = [cast_once(x, torch.float32) for _ in range(3)]
+    assert copies[0] is copies[1] is copies[2]
+    weights = [torch.randn(3, 5) for _ in copies]
+    sum((copy * w).sum() for copy, w in zip(copies, weights, strict=True)).backward()
+    assert torch.equal(x.grad, sum(weights).to(torch.bfloat16)), "rounded once, behind the sum"
+
+
+def test_a_cast_is_not_shared_past_a_change_nor_over_the_border_of_a_graph():
+    x = torch.randn(3, 5, dtype=torch.bfloat16)
+    first = cast_once(x, torch.float32)
+    x.add_(1)
+    assert torch.equal(cast_once(x, torch.float32), x.float())
+    assert not torch.equal(first, x.float())
+    x.requires_grad_()
+    with torch.no_grad():
+        assert not cast_once(x, torch.float32).requires_grad
+    assert cast_once(x, torch.float32).requires_grad
+    assert cast_once(x, torch.bfloat16) is x
+    with torch.inference_mode():
+        y = torch.ones(2, dtype=torch.bfloat16)
+        assert torch.equal(cast_once(y, torch.float32), torch.ones(2))
