@@ -251,6 +251,7 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
     if config.method == "lora" and config.init.get("source") == "teacher" and config.init.get("teacher") is not None:
         yield partial(hub.check, str(config.init["teacher"]), None, key="init.teacher")
     yield partial(instantiate.make_measures, config.metrics)
+    yield partial(instantiate.make, config.svd_policy)
     for part, node, needed in (("model", config.model, "tokenizer"), ("data set", config.data, "load")):
         made = instantiate.make(node)
         if not hasattr(made, needed):
