@@ -21,7 +21,6 @@ Stopped = Literal["difference", "equivalence", "gave_up", "budget", "open"]
 GIVE_UP_FROM = 6  # pairs: before, a spread is too rough a guess to despair of
 HOPELESS_DIFFERENCE = 3.5  # mean over its standard error that the strictest of four contrasts asks for at the horizon
 HOPELESS_EQUIVALENCE = 2.6
-EXPECTED = 0.25  # share of the stated regret that equivalence allows for: keeps 5 % at the margin's edge (simulate.py)
 OPEN, GAVE_UP, DIFFERENT, EQUIVALENT = range(4)
 
 
@@ -32,13 +31,15 @@ class Rules:
     horizon: int = 20  # looks for which the p values are calibrated: a study may be resumed up to it at no price
     budget: int = 12  # seeds after which a contrast stays inconclusive
     give_up: bool = True  # stop what its own estimates would not decide at the horizon; the error rates are the same
+    allowance: float = 0.25  # share of the winner's stated regret that goes from the margin: `python -m lab.verdict`
 
     def __post_init__(self) -> None:
         """Refuse a horizon without a table, and a budget outside the looks."""
         null_table.load(2, self.horizon)
         if not FIRST_LOOK <= self.budget <= self.horizon:
             raise UsageError(
-                f"a budget of {self.budget} seeds is outside {FIRST_LOOK} to {self.horizon}, the first look and the horizon."
+                f"a budget of {self.budget} seeds cannot be kept: choose one from {FIRST_LOOK}, the first look, "
+                f"to {self.horizon}, the horizon."
             )
 
 
@@ -138,7 +139,7 @@ def looks(
     higher_is_better: bool = False,
     regrets: np.ndarray | None = None,
 ) -> Looks:
-    """What looks at differences (…, contrasts, seeds) see; `regrets` is (…, contrasts, 2), of the arm and the baseline."""
+    """What looks at differences (…, contrasts, seeds) see; `regrets` (…, contrasts, 2), of arm and baseline."""
     m = sequential.moments(differences)
     horizon = rules.horizon
     p = sequential.running(sequential.paired_p(m), m.pairs, sides=2, horizon=horizon)
@@ -146,12 +147,12 @@ def looks(
     p_clear, loser = p, np.zeros(1)
     if regrets is not None:
         # Better tuning would only widen a lead: what the loser may have lost is all that a difference must clear.
-        # It may also have hidden a lead: from a margin goes what the winner has lost to be expected.
+        # It may also have hidden a lead: from the margin goes about what the winner is expected to have lost.
         arm_wins = (m.mean > 0) == higher_is_better
         arm, baseline = regrets[..., :1], regrets[..., 1:]
         loser = np.where(arm_wins, baseline, arm)
         p_clear = sequential.running(sequential.paired_p(m, loser), m.pairs, sides=2, horizon=horizon)
-        inside = None if margin is None else margin - EXPECTED * np.where(arm_wins, arm, baseline)
+        inside = None if margin is None else margin - rules.allowance * np.where(arm_wins, arm, baseline)
     return Looks(
         p=p,
         q=sequential.running(sequential.tost_p(m, inside), m.pairs, sides=1, horizon=horizon),

@@ -1,7 +1,7 @@
 """Null distribution of the smallest p value of many looks.     python -m lab.verdict.null_table
 
 Under the null hypothesis the path of paired t statistics, t_4, t_5, …, t_H, is free of the differences' spread. So the
-chance that the smallest of its p values falls below x is one function of x per horizon H: drawn once, shipped as a table.
+chance that the smallest of its p values falls below x is one function of x per horizon H: drawn once, kept as a table.
 """
 
 import csv

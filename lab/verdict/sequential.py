@@ -1,6 +1,6 @@
 """Calibrated running-minimum p values: one contrast, looked at after every seed, stopped whenever anyone likes.
 
-Seeds lie on the last axis of every array; a seed whose pair is lost (a run diverged or failed) is nan and moves nothing.
+Seeds lie on the last axis of every array; a seed whose pair is lost (a run diverged or failed) is nan and moves none.
 """
 
 from collections.abc import Sequence
