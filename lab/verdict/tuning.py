@@ -221,9 +221,8 @@ def _choose(known: Sequence[float], outcomes: Outcomes, seeds: int, spacing: flo
             regret=max(least, curvature * half**2 / 2),
         )
     if whole is None or whole[1] < flat:
-        curvature = None if whole is None else whole[1]
         reason = "flat: the best of the last three"
-        return chosen(rate=lowest[1], rule="flat", reason=reason, curvature=curvature, regret=least)
+        return chosen(rate=lowest[1], rule="flat", reason=reason, curvature=whole[1] if whole else None, regret=least)
     position = min(max(whole[0], points[0][0]), points[2][0])
     # How far the flat side's parabola disagrees tells how far the vertex can be trusted.
     apart = half if flank is None else min(max(2 * abs(flank[0] - position), half / 3), half)

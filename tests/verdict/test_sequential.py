@@ -158,6 +158,12 @@ def test_what_cannot_be_judged_says_why(differences, fault):
     assert state.ci_low is None
 
 
+@pytest.mark.parametrize("value", [0.1, 0.7, 3.3])
+def test_equal_differences_have_no_spread_whatever_they_are(value):
+    """A sum of squares less a squared sum keeps about 1e-8 of the value by rounding; that is no spread to test against."""
+    assert (moments(np.full(20, value)).sd[1:] == 0).all()
+
+
 def test_pairs_beyond_the_horizon_are_not_looked_at():
     d = np.random.default_rng(8).normal(0.3, 1, 30).tolist()
     assert contrast(d, 0.5, 20) == contrast(d[:20], 0.5, 20)
