@@ -18,7 +18,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     5: ("adapter", "training", "svd_policy"),
     4: ("init", "rank_strategy", "ledger", "lab"),
     3: ("spectral", "config", "data", "sweep", "report"),
-    2: ("layer", "model", "record", "cache", "process", "command"),
+    2: ("layer", "model", "record", "cache", "process", "command", "verdict"),
     1: ("structure", "files", "paths", "errors"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
@@ -32,6 +32,7 @@ SEES_ONLY = {
     "spectral": {"errors", "process"},
     "command": {"errors", "paths"},
     "cache": {"files"},
+    "verdict": {"errors"},
     "record": {"errors", "files"},
     "sweep": {"errors", "paths", "record"},
     "report": {"errors", "paths", "command", "record"},
@@ -54,6 +55,7 @@ NEVER = {
     "files": {"torch", "numpy"},
     "errors": {"torch", "numpy"},
     "structure": {"torch", "numpy"},
+    "verdict": {"torch", "transformers", "lightning", "peft", "hydra"},
     "report": {"torch", "transformers", "lightning", "peft", "hydra"},
     "sweep": {"torch", "transformers", "lightning", "peft", "hydra", "numpy"},
     "spectral": {"transformers", "lightning", "peft", "hydra"},
