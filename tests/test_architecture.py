@@ -34,8 +34,8 @@ SEES_ONLY = {
     "cache": {"files"},
     "verdict": {"errors"},
     "record": {"errors", "files"},
-    "sweep": {"errors", "paths", "record"},
-    "report": {"errors", "paths", "command", "record"},
+    "sweep": {"errors", "paths", "record", "verdict"},
+    "report": {"errors", "paths", "command", "record", "verdict"},
     "training": {  # neither pairs nor spectra
         *("errors", "structure", "files", "cache", "record", "process", "model", "data", "config", "lab"),
     },
@@ -57,7 +57,7 @@ NEVER = {
     "structure": {"torch", "numpy"},
     "verdict": {"torch", "transformers", "lightning", "peft", "hydra"},
     "report": {"torch", "transformers", "lightning", "peft", "hydra"},
-    "sweep": {"torch", "transformers", "lightning", "peft", "hydra", "numpy"},
+    "sweep": {"torch", "transformers", "lightning", "peft", "hydra"},
     "spectral": {"transformers", "lightning", "peft", "hydra"},
     "evidence": {"lightning", "peft"},
 }

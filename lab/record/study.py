@@ -11,6 +11,8 @@ from lab.record import SCHEMA, read_json, write_json
 
 STUDY = "study.json"
 MOST_CONTRASTS = 4  # more would cost every one of them its power under Holm
+TWIN_OFFSET = 1000  # between the baseline's seeds and the A/A arm's: far from any seed a person writes
+AA = "aa"  # the arm that is the baseline once more, tuned and judged like any other: it calibrates the procedure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +30,32 @@ class Study:
     metric: str = "test_loss"  # a key of RunRecord.metrics
     higher_is_better: bool = False
     selection_metric: str = "val_loss"  # chooses learning rates and survivors; lower is better
-    margin: float | str  # equivalence margin in units of the metric, or "1%" of the baseline's mean
-    seeds: list[int]  # verdict seeds
-    twin_seeds: list[int]  # the baseline again, data_seed = seeds[i], seed = twin_seeds[i]: the noise floor
-    tune_seeds: list[int]  # never among the verdict seeds
+    margin: float | str  # equivalence margin in units of the metric, "5% of gain" over the base, or "1%" of the loss
+    margin_value: float | None = None  # the margin in units of the metric, written before the first verdict job
+    seeds: list[int]  # verdict seeds, in the order they are taken
+    twin_seeds: list[int]  # data_seed = seeds[i], seed = twin_seeds[i]: of the A/A arm, or none
+    tune_seeds: list[int]  # never among the verdict seeds; all but the first only for the last rates of an arm
     learning_rates: dict[str, list[float]]  # arm -> the grid it starts from; one value means nothing to tune
-    rungs: list[int] = field(default_factory=list)  # optimizer steps at which the worse half stops; empty: never
-    max_jobs: int = 100
+    procedure: int = 1  # 1: a fixed number of seeds at the best of a grid; 2: rates refined, looks after every seed
+    horizon: int | None = None  # looks that the p values are calibrated for; None where there are too few seeds to look
+    budget: int | None = None  # seeds after which a contrast is inconclusive
+    give_up: bool = True  # no more seeds for a contrast that its own estimates leave undecided at the horizon
+    rungs: list[int] = field(default_factory=list)  # of procedure 1
+    max_jobs: int = 100  # what may be spent on learning rates beyond the grids is what this leaves
     seconds_per_job: float | None = None  # measured when the study was written; None where nobody measured
     bytes_per_job: int | None = None
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)  # job id -> where it was submitted
+
+
+def tune_seeds_of(study: Study, arm: str) -> list[int]:
+    """The tuning seeds of an arm; the A/A arm has its own, so that its tuning repeats nothing of the baseline's."""
+    return [seed + TWIN_OFFSET for seed in study.tune_seeds] if arm == AA else study.tune_seeds
+
+
+def verdict_seeds_of(study: Study, arm: str) -> list[tuple[int, int]]:
+    """(seed, data_seed) of an arm's verdict runs, in the order they are taken."""
+    own = study.twin_seeds if arm == AA else study.seeds
+    return list(zip(own, study.seeds, strict=True))
 
 
 def write_study(study_dir: Path, study: Study) -> None:

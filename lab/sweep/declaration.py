@@ -6,20 +6,24 @@ from dataclasses import fields
 from typing import Any
 
 from lab.errors import UsageError, nearest
-from lab.record.study import MOST_CONTRASTS, Study
+from lab.record.study import AA, MOST_CONTRASTS, TWIN_OFFSET, Study
+from lab.verdict import margin
+from lab.verdict.family import Rules
+from lab.verdict.null_table import FIRST_LOOK
 
-TWIN_OFFSET = 1000  # seed of the baseline's A/A partner: far from any seed a person writes
 SIZES = ("quick", "default", "full")
 RATE, SEED = "optim.lr", "seed"
 _NEEDED = ("name", "question", "arms", "baseline", "margin", "seeds", "learning_rates")
-_KNOWN = sorted(({item.name for item in fields(Study)} | {"sizes"}) - {"schema", "size", "twin_seeds", "jobs"})
+_OWN = {"schema", "size", "twin_seeds", "jobs", "margin_value", "procedure", "rungs"}  # of study.json alone
+_KNOWN = sorted(({item.name for item in fields(Study)} | {"sizes", "aa"}) - _OWN)
 
 
 def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str, Sequence[str]] | None = None) -> Study:
     """The study a YAML block declares, resized and narrowed.
 
     `block` holds Study's fields (`learning_rates` may be one list for all arms, an arm one override) and
-    `sizes: {quick: {…}, full: {…}}`, whose keys replace the block's; `arms` there may be a list of names to keep.
+    `sizes: {quick: {…}, full: {…}}`, whose keys replace the block's; `arms` there may be a list of names to keep. With
+    four seeds or more there are looks, up to `budget` of a `horizon`, and the A/A arm unless `aa: false`.
     `given` maps a key of the command line to its values: those of an axis (a key some arm sets, `seed`,
     `optim.lr`) replace it; any other key with a single value holds for every job.
     Raises UsageError for a declaration that contradicts itself, and for a list over something that is no axis.
@@ -44,6 +48,13 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
                 f"its axes are {', '.join([*axes(arms), SEED, RATE])}."
             )
     baseline = plain["baseline"] if plain["baseline"] in arms or not given else next(iter(arms))
+    looks = len(seeds) >= FIRST_LOOK
+    rules = Rules(**{key: int(plain[key]) for key in ("horizon", "budget") if key in plain})
+    again = looks and plain.pop("aa", True)
+    plain.pop("aa", None)
+    contrasts = _contrasts(plain, set(block["arms"]), arms, baseline)
+    if again and AA not in arms and baseline in arms:
+        arms, grid = arms | {AA: arms[baseline]}, grid | {AA: grid[baseline]}
     study = Study(
         **plain
         | {
@@ -52,13 +63,16 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
             "learning_rates": grid,
             "common": common,
             "baseline": baseline,
-            "contrasts": _contrasts(plain, set(block["arms"]), arms, baseline),
+            "contrasts": contrasts,
             "seeds": seeds,
-            "twin_seeds": [seed + TWIN_OFFSET for seed in seeds],
+            "twin_seeds": [seed + TWIN_OFFSET for seed in seeds] if again else [],
             "tune_seeds": list(plain.get("tune_seeds", [0])),
+            "procedure": 2,
+            "horizon": rules.horizon if looks else None,
+            "budget": min(rules.budget, len(seeds)) if looks else None,
         }
     )
-    _check(study)
+    _check(study, list(plain["arms"]))
     return study
 
 
@@ -75,6 +89,11 @@ def _resize(block: Mapping[str, Any], size: str) -> dict[str, Any]:
     for key, value in (sizes.get(size) or {}).items():
         keeps = key == "arms" and not isinstance(value, Mapping)
         plain[key] = {name: plain["arms"][name] for name in value} if keeps else value
+    if "rungs" in plain:
+        raise UsageError(
+            "rungs halve within a schedule, where the losses of one half are not those of the other's schedule; give "
+            "two tune_seeds, the second of which only the last rates of an arm are run on."
+        )
     for key in plain:
         if key not in _KNOWN:
             raise UsageError(f"a study declares no {key!r}{nearest(key, _KNOWN)}; known are {', '.join(_KNOWN)}.")
@@ -109,7 +128,7 @@ def _contrasts(plain: Mapping[str, Any], known: set[str], arms: Mapping[str, lis
     return declared + [name for name in others if name not in known and name not in declared][:room]
 
 
-def _check(study: Study) -> None:
+def _check(study: Study, block_arms: Sequence[str]) -> None:
     """Raises UsageError for what would make the study's verdicts meaningless."""
     strangers = [name for name in [study.baseline, *study.contrasts] if name not in study.arms]
     if strangers:
@@ -119,14 +138,16 @@ def _check(study: Study) -> None:
             f"{study.name} declares {len(study.contrasts)} contrasts with {study.baseline!r}; "
             f"at most {MOST_CONTRASTS}, none of them the baseline itself, can be judged."
         )
-    every = [*study.seeds, *study.twin_seeds, *study.tune_seeds]
+    if AA in block_arms:
+        raise UsageError(f"the arm {AA!r} of {study.name} has the name of the A/A arm; give it another.")
+    margin.parse(study.margin)
+    twice = [seed + TWIN_OFFSET for seed in study.tune_seeds] if study.twin_seeds else []
+    every = [*study.seeds, *study.twin_seeds, *study.tune_seeds, *twice]
     if len(set(every)) < len(every) or not study.seeds:
         raise UsageError(f"seeds {study.seeds} and tuning seeds {study.tune_seeds} must be distinct and some.")
     for name, grid in study.learning_rates.items():
         if not grid or len(set(grid)) < len(grid) or not all(rate > 0 and math.isfinite(rate) for rate in grid):
             raise UsageError(f"learning rates {grid} of {name} must be positive, distinct and some.")
-    if study.rungs != sorted(set(study.rungs)) or any(rung < 1 for rung in study.rungs):
-        raise UsageError(f"rungs {study.rungs} must be optimizer steps in rising order.")
 
 
 def _whole(value: str) -> int:

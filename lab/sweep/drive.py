@@ -44,8 +44,9 @@ def drive(
                     print(f"left out: {problem}", file=sys.stderr, flush=True)
             named.update(unreadable)
             now = plan(study, seen, queued_jobs(study_dir, study.jobs), attempts)
-            for stop in now.stops:
-                runs.stop(stop)
+            if now.margin is not None and study.margin_value is None:
+                study = replace(study, margin_value=now.margin)
+                write_study(study_dir, study)
             if not keep_checkpoints:
                 _drop_checkpoints(seen, now)
             if now.finished:
@@ -55,8 +56,8 @@ def drive(
                 _print_progress(study, seen, batch)
                 study = _submit(study_dir, study, batch, launch, launcher)
                 for job in batch:
-                    attempts[job.key] = attempts.get(job.key, 0) + 1
-            elif not now.stops:
+                    attempts[job.id] = attempts.get(job.id, 0) + 1
+            else:
                 time.sleep(poll_seconds)
     for note in now.notes:
         print(note, file=sys.stderr)
@@ -79,7 +80,7 @@ def _submit(
         if directory is None:
             directory, number = f"{number}_{job.id}", number + 1
         submitted = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        entries[job.key] = {"directory": directory, "launcher": launcher, "submitted": submitted}
+        entries[job.id] = {"directory": directory, "launcher": launcher, "submitted": submitted}
         overrides.append(_overrides(job, directory))
     study = replace(study, jobs={**study.jobs, **entries})
     write_study(study_dir, study)
@@ -95,7 +96,7 @@ def _directory(study_dir: Path, study: Study, job: Job) -> str | None:
     """Its own where it continues, the one it was given where it died before it wrote anything; None for a new one."""
     if job.resume is not None:
         return job.resume.name
-    given = study.jobs.get(job.key, {}).get("directory")
+    given = study.jobs.get(job.id, {}).get("directory")
     return None if given is None or (study_dir / given / record.RESULT).exists() else str(given)
 
 
@@ -116,13 +117,13 @@ def _next_number(study_dir: Path, study: Study) -> int:
 
 def _drop_checkpoints(seen: Sequence[Seen], now: Plan) -> None:
     for run in seen:
-        may_continue = run.status not in ENDED or (run.stage == "halve" and run.status == "completed")
-        if not may_continue or now.finished:
+        if run.status in ENDED or now.finished:
             runs.drop_checkpoints(run.path)
 
 
 def _print_progress(study: Study, seen: Sequence[Seen], batch: Sequence[Job]) -> None:
     cost = runs.forecast(study, seen)
-    left = "" if cost.hours is None else f", {cost.hours:.2f} hours of jobs left"
-    what = batch[0].key if len(batch) == 1 else f"{len(batch)} jobs"
-    print(f"\n{study.name}: {cost.done} of {cost.jobs} jobs done{left}. Now {what}", flush=True)
+    left = "" if cost.hours is None else f", {cost.hours:.2f} hours of jobs left at least"
+    count = f"{cost.jobs}" if cost.most == cost.jobs else f"{cost.jobs} to {cost.most}"
+    what = batch[0].id if len(batch) == 1 else f"{len(batch)} jobs"
+    print(f"\n{study.name}: {cost.done} of {count} jobs done{left}. Now {what}", flush=True)

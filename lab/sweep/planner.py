@@ -1,99 +1,179 @@
 """Planner of a study, a pure function: what is on disk goes in, the next jobs come out. Asked again, it agrees."""
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
-from lab.record.study import Study, best_learning_rate
-from lab.sweep.halving import halve
+from lab.record.study import AA, Study, tune_seeds_of, verdict_seeds_of
 from lab.sweep.job import Plan, Seen, State, outcomes_of
-
-MOST_EXTENSIONS = 4  # half-decades beyond the grid: two orders of magnitude are enough to see a runaway
+from lab.verdict import family, margin, tuning
+from lab.verdict.null_table import FIRST_LOOK
+from lab.verdict.tuning import MOST_EXTENSIONS, Tuned
 
 
 def plan(
     study: Study, seen: Iterable[Seen], queued: Collection[str] = (), attempts: Mapping[str, int] | None = None
 ) -> Plan:
-    """Next jobs of a study: tune every arm, then judge it on all seeds at its own learning rate.
+    """Next jobs of a study: tune every arm, then judge it at its own learning rate, a seed at a time.
 
-    `queued` holds the keys of jobs that a launcher has accepted and that have not ended; `attempts` how often a key
-    was submitted since the sweep was last started, so that what cannot end is given up. The plan depends on nothing
-    else, so a planner that died is replaced by calling it again. Verdict jobs come seed by seed, arms in turns, so
-    that a machine that slows down slows all arms. Source: issue 6, "Sweeping".
+    `queued` holds the ids of jobs that a launcher has accepted and that have not ended; `attempts` how often one was
+    submitted since the sweep was last started, so that what cannot end is given up. The plan depends on nothing else,
+    so a planner that died is replaced by calling it again. Verdict jobs come seed by seed, arms in turns, so that a
+    machine that slows down slows all arms.
     """
     result, state = Plan(), State(study, tuple(seen), frozenset(queued), attempts or {})
-    for arm, grid in study.learning_rates.items():
-        rate = grid[0] if len(grid) == 1 else _tune(state, arm, grid, result)
-        if rate is None:
-            continue
-        result.chosen[arm] = rate
-        for seed in study.seeds:
-            state.want(result, "verdict", arm, rate, seed, seed)
-        if arm == study.baseline:
-            for twin, seed in zip(study.twin_seeds, study.seeds, strict=True):
-                state.want(result, "verdict", arm, rate, twin, seed)
+    for arm in sorted(study.arms, key=lambda arm: arm != study.baseline):
+        tuned = _tune(state, arm, result)
+        if tuned is not None:
+            result.tuned[arm] = tuned
+            if tuned.rate is None:
+                result.notes.append(f"{arm}: {tuned.reason}, so it gets no verdict")
+            elif tuned.rule == "edge":
+                result.notes.append(f"{arm}: {tuned.reason}, {tuned.rate:g}")
+    if study.baseline in result.tuned:
+        result.margin = _margin(state, result)
+    if len(result.tuned) == len(study.arms):  # not before: arms are to take turns
+        _judge(state, result)
     verdicts = [job for job in result.jobs if job.stage == "verdict"]
     verdicts.sort(key=lambda job: study.seeds.index(job.data_seed))
     result.jobs = [job for job in result.jobs if job.stage != "verdict"] + verdicts
     return result
 
 
-def next_rate(rate: float, upward: bool) -> float:
-    """The neighbour half a decade away, in the 1, 3, 10 series where the rate is in it."""
-    digits = f"{rate:.6e}"
-    mantissa, exponent = float(digits.split("e")[0]), int(digits.split("e")[1])
-    if mantissa == 1.0:
-        return float(f"3e{exponent if upward else exponent - 1}")
-    if mantissa == 3.0:
-        return float(f"1e{exponent + 1 if upward else exponent}")
-    return float(f"{rate * math.sqrt(10) ** (1 if upward else -1):.3g}")
+def fewest_jobs(study: Study) -> int:
+    """Tuning as long as no best rate lies at an edge, and verdicts that end at the first look."""
+    return tuning_jobs(study) + sum(first_seeds(study, arm) for arm in study.arms)
 
 
-def jobs_before_extensions(study: Study) -> int:
-    """Tuning on the declared grids, then every arm's verdict seeds and the baseline's twins."""
-    tuning = sum(len(grid) * len(study.tune_seeds) for grid in study.learning_rates.values() if len(grid) > 1)
-    return tuning + len(study.arms) * len(study.seeds) + len(study.twin_seeds)
+def most_jobs(study: Study) -> int:
+    """The same with verdicts up to the budget; extensions of the grids come on top."""
+    judged = {study.baseline, *study.contrasts, AA} & set(study.arms)
+    more = (study.budget or 0) - FIRST_LOOK if study.horizon is not None else 0
+    return fewest_jobs(study) + len(judged) * more
+
+
+def tuning_jobs(study: Study) -> int:
+    """The baseline's grid, three rates of every arm that shares it, and the refinement of each."""
+    total = 0
+    for arm, grid in study.learning_rates.items():
+        if len(grid) > 1:
+            around = grid[len(grid) // 2] if _follows(study, arm) else None
+            last = 3 * (len(study.tune_seeds) - 1)
+            total += len(tuning.first_rates(grid, around)) + 2 + last
+    return total
+
+
+def first_seeds(study: Study, arm: str) -> int:
+    """Verdict seeds of an arm that are run without a look."""
+    return min(FIRST_LOOK, len(study.seeds)) if study.horizon is not None else len(verdict_seeds_of(study, arm))
 
 
 def extensions_per_arm(study: Study) -> int:
     """Half-decades by which an arm's grid may grow: an equal share of the jobs left, whatever the other arms do."""
     tuned = sum(len(grid) > 1 for grid in study.learning_rates.values())
-    left = study.max_jobs - jobs_before_extensions(study)
-    return max(0, min(MOST_EXTENSIONS, left // max(1, tuned * len(study.tune_seeds))))
+    return max(0, min(MOST_EXTENSIONS, (study.max_jobs - fewest_jobs(study)) // max(1, tuned)))
 
 
-def _tune(state: State, arm: str, grid: Sequence[float], result: Plan) -> float | None:
-    """The arm's best learning rate, or None while runs are missing; the grid grows while its best is at an edge."""
-    search = halve if state.study.rungs else _outcomes
-    outcomes = search(state, arm, grid, result)
-    if outcomes is None:
-        return None
-    allowed = extensions_per_arm(state.study)
-    for extension in range(allowed + 1):
-        best = best_learning_rate(outcomes)
-        rates = sorted(outcomes)
-        if best is None and not any(outcomes.values()):
-            result.notes.append(f"{arm}: every tuning job failed, so it gets no verdict")
+def _follows(study: Study, arm: str) -> bool:
+    """True for an arm whose search starts around the baseline's best rate."""
+    grids = study.learning_rates
+    return arm != study.baseline and sorted(grids[arm]) == sorted(grids[study.baseline]) and len(grids[arm]) > 3
+
+
+def _tune(state: State, arm: str, result: Plan) -> Tuned | None:
+    """The arm's learning rate, or None while runs are missing."""
+    study, around = state.study, None
+    if _follows(study, arm):
+        baseline = result.tuned.get(study.baseline)
+        if baseline is None:
             return None
-        # Where everything diverged the only way out is down.
-        upward = best == rates[-1] and len(rates) > 1
-        if best is not None and best not in (rates[0], rates[-1]):
-            return best
-        if extension == allowed:
+        around = tuning.best_rate(study.learning_rates[study.baseline], {r: [v] for r, v in baseline.curve.items()})
+    outcomes: dict[float, list[float | None]] = {}
+    seeds = tune_seeds_of(study, arm)
+    while True:
+        step = tuning.tune(
+            study.learning_rates[arm],
+            outcomes,
+            around=around,
+            seeds=len(seeds),
+            most_extensions=extensions_per_arm(study),
+        )
+        if isinstance(step, Tuned):
+            return step
+        runs = {
+            rate: [state.want(result, "tune", arm, rate, seed, seed) for seed in seeds[: step.seeds]]
+            for rate in step.rates
+        }
+        if any(run is None for own in runs.values() for run in own):
+            return None
+        outcomes |= {rate: outcomes_of(run for run in own if run is not None) for rate, own in runs.items()}
+
+
+def _margin(state: State, result: Plan) -> float | None:
+    """The margin in units of the metric: as it was written down, else by the baseline's run of the tuning seed.
+
+    Where nothing was tuned there is none, and its first verdict seeds stand for it.
+    """
+    study = state.study
+    if study.margin_value is not None:
+        return study.margin_value
+    rate = result.tuned[study.baseline].rate
+    if rate is None:
+        return None
+    stage, seeds = "tune", study.tune_seeds[:1]
+    curve = result.tuned[study.baseline].curve
+    if not curve:
+        stage, seeds = "verdict", study.seeds[: first_seeds(study, study.baseline)]
+    near = min(curve, key=lambda each: abs(each - rate)) if curve else rate
+    runs = [state.ended(stage, study.baseline, near, seed) for seed in seeds]
+    if any(run is None for run in runs):
+        return None
+    ends = [(run.base, run.outcome) for run in runs if run is not None]
+    return margin.value(study.margin, ends)
+
+
+def _judge(state: State, result: Plan) -> None:
+    """Ask for the runs of the next looks."""
+    study = state.study
+    ready = {arm: own for arm, own in result.tuned.items() if own.rate is not None}
+    wanted = {arm: first_seeds(study, arm) for arm in ready}
+    if study.horizon is not None and study.baseline in ready:
+        rules = family.Rules(horizon=study.horizon, budget=study.budget or study.horizon, give_up=study.give_up)
+        for names in (study.contrasts, [AA] if AA in study.arms else []):
+            judged = [name for name in names if name in ready or name not in result.tuned]
+            families = family.judge(
+                {name: _differences(state, result, name) if name in ready else [] for name in judged},
+                result.margin,
+                higher_is_better=study.higher_is_better,
+                rules=rules,
+                regrets={name: _regrets(result, name, study.baseline) for name in judged},
+            )
+            wanted |= {name: seeds for name, seeds in families.wanted.items() if name in ready}
+        wanted[study.baseline] = max(wanted.values())
+    for arm, count in wanted.items():
+        rate = ready[arm].rate
+        assert rate is not None
+        for seed, data_seed in verdict_seeds_of(study, arm)[:count]:
+            state.want(result, "verdict", arm, rate, seed, data_seed)
+
+
+def _differences(state: State, result: Plan, arm: str) -> list[float | None]:
+    """Arm − baseline, seed by seed up to the first that has not ended for both; None for a pair that is lost."""
+    study, differences = state.study, list[float | None]()
+    rates = [result.tuned[name].rate for name in (arm, study.baseline)]
+    pairs = zip(verdict_seeds_of(study, arm), study.seeds, strict=True)
+    for (seed, _), other in pairs:
+        ended = [
+            state.ended("verdict", name, rate, own)
+            for name, rate, own in zip((arm, study.baseline), rates, (seed, other), strict=True)
+            if rate is not None
+        ]
+        values = [run.value if run.status == "completed" else None for run in ended if run is not None]
+        if len(values) < 2:
             break
-        more = _outcomes(state, arm, [next_rate(rates[-1] if upward else rates[0], upward)], result)
-        if more is None:
-            return None
-        outcomes = {**outcomes, **more}
-    edge = "no learning rate converged" if best is None else f"the best learning rate {best:g} is still at the edge"
-    result.notes.append(f"{arm}: {edge} after {allowed} extensions")
-    return best
+        a, b = values
+        differences.append(None if a is None or b is None else a - b)
+    return differences
 
 
-def _outcomes(state: State, arm: str, rates: Sequence[float], result: Plan) -> dict[float, list[float | None]] | None:
-    """Selection metric per rate and tuning seed (None: diverged; absent: failed); None while any is missing."""
-    done = {
-        rate: [state.want(result, "tune", arm, rate, seed, seed) for seed in state.study.tune_seeds] for rate in rates
-    }
-    if any(run is None for runs in done.values() for run in runs):
-        return None
-    return {rate: outcomes_of(run for run in runs if run is not None) for rate, runs in done.items()}
+def _regrets(result: Plan, arm: str, baseline: str) -> tuple[float, float]:
+    """What tuning may have cost the arm and the baseline."""
+    return tuple(result.tuned[name].cost if name in result.tuned else 0.0 for name in (arm, baseline))  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Runs of a study on disk: the scan that planning starts from, the two things a sweep writes, and the forecast."""
+"""Runs of a study on disk: the scan that planning starts from, what is dropped of them, and the forecast."""
 
 import statistics
 from collections.abc import Iterable
@@ -7,9 +7,10 @@ from pathlib import Path
 
 from lab import record
 from lab.errors import UsageError, visible
-from lab.record.study import Study
-from lab.sweep.job import Seen, Stop
-from lab.sweep.planner import extensions_per_arm, jobs_before_extensions
+from lab.record.study import AA, Study
+from lab.sweep.job import Seen
+from lab.sweep.planner import extensions_per_arm, fewest_jobs, most_jobs, tuning_jobs
+from lab.verdict.null_table import FIRST_LOOK
 
 
 def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
@@ -28,8 +29,6 @@ def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
         if read.stage is None or read.arm is None or seed is None or rate is None:
             unreadable.append(f"{path} belongs to no stage, arm, seed or learning rate of a study.")
             continue
-        steps = (read.config.get("schedule") or {}).get("max_steps")
-        rung = study.rungs.index(steps) if steps in study.rungs else 0
         seen.append(
             Seen(
                 path=path.parent,
@@ -39,19 +38,13 @@ def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
                 seed=int(seed),
                 status=status,
                 outcome=read.metrics.get(study.selection_metric),
-                rung=rung if read.rung is None else read.rung,
+                base=read.metrics.get(f"base_{study.selection_metric}"),
+                value=read.metrics.get(study.metric),
                 seconds=read.seconds.get("total"),
                 size=sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
             )
         )
     return seen, unreadable
-
-
-def stop(one: Stop) -> None:
-    """Write into a run's record that a rung ended it, and why."""
-    read = record.read(one.path)
-    read.status, read.error = "stopped", {"type": "Halved", "message": one.reason}
-    record.write(one.path, read)
 
 
 def drop_checkpoints(run_dir: Path) -> None:
@@ -64,11 +57,13 @@ def drop_checkpoints(run_dir: Path) -> None:
 class Forecast:
     """Cost of a study; None where nobody has measured a job."""
 
-    jobs: int  # without extensions
-    extensions: int  # at most
+    jobs: int  # where every contrast is decided at the first look
+    most: int  # where none is decided within the budget
+    extensions: int  # at most, on top
     done: int
-    hours: float | None  # of the jobs still to run, one after another
-    gigabytes: float | None  # of the whole study when it has ended
+    hours: float | None  # of the fewest jobs still to run, one after another
+    most_hours: float | None
+    gigabytes: float | None  # of the whole study when it has ended, at most
 
 
 def forecast(study: Study, seen: Iterable[Seen] = ()) -> Forecast:
@@ -78,38 +73,55 @@ def forecast(study: Study, seen: Iterable[Seen] = ()) -> Forecast:
     sizes = [run.size for run in ended if run.size is not None]
     each = statistics.median(seconds) if seconds else study.seconds_per_job
     bytes_each = statistics.median(sizes) if sizes else study.bytes_per_job
-    jobs = jobs_before_extensions(study)
+    jobs, most = fewest_jobs(study), most_jobs(study)
     tuned = sum(len(grid) > 1 for grid in study.learning_rates.values())
-    left = max(0, jobs - len(ended))
+    hours = [None if each is None else max(0, count - len(ended)) * each / 3600 for count in (jobs, most)]
     return Forecast(
         jobs=jobs,
-        extensions=extensions_per_arm(study) * tuned * len(study.tune_seeds),
+        most=most,
+        extensions=extensions_per_arm(study) * tuned,
         done=len(ended),
-        hours=None if each is None else left * each / 3600,
-        gigabytes=None if bytes_each is None else jobs * bytes_each / 1e9,
+        hours=hours[0],
+        most_hours=hours[1],
+        gigabytes=None if bytes_each is None else most * bytes_each / 1e9,
     )
 
 
 def describe(study: Study, seen: Iterable[Seen] = ()) -> str:
     """The plan as it is printed before a study starts: arms, stages, jobs, hours, disk."""
     cost = forecast(study, seen)
-    hours = "–" if cost.hours is None else f"{cost.hours:.2f}" if cost.hours < 10 else f"{cost.hours:.0f}"
     disk = "–" if cost.gigabytes is None else f"{cost.gigabytes:.2f}"
-    tuned = {arm: grid for arm, grid in study.learning_rates.items() if len(grid) > 1}
+    tuned = [arm for arm, grid in study.learning_rates.items() if len(grid) > 1]
     lines = [f"{study.name} ({study.size}): {study.question}"]
     for arm, overrides in study.arms.items():
         role = "baseline" if arm == study.baseline else "judged" if arm in study.contrasts else "described"
+        if arm == AA:
+            role = "A/A"
         rates = ", ".join(f"{rate:g}" for rate in study.learning_rates[arm])
         lines.append(f"  {arm:<20} {role:<10} {' '.join(overrides) or 'the defaults'}   lr {rates}")
     if tuned:
-        grids = sum(map(len, tuned.values())) * len(study.tune_seeds)
-        rungs = f", halved at steps {', '.join(map(str, study.rungs[:-1]))}" if len(study.rungs) > 1 else ""
-        lines.append(f"  tune     {grids} jobs on tuning seed {', '.join(map(str, study.tune_seeds))}{rungs}")
+        seeds = ", ".join(map(str, study.tune_seeds))
+        lines.append(
+            f"  tune     {tuning_jobs(study)} jobs on tuning seed {seeds}: half decades, then quarters round the best"
+        )
         if cost.extensions:
             lines.append(f"           and at most {cost.extensions} more where a best learning rate is at an edge")
-    lines.append(f"  verdict  {len(study.arms) * len(study.seeds)} jobs on seeds {', '.join(map(str, study.seeds))}")
-    lines.append(f"  A/A      {len(study.twin_seeds)} jobs: {study.baseline} again on the same data orders")
+    if study.horizon is None:
+        lines.append(f"  verdict  none: numbers of {len(study.seeds)} seeds, and four are the fewest to judge by")
+    else:
+        lines.append(
+            f"  verdict  {FIRST_LOOK} to {study.budget} seeds an arm: a look after each from the {FIRST_LOOK}th on, "
+            f"and no more for what is decided"
+        )
+    if AA in study.arms:
+        lines.append(f"  A/A      {study.baseline} once more as arm {AA}, tuned and judged on seeds of its own")
     margin = study.margin if isinstance(study.margin, str) else f"{study.margin:g}"
     lines.append(f"  judged by {study.metric}, equivalent within {margin}")
-    lines.append(f"  {cost.jobs} jobs, {cost.done} done; {hours} hours one after another; {disk} GB of disk")
+    count = f"{cost.jobs}" if cost.most == cost.jobs else f"{cost.jobs} to {cost.most}"
+    hours = dict.fromkeys((_hours(cost.hours), _hours(cost.most_hours)))
+    lines.append(f"  {count} jobs, {cost.done} done; {' to '.join(hours)} hours one after another; {disk} GB of disk")
     return visible("\n".join(lines))
+
+
+def _hours(hours: float | None) -> str:
+    return "–" if hours is None else f"{hours:.2f}" if hours < 10 else f"{hours:.0f}"

@@ -46,6 +46,11 @@ class Tuned:
     largest_kept: float | None = None  # the largest up to which every rate run kept within `lost` of the best
 
     @property
+    def cost(self) -> float:
+        """What the choice may have cost: 0 where nothing was chosen, unbounded where it may lie beyond an edge."""
+        return 0.0 if self.rule == "declared" else math.inf if self.regret is None else self.regret
+
+    @property
     def to_cliff(self) -> float | None:
         """Decades from the chosen rate up to the largest that did not lose; negative where it lies beyond."""
         if self.rate is None or self.largest_kept is None:
@@ -87,6 +92,8 @@ def tune(
         if wanted:
             return wanted
         best = best_rate(coarse, outcomes)
+        if not any(outcomes[rate] for rate in coarse):
+            break
         edges = min(coarse), max(coarse)
         if best is not None and best not in edges:
             break

@@ -39,7 +39,7 @@ def test_a_list_on_the_command_line_replaces_an_axis():
     study = declare(
         BLOCK, given={"rank": ["64", "8", "128"], "seed": ["3", "4", "5", "6"], "optim.lr": ["1e-3", "3e-3"]}
     )
-    assert study.arms == {"r64": ["rank=64"], "r8": ["rank=8"], "rank=128": ["rank=128"]}
+    assert study.arms == {"r64": ["rank=64"], "r8": ["rank=8"], "rank=128": ["rank=128"], "aa": ["rank=64"]}
     assert study.contrasts == ["r8", "rank=128"]
     assert study.seeds == [3, 4, 5, 6]
     assert study.twin_seeds == [1003, 1004, 1005, 1006]
@@ -66,7 +66,9 @@ def test_a_single_value_of_another_key_holds_for_every_job():
         ({"seeds": []}, {}, "distinct and some"),
         ({"learning_rates": []}, {}, "positive"),
         ({"learning_rates": [-1.0]}, {}, "positive"),
-        ({"rungs": [20, 10]}, {}, "rising"),
+        ({"rungs": [20, 10]}, {}, "two tune_seeds"),
+        ({"horizon": 7}, {}, "horizon"),
+        ({"aa": False, "margin": "1%0"}, {}, "is no margin"),
         ({"armz": {}}, {}, "did you mean arms"),
         ({"sizes": {"huge": {}}}, {}, "sizes are"),
         ({}, {"seed": ["one"]}, "whole number"),

@@ -1,6 +1,7 @@
 """A study driven to its end by a launcher that writes records, however often it is interrupted."""
 
 import json
+import math
 import re
 
 import pytest
@@ -41,7 +42,7 @@ class Launcher:
                 folder,
                 RunRecord(
                     status=self.status(given), stage=given["stage"], arm=given["arm"].strip("'"), seed=seed,
-                    config={"optim": {"lr": rate}}, metrics={"val_loss": abs(rate - 1e-3) + seed / 100},
+                    config={"optim": {"lr": rate}}, metrics={"val_loss": math.log10(rate / 1e-3) ** 2 + seed / 100},
                 ),
             )  # fmt: skip
 
@@ -66,7 +67,7 @@ def test_a_study_is_tuned_and_judged_in_numbered_directories(study_dir):
     assert go(study_dir, Launcher(study_dir)) == []
     names = sorted((path.name for path in study_dir.iterdir() if path.is_dir()), key=lambda n: int(n.split("_")[0]))
     assert names[0] == "0_tune_a_lr=0.0001_seed=0"
-    assert names[-1] == "11_verdict_svd[gradient]_lr=0.001_seed=2"
+    assert names[-1] == "13_verdict_svd[gradient]_lr=0.001_seed=2"
     assert all(re.fullmatch(r"\d+_(tune|verdict)_.+_lr=.+_seed=\d+", name) for name in names)
     assert {entry["directory"] for entry in read_study(study_dir).jobs.values()} == set(names)
 
@@ -74,7 +75,7 @@ def test_a_study_is_tuned_and_judged_in_numbered_directories(study_dir):
 def test_a_launcher_of_many_gets_a_stage_at_once(study_dir):
     launcher = Launcher(study_dir)
     go(study_dir, launcher, one_by_one=False)
-    assert launcher.batches == [6, 6]
+    assert launcher.batches == [6, 4, 4], "the grids, their refinements, the verdicts"
 
 
 @pytest.mark.parametrize("dies_at", [0, 3, 6, 11])
@@ -93,7 +94,7 @@ def test_a_planner_that_dies_is_replaced_and_leaves_the_same_runs(study_dir, tmp
 def test_a_failed_job_is_retried_once_and_named_and_stops_no_other(study_dir):
     broken = Launcher(study_dir, status=lambda given: "failed" if given["seed"] == "2" else "completed")
     assert go(study_dir, broken) == ["verdict_a_lr=0.001_seed=2", "verdict_svd[gradient]_lr=0.001_seed=2"]
-    assert len(broken.batches) == 14
+    assert len(broken.batches) == 16
     assert go(study_dir, Launcher(study_dir)) == []
 
 
@@ -111,7 +112,7 @@ def test_completed_jobs_drop_what_only_a_continuation_needs(study_dir, tmp_path)
     kept = tmp_path / "kept"
     kept.mkdir()
     go(kept, Launcher(kept), keep_checkpoints=True, study=STUDY)
-    assert len(list(kept.glob("*/checkpoints/last.ckpt"))) == 12
+    assert len(list(kept.glob("*/checkpoints/last.ckpt"))) == 14
 
 
 def test_two_planners_do_not_share_a_directory(study_dir):
@@ -135,5 +136,5 @@ def test_a_job_that_another_process_runs_is_waited_for(study_dir, monkeypatch):
     monkeypatch.setattr("lab.sweep.drive.time.sleep", ends)
     launcher = Launcher(study_dir)
     go(study_dir, launcher, one_by_one=False)
-    # the other arm is tuned, so its verdict need not wait
-    assert launcher.batches == [5, 2, 4]
+    # the other arm's refinement need not wait, but both are judged together
+    assert launcher.batches == [5, 2, 2, 4]

@@ -1,39 +1,37 @@
-from lab.record import RunRecord, lock, read, write
+from lab.record import RunRecord, lock, write
 from lab.sweep.declaration import declare
-from lab.sweep.job import Stop
-from lab.sweep.runs import describe, drop_checkpoints, forecast, scan, stop
+from lab.sweep.runs import describe, drop_checkpoints, forecast, scan
 
 STUDY = declare(
     {
         "name": "s", "question": "Does it?", "arms": {"a": "init=a", "b": "init=b"}, "baseline": "a", "margin": 0.01,
-        "seeds": [1, 2, 3, 4], "learning_rates": [1e-4, 1e-3, 1e-2], "rungs": [10, 20],
+        "seeds": [1, 2, 3, 4], "learning_rates": [1e-4, 1e-3, 1e-2],
     }
 )  # fmt: skip
 
 
-def run(path, status="completed", steps=20, **fields):
+def run(path, status="completed", **fields):
     path.mkdir()
-    config = {"optim": {"lr": 1e-3}, "schedule": {"max_steps": steps}}
-    metrics, seconds = {"val_loss": 2.0}, {"total": 36.0}
+    config = {"optim": {"lr": 1e-3}}
+    metrics, seconds = {"val_loss": 2.0, "base_val_loss": 4.0, "test_loss": 2.5}, {"total": 36.0}
     write(
         path,
         RunRecord(
-            status=status, stage="halve", arm="a", seed=0, config=config, metrics=metrics, seconds=seconds, **fields
+            status=status, stage="tune", arm="a", seed=0, config=config, metrics=metrics, seconds=seconds, **fields
         ),
     )
 
 
 def test_records_become_what_planning_sees(tmp_path):
     run(tmp_path / "0")
-    run(tmp_path / "1", status="running", steps=10)
-    run(tmp_path / "2", status="running", steps=10)
+    run(tmp_path / "1", status="running")
+    run(tmp_path / "2", status="running")
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "result.json").write_text("{")
     with lock(tmp_path / "1"):
         seen, unreadable = scan(tmp_path, STUDY)
     assert [one.status for one in seen] == ["completed", "running", "interrupted"]
-    assert [one.rung for one in seen] == [1, 0, 0]
-    assert seen[0].outcome == 2.0
+    assert (seen[0].outcome, seen[0].base, seen[0].value) == (2.0, 4.0, 2.5)
     assert seen[0].size > 100
     assert "not valid JSON" in unreadable[0]
 
@@ -47,12 +45,6 @@ def test_a_job_that_failed_before_it_recorded_anything_is_known_by_its_overrides
     assert (seen[0].seed, seen[0].learning_rate, seen[0].status) == (3, 1e-3, "failed")
 
 
-def test_a_stop_is_written_into_the_record(tmp_path):
-    run(tmp_path / "0")
-    stop(Stop(path=tmp_path / "0", reason="in the worse half"))
-    assert (read(tmp_path / "0").status, read(tmp_path / "0").error["message"]) == ("stopped", "in the worse half")
-
-
 def test_only_what_a_continuation_needs_is_dropped(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for name in ("last", "previous", "best"):
@@ -64,12 +56,13 @@ def test_only_what_a_continuation_needs_is_dropped(tmp_path):
 
 def test_the_forecast_uses_measured_seconds_or_says_nothing(tmp_path):
     before = forecast(STUDY)
-    assert before.jobs == 6 + 8 + 4
+    # Three rates and two more a refinement, for two arms and the A/A arm; and the four seeds there are.
+    assert before.jobs == before.most == 3 * 5 + 3 * 4
     assert before.hours is None
     assert "– hours" in describe(STUDY)
     run(tmp_path / "0")
     seen, _ = scan(tmp_path, STUDY)
     after = forecast(STUDY, seen)
     assert after.done == 1
-    assert after.hours == 17 * 36 / 3600
-    assert "0.17 hours" in describe(STUDY, seen)
+    assert after.hours == 26 * 36 / 3600
+    assert "0.26 hours" in describe(STUDY, seen)
