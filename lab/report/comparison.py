@@ -84,6 +84,7 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
         verdict, reason = statistics.verdict(
             contrast.statistics,
             p_adjusted,
+            contrast.statistics.p_equivalence,
             higher_is_better=judgement.higher_is_better,
             aa_p_value=aa.statistics.p_value if aa else None,
         )
@@ -166,7 +167,11 @@ def aa_comparison(baseline: Arm, judgement: Judgement) -> Comparison | None:
         return None
     result = statistics.paired_t([x for x, _ in both], [y for _, y in both], judgement.margin)
     verdict, reason = statistics.verdict(
-        result, None, higher_is_better=judgement.higher_is_better, aa_p_value=result.p_value
+        result,
+        None,
+        result.p_equivalence,
+        higher_is_better=judgement.higher_is_better,
+        aa_p_value=result.p_value,
     )
     return Comparison(
         metric=judgement.metric,

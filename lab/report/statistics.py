@@ -119,10 +119,16 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def verdict(
-    result: PairedStatistics, p_adjusted: float | None, *, higher_is_better: bool, aa_p_value: float | None = None
+    result: PairedStatistics,
+    p_adjusted: float | None,
+    p_equivalence: float | None,
+    *,
+    higher_is_better: bool,
+    aa_p_value: float | None = None,
 ) -> tuple[Verdict, str]:
     """The verdict a contrast earns and the reason in words; `equivalent` takes precedence over better.
 
+    Both p values are those of the family of contrasts, adjusted by Holm; None where nothing is tested.
     Source: issue 6; withheld below four pairs, or where the A/A pair differs at p < 0.01.
     """
     if result.fault:
@@ -134,15 +140,16 @@ def verdict(
     assert result.mean is not None
     assert result.ci_low is not None
     assert result.ci_high is not None
-    if result.p_equivalence is not None and result.p_equivalence < LEVEL:
-        return "equivalent", f"TOST p = {result.p_equivalence:.2g}: the difference lies inside ±{result.margin:.3g}"
+    if p_equivalence is not None and p_equivalence < LEVEL:
+        return "equivalent", f"TOST p = {p_equivalence:.2g}: the difference lies inside ±{result.margin:.3g}"
     if p_adjusted is not None and p_adjusted < LEVEL:
         a_wins = (result.mean > 0) == higher_is_better
         return ("a_better" if a_wins else "b_better"), f"Holm-adjusted p = {p_adjusted:.2g}"
     if result.ci_low <= 0 <= result.ci_high:
-        return "inconclusive", "the interval holds zero" + (
-            " and reaches beyond the margin" if result.margin is not None else "; no margin was declared"
-        )
+        beyond = "no margin was declared" if result.margin is None else "equivalence within the margin is not shown"
+        return "inconclusive", f"the interval holds zero, and {beyond}"
+    if p_adjusted is None:
+        return "inconclusive", f"the interval excludes zero (p = {result.p_value:.2g}), and no difference is judged here"
     return "inconclusive", f"the interval excludes zero, but not after Holm's correction (p = {p_adjusted:.2g})"
 
 

@@ -23,7 +23,7 @@ B = [2.00, 2.01, 2.05, 2.06, 1.98, 2.11]
 
 def judge(a, b, margin=0.01, aa=None, higher=False):
     result = paired_t(a, b, margin)
-    return verdict(result, result.p_value, higher_is_better=higher, aa_p_value=aa)[0]
+    return verdict(result, result.p_value, result.p_equivalence, higher_is_better=higher, aa_p_value=aa)[0]
 
 
 def test_paired_t_and_its_interval_are_scipys():
@@ -64,7 +64,7 @@ def test_an_aa_study_calls_a_difference_in_at_most_six_and_a_half_percent():
         base = random.normal(2.0, 0.05, 6)
         arms = [paired_t(base + random.normal(0, 0.02, 6), base + random.normal(0, 0.02, 6), 0.001) for _ in range(4)]
         adjusted = holm([arm.p_value for arm in arms])
-        verdicts = [verdict(x, p, higher_is_better=False)[0] for x, p in zip(arms, adjusted, strict=True)]
+        verdicts = [verdict(x, p, x.p_equivalence, higher_is_better=False)[0] for x, p in zip(arms, adjusted, strict=True)]
         called += any(v in ("a_better", "b_better") for v in verdicts)
     assert called <= 65
 
@@ -76,7 +76,7 @@ def test_an_effect_of_three_standard_deviations_is_found_at_six_seeds():
         effects = [-0.06, 0.0, 0.0, 0.0]  # three other contrasts without effect: the full price of Holm is paid
         arms = [paired_t(base + effect + random.normal(0, 0.02, 6), base, 0.001) for effect in effects]
         adjusted = holm([arm.p_value for arm in arms])
-        found += verdict(arms[0], adjusted[0], higher_is_better=False)[0] == "a_better"
+        found += verdict(arms[0], adjusted[0], arms[0].p_equivalence, higher_is_better=False)[0] == "a_better"
     assert found >= 950
 
 
@@ -89,7 +89,7 @@ def test_a_lower_loss_wins_and_a_higher_accuracy_wins():
 def test_equivalent_takes_precedence_over_better():
     result = paired_t(A, B, 0.5)
     assert result.p_value < 0.05
-    assert verdict(result, result.p_value, higher_is_better=False)[0] == "equivalent"
+    assert verdict(result, result.p_value, result.p_equivalence, higher_is_better=False)[0] == "equivalent"
 
 
 def test_a_verdict_is_withheld_below_four_pairs_and_without_a_quiet_aa():
@@ -111,13 +111,13 @@ def test_a_verdict_is_withheld_below_four_pairs_and_without_a_quiet_aa():
 def test_what_cannot_be_judged_is_withheld_with_its_reason(a, b, word):
     result = paired_t(a, b, 0.1)
     assert result.p_value is None
-    name, reason = verdict(result, None, higher_is_better=False)
+    name, reason = verdict(result, None, None, higher_is_better=False)
     assert name == "withheld"
     assert word in reason
 
 
 def test_significance_lost_to_holm_is_inconclusive_and_says_so():
-    name, reason = verdict(paired_t(A, B, 0.01), 0.2, higher_is_better=False)
+    name, reason = verdict(paired_t(A, B, 0.01), 0.2, 1.0, higher_is_better=False)
     assert name == "inconclusive"
     assert "Holm" in reason
 
@@ -153,3 +153,15 @@ def test_values_of_different_length_are_no_pairs():
     with pytest.raises(ValueError, match="pair"):
         paired_t([1.0, 2.0], [1.0], None)
     assert PairedStatistics(pairs=0).mean is None
+
+
+def test_a_pair_that_no_family_adjusts_is_undecided_in_words():
+    # A/A pairs whose p lies between the level that withholds and the one that judges, outside any margin
+    a, b = [2.0, 2.0, 2.0, 2.0], [2.01, 2.03, 2.05, 2.04]
+    for margin in (None, 0.001):
+        result = paired_t(a, b, margin)
+        assert 0.01 < result.p_value < 0.05
+        name, reason = verdict(result, None, result.p_equivalence, higher_is_better=False, aa_p_value=result.p_value)
+        assert name == "inconclusive"
+        assert f"p = {result.p_value:.2g}" in reason
+        assert "Holm" not in reason  # nothing was adjusted

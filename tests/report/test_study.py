@@ -284,3 +284,15 @@ def test_memory_is_compared_only_where_it_is_a_jobs_own(tmp_path, accelerator, d
         path.write_text(json.dumps(record))
     _, rows = judged(tmp_path)
     assert any(row.metric == "peak_memory_bytes" for row in rows) == described
+
+
+def test_a_baseline_that_lies_slightly_off_itself_is_reported(tmp_path):
+    study = declare(tmp_path, {"a": [], "b": []}, "a", seeds=[1, 2, 3, 4], margin=0.001)
+    for i, seed in enumerate(study.seeds):
+        make_run(tmp_path / f"{i}_a", arm="a", seed=seed, loss=2.0)
+        make_run(tmp_path / f"{i}_twin", arm="a", seed=seed + 1000, data_seed=seed, loss=2.02 + 0.02 * (i % 3))
+        make_run(tmp_path / f"{i}_b", arm="b", seed=seed, loss=1.5 + 0.012 * i)
+    aa = next(row for row in judged(tmp_path)[1] if row.kind == "aa")
+    assert 0.01 < aa.statistics.p_value < 0.05
+    assert aa.verdict == "inconclusive"
+    assert contrast(judged(tmp_path)[1], "b").verdict == "a_better"
