@@ -64,7 +64,9 @@ def test_an_aa_study_calls_a_difference_in_at_most_six_and_a_half_percent():
         base = random.normal(2.0, 0.05, 6)
         arms = [paired_t(base + random.normal(0, 0.02, 6), base + random.normal(0, 0.02, 6), 0.001) for _ in range(4)]
         adjusted = holm([arm.p_value for arm in arms])
-        verdicts = [verdict(x, p, x.p_equivalence, higher_is_better=False)[0] for x, p in zip(arms, adjusted, strict=True)]
+        verdicts = [
+            verdict(x, p, x.p_equivalence, higher_is_better=False)[0] for x, p in zip(arms, adjusted, strict=True)
+        ]
         called += any(v in ("a_better", "b_better") for v in verdicts)
     assert called <= 65
 
@@ -128,10 +130,39 @@ def test_power_is_what_a_simulation_finds():
     found = (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
     # binomial standard error of 20,000 draws is 0.0035
     assert difference_power(0.8, 1.0, n)[0] == pytest.approx(found, abs=0.012)
-    half = stats.t.ppf(0.95, 7) * draws.std(axis=1, ddof=1) / math.sqrt(8)
-    inside = (np.abs(draws.mean(axis=1)) + half < 2.0).mean()
-    # the shifted t is an approximation; a few hundredths is its known error at 8 pairs
-    assert equivalence_power(0.8, 1.0, n, 2.0)[0] == pytest.approx(inside, abs=0.05)
+
+
+@pytest.mark.parametrize("pairs", [4, 6, 12])
+def test_the_power_of_tost_is_what_a_simulation_finds(pairs):
+    random = np.random.default_rng(pairs)
+    for mean, margin in ((0.0, 1.0), (0.3, 1.0), (1.0, 1.0), (0.0, 3.0)):
+        draws = random.normal(mean, 1.0, (20000, pairs))
+        half = stats.t.ppf(0.95, pairs - 1) * draws.std(axis=1, ddof=1) / math.sqrt(pairs)
+        inside = (np.abs(draws.mean(axis=1)) + half < margin).mean()
+        # four binomial standard errors of 20,000 draws; a shifted t says 0.32 for 0.41 at six pairs
+        assert equivalence_power(mean, 1 / math.sqrt(pairs), pairs - 1, margin) == pytest.approx(inside, abs=0.0142)
+
+
+@pytest.mark.parametrize(
+    ("cv", "error", "freedom", "published"),
+    [  # the R package PowerTOST: `power.TOST` with its default ratio of 0.95 and limits of 0.80 to 1.25
+        (0.20, math.sqrt(2 / 20), 18, 0.834680),  # 2x2 crossover of 20, its README
+        (0.30, math.sqrt(2 / 40), 38, 0.8158453),  # 2x2 crossover of 40, manual of exppower.noninf
+        (0.35, math.sqrt(1 / 52 + 1 / 49), 99, 0.8011186),  # parallel groups of 52 and 49, its README
+    ],
+)
+def test_the_power_of_tost_is_the_published_one(cv, error, freedom, published):
+    sd = math.sqrt(math.log(1 + cv**2))  # of the logarithm, whose limits ±log 1.25 are symmetric
+    power = equivalence_power(math.log(0.95), sd * error, freedom, math.log(1.25))
+    assert power == pytest.approx(published, abs=5e-7)  # the digits that are printed
+
+
+def test_the_power_of_tost_runs_from_nothing_to_certainty():
+    n = np.array([4, 1000])
+    assert equivalence_power(0.0, 1 / np.sqrt(n), n - 1, 1e-6).max() < 1e-12
+    assert equivalence_power(0.0, 1 / np.sqrt(n), n - 1, 1e6) == pytest.approx([1.0, 1.0], abs=1e-12)
+    # at the margin's edge it is the level where the other edge is far: the definition of the test
+    assert equivalence_power(50.0, 1 / np.sqrt(n), n - 1, 50.0, 0.01) == pytest.approx([0.01, 0.01], abs=1e-9)
 
 
 def test_the_number_of_seeds_to_decide_is_the_first_with_the_power():
