@@ -118,6 +118,7 @@ def all_results(analysis: Analysis) -> dict[str, Any]:
             "comparisons": [
                 row.row()
                 | {
+                    "p_equivalence_adjusted": row.p_equivalence_adjusted,
                     "differences": row.differences,
                     "sd_difference": row.statistics.sd,
                     "bootstrap_interval": statistics.bootstrap_interval(row.differences) if row.differences else None,

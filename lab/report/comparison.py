@@ -38,6 +38,7 @@ class Comparison:
     arm_b: str
     statistics: PairedStatistics
     p_adjusted: float | None = None
+    p_equivalence_adjusted: float | None = None
     verdict: str = "not_judged"
     reason: str = ""
     dropped: tuple[str, ...] = ()  # completed runs without a partner
@@ -77,14 +78,15 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
     against = {name: by_name[judgement.opponents.get(name, judgement.baseline)] for name in by_name}
     judged = [_contrast(by_name[name], against[name], judgement.metric, judgement) for name in judgement.contrasts]
     # A contrast that cannot be judged tests nothing, so it costs the others nothing under Holm.
-    ready = [c.statistics.p_value if c.statistics.pairs >= statistics.FEWEST_PAIRS else None for c in judged]
-    tested = sum(p is not None for p in ready)
+    tested = [c.statistics if c.statistics.pairs >= statistics.FEWEST_PAIRS else None for c in judged]
+    different = statistics.holm([s.p_value if s else None for s in tested])
+    equivalent = statistics.holm([s.p_equivalence if s else None for s in tested])
     rows = [] if aa is None else [aa]
-    for contrast, p_adjusted in zip(judged, statistics.holm(ready), strict=True):
+    for contrast, p_adjusted, p_equivalence in zip(judged, different, equivalent, strict=True):
         verdict, reason = statistics.verdict(
             contrast.statistics,
             p_adjusted,
-            contrast.statistics.p_equivalence,
+            p_equivalence,
             higher_is_better=judgement.higher_is_better,
             aa_p_value=aa.statistics.p_value if aa else None,
         )
@@ -92,11 +94,13 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
         wanted = None
         s = contrast.statistics
         if verdict == "inconclusive" and s.mean is not None and s.sd:
-            wanted = statistics.seeds_to_decide(s.mean, s.sd, s.margin, LEVEL / max(1, tested))
+            family = sum(p is not None for p in different)
+            wanted = statistics.seeds_to_decide(s.mean, s.sd, s.margin, LEVEL / max(1, family))
         rows.append(
             replace(
                 contrast,
                 p_adjusted=p_adjusted,
+                p_equivalence_adjusted=p_equivalence,
                 verdict="withheld" if refused else verdict,
                 reason=refused or reason,
                 seeds_to_decide=wanted,

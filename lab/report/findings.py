@@ -84,7 +84,7 @@ def sentence(row: Comparison, analysis: Analysis) -> str:
             end = f"{what}: {effect}; Holm-adjusted p {_equals(row.p_adjusted)}."
         case "equivalent":
             what = f"{row.arm_a} is equivalent to {row.arm_b} within ±{number(s.margin)} at the rates tried"
-            end = f"{what}: {effect}; TOST p {_equals(s.p_equivalence)}."
+            end = f"{what}: {effect}; Holm-adjusted TOST p {_equals(row.p_equivalence_adjusted)}."
         case "inconclusive":
             needed = f"about {row.seeds_to_decide} seeds" if row.seeds_to_decide else f"more than {MOST_SEEDS} seeds"
             end = (

@@ -68,11 +68,11 @@ def protocol(analysis: Analysis) -> list[str]:
         sentences.append(
             f"Arms were compared with {judgement.baseline} by {metric}, paired by seed, with a paired t test and its "
             f"{100 * (1 - LEVEL):.0f} % interval; p values of {len(judgement.contrasts)} contrasts were adjusted by "
-            "Holm's procedure."
+            "Holm's procedure, those of differences and those of equivalences each as one family."
         )
         if judgement.margin is not None:
             sentences.append(
-                f"Equivalence was tested by two one-sided tests (TOST, {100 * LEVEL:.0f} % each, not adjusted) against "
+                f"Equivalence was tested by two one-sided tests (TOST) against "
                 f"a margin of ±{number(judgement.margin)}"
                 + (" declared before the runs" if judgement.declared else ", which was not declared before the runs")
                 + " and takes precedence over a difference."

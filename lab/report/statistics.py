@@ -142,7 +142,8 @@ def verdict(
     assert result.ci_low is not None
     assert result.ci_high is not None
     if p_equivalence is not None and p_equivalence < LEVEL:
-        return "equivalent", f"TOST p = {p_equivalence:.2g}: the difference lies inside ±{result.margin:.3g}"
+        adjusted = "TOST p" if p_adjusted is None else "Holm-adjusted TOST p"  # an A/A pair is alone
+        return "equivalent", f"{adjusted} = {p_equivalence:.2g}: the difference lies inside ±{result.margin:.3g}"
     if p_adjusted is not None and p_adjusted < LEVEL:
         a_wins = (result.mean > 0) == higher_is_better
         return ("a_better" if a_wins else "b_better"), f"Holm-adjusted p = {p_adjusted:.2g}"

@@ -63,7 +63,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
     rows = ([analysis.aa] if analysis.aa else []) + analysis.contrasts
     if not rows:
         return None
-    columns = ["contrast", "pairs", "difference", "95 % interval", "p", "Holm p", "TOST p", "verdict"]
+    columns = ["contrast", "pairs", "difference", "95 % interval", "p", "Holm p", "TOST p", "Holm TOST p", "verdict"]
     cells = [
         [
             _versus(row),
@@ -73,6 +73,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
             p_text(row.statistics.p_value),
             p_text(row.p_adjusted),
             p_text(row.statistics.p_equivalence),
+            p_text(row.p_equivalence_adjusted),
             _verdict(row),
         ]
         for row in rows

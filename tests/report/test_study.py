@@ -296,3 +296,29 @@ def test_a_baseline_that_lies_slightly_off_itself_is_reported(tmp_path):
     assert 0.01 < aa.statistics.p_value < 0.05
     assert aa.verdict == "inconclusive"
     assert contrast(judged(tmp_path)[1], "b").verdict == "a_better"
+
+
+def test_equivalences_are_one_family_of_the_contrasts_that_test_one(tmp_path):
+    # one contrast of four has no partner and one is refused: neither tests anything, so the family is of two
+    make_study(
+        tmp_path, {"a": 2.0, "b": 2.004, "c": 2.004, "d": 2.0, "e": 2.0}, noise=0.008, tuned=False,
+        per_arm={"d": {"data": "e" * 64}, "e": {"status": "failed"}},
+    )  # fmt: skip
+    rows = [row for row in judged(tmp_path)[1] if row.kind == "contrast"]
+    raw = sorted(row.statistics.p_equivalence for row in rows[:2])
+    adjusted = sorted(row.p_equivalence_adjusted for row in rows[:2])
+    assert adjusted == pytest.approx([min(1, 2 * raw[0]), max(2 * raw[0], raw[1])])
+    assert [row.p_equivalence_adjusted for row in rows[2:]] == [None, None]
+    assert rows[0].row()["p_equivalence"] == rows[0].statistics.p_equivalence  # the contract's column stays the test's
+
+
+def test_an_equivalence_that_only_one_test_alone_would_show_is_not_claimed(tmp_path):
+    shift = [-0.011, 0.004, 0.014, -0.009, 0.012, 0.001]
+    study = declare(tmp_path, {arm: [] for arm in "abcde"}, "a", margin=0.012, twin_seeds=[])
+    for arm in study.arms:
+        for i, seed in enumerate(study.seeds):
+            own = 0.0 if arm == "a" else shift[i]
+            make_run(tmp_path / f"{seed}_{arm}", arm=arm, seed=seed, loss=2.0 + 0.01 * i + own)
+    rows = [row for row in judged(tmp_path)[1] if row.kind == "contrast"]
+    assert {row.statistics.p_equivalence < 0.05 for row in rows} == {True}
+    assert {row.verdict for row in rows} == {"inconclusive"}
