@@ -30,7 +30,7 @@ class Study:
     selection_metric: str = "val_loss"  # chooses learning rates and survivors; lower is better
     margin: float | str  # equivalence margin in units of the metric, or "1%" of the baseline's mean
     seeds: list[int]  # verdict seeds
-    twin_seeds: list[int]  # the baseline again, data_seed = seeds[i], seed = twin_seeds[i]: the noise floor
+    twin_seeds: list[int]  # the baseline again, data_seed = seeds[i], seed = twin_seeds[i]: the A/A pairs
     tune_seeds: list[int]  # never among the verdict seeds
     learning_rates: dict[str, list[float]]  # arm -> the grid it starts from; one value means nothing to tune
     rungs: list[int] = field(default_factory=list)  # optimizer steps at which the worse half stops; empty: never

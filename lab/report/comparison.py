@@ -1,4 +1,4 @@
-"""Contrasts between arms, paired by seed, and the noise floor they are read against."""
+"""Contrasts between arms, paired by seed, and the baseline against itself."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +41,7 @@ class Comparison:
     p_equivalence_adjusted: float | None = None
     verdict: str = "not_judged"
     reason: str = ""
+    lost: tuple[str, ...] = ()  # of either arm: the seeds that diverged, in words
     dropped: tuple[str, ...] = ()  # completed runs without a partner
     differences: tuple[float, ...] = ()  # a − b, a value per pair
     seeds_to_decide: int | None = None
@@ -90,7 +91,8 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
             higher_is_better=judgement.higher_is_better,
             aa_p_value=aa.statistics.p_value if aa else None,
         )
-        refused = refusal(by_name[contrast.arm_a], by_name[contrast.arm_b])
+        a, b = by_name[contrast.arm_a], by_name[contrast.arm_b]
+        forbidden = refusal(a, b) or survivorship(verdict, a, b, judgement.metric)
         wanted = None
         s = contrast.statistics
         if verdict == "inconclusive" and s.mean is not None and s.sd:
@@ -101,8 +103,8 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
                 contrast,
                 p_adjusted=p_adjusted,
                 p_equivalence_adjusted=p_equivalence,
-                verdict="withheld" if refused else verdict,
-                reason=refused or reason,
+                verdict="withheld" if forbidden else verdict,
+                reason=forbidden or reason,
                 seeds_to_decide=wanted,
             )
         )
@@ -135,6 +137,7 @@ def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:
         arm_a=a.name,
         arm_b=b.name,
         statistics=statistics.paired_t(first, second, margin),
+        lost=tuple(filter(None, (a.lost(metric), b.lost(metric)))),
         dropped=tuple(dropped),
         differences=tuple(x - y for x, y in zip(first, second, strict=True)),
     )
@@ -210,6 +213,19 @@ def refusal(a: Arm, b: Arm) -> str:
         if apart:
             pairs = f" in {len(apart)} of {len(shared)} pairs" if shared else ""
             return f"refused: the {what} differ{pairs} ({a.name}: {apart[0][0]}, {b.name}: {apart[0][1]})"
+    return ""
+
+
+def survivorship(verdict: str, a: Arm, b: Arm, metric: str) -> str:
+    """Why the pairs that are left do not license a verdict; empty where they do.
+
+    A seed that diverged is worse than any loss, and it is no pair: an arm that lost one is not better, nor as good, by
+    those it kept. That it is worse even on those may be said.
+    """
+    for arm, favoured in ((a, ("a_better", "equivalent")), (b, ("b_better", "equivalent"))):
+        if verdict in favoured and (lost := arm.lost(metric)):
+            claim = "as good" if verdict == "equivalent" else "better"
+            return f"{lost}, so that the seeds that are left cannot show it to be {claim}"
     return ""
 
 

@@ -16,6 +16,7 @@ from lab.report.analysis import Analysis, all_results, run_row
 from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from lab.report.figure import drawings, style
 from lab.report.methods import methods
+from lab.report.sentences import aa_paragraph, sentence
 from lab.report.tensorboard import write_events
 
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four as wide as a kanji
@@ -126,8 +127,8 @@ def show(blocks: Sequence[Block]) -> None:
 def summary(analysis: Analysis) -> list[Block]:
     """Summary of a report for the console: the headline, a sentence per contrast, two tables, and the gaps."""
     blocks: list[Block] = [Paragraph(line) for line in findings.headline(analysis)]
-    blocks.append(Bullets([findings.sentence(row, analysis) for row in analysis.contrasts]))
-    blocks += [Paragraph("Noise floor: " + findings.noise_floor(analysis)), *findings.console(analysis)]
+    blocks.append(Bullets([sentence(row) for row in analysis.contrasts]))
+    blocks += [Paragraph("The baseline against itself: " + aa_paragraph(analysis)), *findings.console(analysis)]
     missing, problems = analysis.study.missing, analysis.study.problems
     if missing:
         blocks.append(Paragraph(f"{len(missing)} declared verdict jobs have no run yet; README.md lists them."))

@@ -134,7 +134,9 @@ def figure_file(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize("section", ["Rank", "Noise floor", "Training"])  # without another block, with, among several
+@pytest.mark.parametrize(
+    "section", ["Rank", "The baseline against itself", "Training"]
+)  # without another block, with, among several
 def test_a_figure_is_one_file_and_appears_in_its_section(tmp_path, figure_file, section):
     figure_file("throw_away", section)
     figure_file("empty", section, drawn=False)

@@ -17,6 +17,7 @@ from lab.report.document import Bullets, Paragraph, Table, latex, markdown, numb
 from lab.report.findings import report
 from lab.report.methods import ALWAYS, CITED, references
 from lab.report.render import write_report
+from lab.report.sentences import sentence
 from lab.report.study import load_run
 
 
@@ -71,7 +72,9 @@ def test_the_summary_answers_the_question_in_words(sweep):
     assert "Recommended: rank 16" in text
     assert "2,048" not in text.split("linear in the rank")[0]
     assert re.search(r"linear in the rank\? Yes: 14,336 per unit of rank", text)
-    assert "Noise floor" in text
+    assert "## The baseline against itself" in text
+    assert "is no noise floor of a contrast" in text
+    assert "cannot resolve" not in text
     assert not re.search(r"clear advantage|validates|significant improvement|✓", text)
 
 
@@ -307,3 +310,17 @@ def test_a_study_whose_arms_took_no_turns_says_that_its_seconds_compare_hours(tm
         assert ("seconds, and losses at equal time" in text) == (name == "blocks")
         answer = text.split("Does training time depend on the rank? ")[1]
         assert answer.startswith("Open: each doubling" if name == "blocks" else "Yes: each doubling")
+
+
+def test_an_undecided_contrast_asks_for_a_new_study_and_never_for_more_seeds_here(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.03, "c": 2.01}, noise=0.03, tuned=False)
+    analysis = analyse(tmp_path)
+    undecided = [row for row in analysis.contrasts if row.verdict == "inconclusive"]
+    assert undecided
+    for row in undecided:
+        said = sentence(row)
+        assert f"a new study of about {row.seeds_to_decide} seeds, declared before its first job" in said
+        assert "Seeds added to this one and tested again are no such study" in said
+    text = markdown(report(analysis, [], []))
+    assert "would decide it." not in text
+    assert "seeds that would decide" not in text

@@ -5,9 +5,12 @@ from synthetic import declare, make_run, make_study, rank_sweep
 
 from lab.errors import UsageError
 from lab.record import RunRecord, write
+from lab.report.analysis import analyse
 from lab.report.arms import arms
 from lab.report.comparison import compare
+from lab.report.findings import standings
 from lab.report.judgement import judgement_of
+from lab.report.sentences import aa_paragraph, sentence
 from lab.report.study import load_run, load_study
 
 
@@ -239,7 +242,7 @@ def test_without_an_arm_of_defaults_nothing_is_judged_and_it_says_so(tmp_path):
     assert "--baseline" in judgement.notes[0]
 
 
-def test_runs_that_share_the_data_order_are_a_plain_multiruns_noise_floor(tmp_path):
+def test_runs_that_share_the_data_order_are_a_plain_multiruns_aa_pairs(tmp_path):
     for seed in range(8):
         make_run(tmp_path / str(seed), arm=None, stage=None, seed=seed, data_seed=0, loss=2.0 + 0.01 * (seed % 3))
     _, rows = judged(tmp_path)
@@ -322,3 +325,59 @@ def test_an_equivalence_that_only_one_test_alone_would_show_is_not_claimed(tmp_p
     rows = [row for row in judged(tmp_path)[1] if row.kind == "contrast"]
     assert {row.statistics.p_equivalence < 0.05 for row in rows} == {True}
     assert {row.verdict for row in rows} == {"inconclusive"}
+
+
+def survivors(path, *, arm_loss, diverged="b", seeds=8, lost=4, status="diverged", metrics=None):
+    """Two arms on eight seeds; `diverged` lost the last four of them."""
+    study = declare(path, {"a": [], "b": []}, "a", seeds=list(range(1, seeds + 1)), twin_seeds=[])
+    for arm, level in (("a", 2.0), ("b", arm_loss)):
+        for seed in study.seeds:
+            gone = arm == diverged and seed > seeds - lost
+            make_run(
+                path / f"{seed}_{arm}", arm=arm, seed=seed, loss=level + 0.01 * seed + 0.001 * (seed % 3) * (arm == "b"),
+                status=status if gone else "completed", metrics=metrics if gone else None,
+            )  # fmt: skip
+    return contrast(judged(path)[1], "b")
+
+
+@pytest.mark.parametrize(
+    ("arm_loss", "diverged", "verdict"),
+    [
+        (1.8, "b", "withheld"),  # better on the seeds that it survived
+        (2.0, "b", "withheld"),  # as good on them
+        (2.2, "b", "b_better"),  # worse even on them: the lost ones would not have helped
+        (2.2, "a", "withheld"),  # mirrored: worse than a baseline that lost half its seeds
+        (2.0, "a", "withheld"),
+        (1.8, "a", "a_better"),
+    ],
+)
+def test_an_arm_that_lost_seeds_is_called_neither_better_nor_as_good(tmp_path, arm_loss, diverged, verdict):
+    row = survivors(tmp_path, arm_loss=arm_loss, diverged=diverged)
+    assert row.statistics.pairs == 4
+    assert row.verdict == verdict
+    said = sentence(row)
+    assert said.count(f"{diverged} diverged on 4 of 8 seeds (5, 6, 7, 8)") == 1
+
+
+def test_a_run_without_a_finite_loss_at_its_end_is_a_lost_seed_too(tmp_path):
+    row = survivors(tmp_path, arm_loss=1.8, status="completed", metrics={"test_loss": float("nan")})
+    assert row.verdict == "withheld"
+    assert "b has no finite test loss on 4 of 8 seeds (5, 6, 7, 8)" in row.reason
+
+
+def test_seeds_that_are_merely_missing_or_lost_by_the_aa_forbid_nothing(tmp_path):
+    assert survivors(tmp_path / "failed", arm_loss=1.8, status="failed").verdict == "a_better"
+    make_study(tmp_path / "twin", {"a": 2.0, "b": 1.8}, tuned=False)
+    for path in (tmp_path / "twin").glob("*_seed=1001/result.json"):
+        path.write_text(path.read_text().replace('"completed"', '"diverged"'))
+    found, rows = judged(tmp_path / "twin")
+    assert contrast(rows, "b").verdict == "a_better"
+    assert [run.record.seed for run in found[0].diverged_twins] == [1001]
+    assert "1 more diverged" in aa_paragraph(analyse(tmp_path / "twin"))
+
+
+def test_an_arm_of_which_nothing_is_left_says_that_it_diverged(tmp_path):
+    row = survivors(tmp_path, arm_loss=1.8, lost=8)
+    assert row.verdict == "withheld"
+    assert "b diverged on 8 of 8 seeds" in sentence(row)
+    assert "b diverged on 8 of 8 seeds" in " ".join(standings(analyse(tmp_path)))
