@@ -31,7 +31,7 @@ def sentence(row: Comparison) -> str:
 
 
 def another_study(row: Comparison) -> str:
-    """What it would take to decide an undecided contrast, said so that nobody adds seeds to this one and looks again."""
+    """What would decide an undecided contrast, said so that nobody adds seeds to this study and looks again."""
     needed = f"about {row.seeds_to_decide}" if row.seeds_to_decide else f"more than {MOST_SEEDS}"
     return (
         f"If these are the true mean and spread, a new study of {needed} seeds, declared before its first job, would "
@@ -64,7 +64,7 @@ def aa_paragraph(analysis: Analysis) -> str:
     return (
         f"{s.pairs} pairs of runs of {aa.arm_a} that share the data order and differ only in the seed differ in "
         f"{aa.metric.replace('_', ' ')} by {signed(s.mean)} on average ({spread}largest "
-        f"{number(max(map(abs, aa.differences)))}).{more}{end} It shows that the pairing does not drift, and no more: it "
-        "is no noise floor of a contrast, whose two arms may also react differently to the data order and may share "
-        "the seed's draws. A contrast is read against its own interval."
+        f"{number(max(map(abs, aa.differences)))}).{more}{end} This tests that the pairing does not drift, and no "
+        "more. It is no noise floor of a contrast, whose two arms may also react differently to the data order and may "
+        "share the seed's draws: a contrast is read against its own interval."
     )

@@ -84,7 +84,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
 
 
 def information_table(analysis: Analysis) -> Table | None:
-    """Information beside the verdicts that decides none of them: bootstrap, Wilcoxon, seeds of a study that would decide."""
+    """Information beside the verdicts that decides none of them: bootstrap, Wilcoxon, seeds of a new study."""
     rows = [row for row in analysis.contrasts if row.differences]
     if not rows:
         return None
@@ -105,8 +105,8 @@ def information_table(analysis: Analysis) -> Table | None:
         )
     columns = ["contrast", "SD of differences", "bootstrap interval", "Wilcoxon p", "seeds of a new study"]
     caption = (
-        "Information, not verdicts. Seeds of a new study: those it would have to declare to decide with a chance of 80 %, "
-        "were mean and spread the true ones; not seeds to add to this one."
+        "Information, not verdicts. Seeds of a new study: those it would have to declare to decide with a chance of "
+        "80 %, were mean and spread the true ones; not seeds to add to this one."
     )
     return Table("information", caption, columns, cells)
 

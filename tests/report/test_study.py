@@ -333,8 +333,9 @@ def survivors(path, *, arm_loss, diverged="b", seeds=8, lost=4, status="diverged
     for arm, level in (("a", 2.0), ("b", arm_loss)):
         for seed in study.seeds:
             gone = arm == diverged and seed > seeds - lost
+            own = 0.001 * (seed % 3) if arm == "b" else 0.0
             make_run(
-                path / f"{seed}_{arm}", arm=arm, seed=seed, loss=level + 0.01 * seed + 0.001 * (seed % 3) * (arm == "b"),
+                path / f"{seed}_{arm}", arm=arm, seed=seed, loss=level + 0.01 * seed + own,
                 status=status if gone else "completed", metrics=metrics if gone else None,
             )  # fmt: skip
     return contrast(judged(path)[1], "b")
