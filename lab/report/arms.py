@@ -101,6 +101,7 @@ def _arm(
         rate = best_learning_rate(outcomes)
     chosen = [run for run in runs if run.learning_rate == rate]
     done = _one_per_seed(run for run in chosen if run.status == "completed")
+    peeked = len(_outcomes(runs, metric)) > 1 or not {run.pair for run in tuned}.isdisjoint(run.pair for run in runs)
     unfinished = [run for run in runs if run.status != "completed" and run.learning_rate in (rate, None)]
     diverged = [run for run in unfinished if run.status == "diverged"]
     return Arm(
@@ -113,7 +114,7 @@ def _arm(
         unfinished=tuple(unfinished),
         learning_rate=rate,
         outcomes=outcomes,
-        chosen_on="tune" if tuned else "verdict" if len(outcomes) > 1 else "",
+        chosen_on="verdict" if peeked else "tune" if tuned else "",
     )
 
 

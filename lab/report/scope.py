@@ -68,7 +68,10 @@ def limits(analysis: Analysis) -> list[str]:
             "decade was enough once."
         )
     if "verdict" in on:
-        lines.append("Learning rates were chosen on the validation side of the same seeds that are judged.")
+        lines.append(
+            "Learning rates were chosen on the validation side of the same seeds that are judged: the means flatter "
+            "the arms that tried more of them, and no verdict rests on them."
+        )
     if analysis.arms and on <= {""}:
         lines.append("One learning rate per arm was run: an arm that wants another one is judged below its best.")
     if ran_in_blocks(arms):

@@ -382,3 +382,32 @@ def test_an_arm_of_which_nothing_is_left_says_that_it_diverged(tmp_path):
     assert row.verdict == "withheld"
     assert "b diverged on 8 of 8 seeds" in sentence(row)
     assert "b diverged on 8 of 8 seeds" in " ".join(standings(analyse(tmp_path)))
+
+
+def test_a_rate_chosen_on_the_judged_seeds_gives_numbers_and_no_verdict(tmp_path):
+    plain(tmp_path / "one", lrs=(1e-3,))
+    assert "chosen" not in contrast(judged(tmp_path / "one")[1], "init=svd").reason
+    plain(tmp_path / "both", lrs=(3e-4, 1e-3))
+    row = contrast(judged(tmp_path / "both")[1], "init=svd")
+    assert row.verdict == "withheld"
+    assert "the learning rate of init=svd and init=random was chosen on the seeds that are judged" in row.reason
+    assert row.statistics.mean is not None
+    # a single rate of the baseline against the best of two
+    plain(tmp_path / "arm", lrs=(1e-3,))
+    for seed in range(5):
+        make_run(
+            tmp_path / "arm" / f"9{seed}", arm=None, stage=None, study=None, seed=seed, loss=2.5, lr=1e-2,
+            choices={"init": "svd"}, config={"init": {"_target_": "lab.init.svd"}, "rank": 16, "optim": {"lr": 1e-2}},
+        )  # fmt: skip
+    row = contrast(judged(tmp_path / "arm")[1], "init=svd")
+    assert row.verdict == "withheld"
+    assert "the learning rate of init=svd was chosen on the seeds that are judged" in row.reason
+
+
+@pytest.mark.parametrize("how", ["verdict runs at two rates", "tuned on a judged seed"])
+def test_a_study_that_looked_at_its_verdict_seeds_has_no_verdict_either(tmp_path, how):
+    make_study(tmp_path, {"a": 2.0, "b": 1.8})
+    assert contrast(judged(tmp_path)[1], "b").verdict == "a_better"
+    stage, lr = ("verdict", 3e-3) if how.startswith("verdict") else ("tune", 1e-3)
+    make_run(tmp_path / "90", arm="b", seed=1, loss=1.9, lr=lr, stage=stage)
+    assert contrast(judged(tmp_path)[1], "b").verdict == "withheld"
