@@ -121,7 +121,7 @@ def all_results(analysis: Analysis) -> dict[str, Any]:
                     "p_equivalence_adjusted": row.p_equivalence_adjusted,
                     "differences": row.differences,
                     "sd_difference": row.statistics.sd,
-                    "bootstrap_interval": statistics.bootstrap_interval(row.differences) if row.differences else None,
+                    "bootstrap_interval": statistics.bootstrap_interval(row.differences),
                     "wilcoxon_p": statistics.wilcoxon_p(row.differences) if row.differences else None,
                     "seeds_to_decide": row.seeds_to_decide,
                     "lost": row.lost,

@@ -90,7 +90,7 @@ def information_table(analysis: Analysis) -> Table | None:
         return None
     cells = []
     for row in rows:
-        low, high = statistics.bootstrap_interval(row.differences)
+        low, high = statistics.bootstrap_interval(row.differences) or (None, None)
         wanted = number(row.seeds_to_decide, 0) if row.seeds_to_decide else MISSING
         if row.verdict == "inconclusive" and row.seeds_to_decide is None:
             wanted = f"> {statistics.MOST_SEEDS}"

@@ -14,6 +14,7 @@ from lab.report.__main__ import main
 from lab.report.analysis import analyse
 from lab.report.card import card
 from lab.report.document import Bullets, Paragraph, Table, latex, markdown, number, p_text, page
+from lab.report.figure import drawings
 from lab.report.findings import report
 from lab.report.methods import ALWAYS, CITED, references
 from lab.report.render import write_report
@@ -324,3 +325,17 @@ def test_an_undecided_contrast_asks_for_a_new_study_and_never_for_more_seeds_her
     text = markdown(report(analysis, [], []))
     assert "would decide it." not in text
     assert "seeds that would decide" not in text
+
+
+def test_two_seeds_have_no_knee_no_line_and_no_bootstrap_interval(tmp_path):
+    ranks = {"r64": 2.0, "r2": 2.45, "r8": 2.1, "r16": 2.0}
+    make_study(
+        tmp_path, ranks, noise=0.005, tuned=False, seeds=[1, 2], per_arm={arm: {"rank": int(arm[1:])} for arm in ranks}
+    )
+    analysis = analyse(tmp_path)
+    text = markdown(report(analysis, [], []))
+    assert "Where do returns diminish? No answer: 2 seeds were completed at every rank, and a knee needs 4." in text
+    information = next(b for b in report(analysis, [], []) if isinstance(b, Table) and b.name == "information")
+    assert {row[list(information.columns).index("bootstrap interval")] for row in information.rows} == {"–"}
+    figure = next(drawing for drawing in drawings() if drawing.name == "rank_comparison").figure(analysis)
+    assert not [line for line in figure.axes[0].lines if "knee" in str(line.get_label())]

@@ -39,6 +39,8 @@ def test_the_bootstrap_and_wilcoxon_are_shown_as_scipy_finds_them():
     assert wilcoxon_p(d) == stats.wilcoxon(d).pvalue
     assert wilcoxon_p([0.0, 0.0]) is None
     theirs = stats.bootstrap((d,), np.mean, method="percentile", n_resamples=20000, rng=1).confidence_interval
+    assert bootstrap_interval(d[:4]) is not None
+    assert {bootstrap_interval(d[:pairs]) for pairs in range(4)} == {None}
     # Monte Carlo error of a 2.5 % quantile at 2,000 resamples is about 2 % of the interval
     assert bootstrap_interval(d) == pytest.approx((theirs.low, theirs.high), abs=0.004)
 
