@@ -191,5 +191,6 @@ def run_row(run: Run) -> dict[str, Any]:
         "data": record.data.get("name"),
         "data_sha256": record.data.get("sha256"),
         "device": record.environment.get("device"),
+        "precision": run.precision,
         "error": run.error or None,
     }

@@ -204,7 +204,7 @@ def refusal(a: Arm, b: Arm) -> str:
     facts: tuple[tuple[str, Callable[[Run], object]], ...] = (
         ("data", lambda run: run.record.data.get("sha256")),
         ("base models", lambda run: run.base),
-        ("precisions that hardware.precision=auto came to", lambda run: run.precision),
+        ("precisions that hardware.precision=auto came to", lambda run: run.chosen_precision),
     )
     for what, of in facts:
         apart = [(of(x), of(y)) for x, y in shared if of(x) != of(y)]

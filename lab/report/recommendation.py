@@ -58,7 +58,7 @@ def beyond(rows: Sequence[Comparison], ranks: Sequence[str], judgement: Judgemen
         how = "judged" if row.kind == "contrast" else "described and not judged"
         found.append(
             f"{row.arm_a}, {how}, is better than {row.arm_b} by {number(abs(s.mean))} {units(row.metric)}".rstrip()
-            + f" (a − b {signed(s.mean)}{interval}; {s.pairs} pairs{lost}), more than the margin of ±{number(s.margin)}, "
-            "so that enough among these ranks does not match it"
+            + f" (a − b {signed(s.mean)}{interval}; {s.pairs} pairs{lost}), more than the margin of "
+            f"±{number(s.margin)}, so that enough among these ranks does not match it"
         )
     return found

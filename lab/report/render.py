@@ -86,7 +86,7 @@ def _runs(path: Path, analysis: Analysis) -> None:
     rows = [strict(run_row(run)) for run in analysis.study.runs]
     columns = list(dict.fromkeys(column for row in rows for column in row)) or ["run", "status"]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")  # as git keeps it
         writer.writerow([_plain(column) for column in columns])
         writer.writerows([_plain(row.get(column, "")) for column in columns] for row in rows)  # None: an empty cell
 

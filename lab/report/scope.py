@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from lab.report.analysis import Analysis
 from lab.report.arms import ran_in_blocks
 from lab.report.document import MISSING, number, span
+from lab.report.study import Run
 
 
 def conditions(analysis: Analysis) -> list[str]:
@@ -29,15 +30,36 @@ def conditions(analysis: Analysis) -> list[str]:
     labels = [run.record.labelled_tokens for run in runs]
     labelled = "" if None in labels else f", {span(labels)} of them labelled"  # older records do not say
     devices = _distinct(str(run.record.environment.get("device") or MISSING) for run in runs)
-    precisions = _distinct(str(run.record.environment.get("precision") or MISSING) for run in runs)
+    stored = all(run.record.model.get("stored_sha256") for run in runs)
+    held = "" if stored else " (of some runs as held in their precision, on which this hash depends)"
     return [
         *lines,
-        f"Base: {models}, weights {_distinct(run.base[:12] for run in runs)}.",
+        f"Base: {models}, weights {_distinct(run.base[:12] for run in runs)}{held}.",
         f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
         f"Budget: {steps} optimizer steps, {span(run.record.tokens for run in runs)} tokens{labelled}.",
-        f"Device: {devices}; precision {precisions}.",
+        f"Device: {devices}.",
+        f"Precision: {precisions(analysis)}.",
         f"Seeds: {', '.join(map(str, seeds))}{again}.",
     ]
+
+
+def precisions(analysis: Analysis) -> str:
+    """The precision of every run in words: one where they agree, else whose runs ran in which."""
+    arms: dict[str, dict[str, list[Run]]] = {}
+    for arm in analysis.arms:
+        for run in (*arm.runs, *arm.twins):
+            arms.setdefault(run.precision or "not recorded", {}).setdefault(arm.name, []).append(run)
+    if len(arms) == 1:
+        (precision, own), *_ = arms.items()
+        return f"{precision}, in all {sum(map(len, own.values()))} runs"
+    return "; ".join(
+        f"{precision} for " + ", ".join(f"{name} (seeds {_seeds(runs)})" for name, runs in own.items())
+        for precision, own in arms.items()
+    )
+
+
+def _seeds(runs: Iterable[Run]) -> str:
+    return ", ".join(sorted({str(run.record.seed) for run in runs}, key=lambda seed: (len(seed), seed)))
 
 
 def _distinct(values: Iterable[str]) -> str:
@@ -54,6 +76,13 @@ def limits(analysis: Analysis) -> list[str]:
     if n:
         lines.append(
             f"{n} pairs: the t intervals take the differences to be roughly normal, which so few cannot check."
+        )
+        side = "val" if judgement.metric.startswith("val") else "test"
+        examples = span(run.record.data.get(f"{side}_examples") for arm in arms for run in arm.runs)
+        lines.append(
+            f"Intervals are conditional on the {'validation' if side == 'val' else side} set ({examples} "
+            "examples): they hold what seeds vary, not what another draw of examples would. Where seeds vary little, as "
+            "on planted data, the examples are the larger part."
         )
     if judgement.metric.startswith("val"):
         lines.append(
@@ -88,9 +117,8 @@ def limits(analysis: Analysis) -> list[str]:
     budgets = {arm.runs[0].record.trainable_params for arm in arms if arm.runs}
     if len(budgets) > 1:
         lines.append("The arms do not train the same number of parameters; a difference may be one of capacity.")
-    dtypes = {run.record.model.get("dtype") for arm in arms for run in arm.runs}
-    if len(dtypes) > 1:
-        lines.append(f"The runs used different precisions: {', '.join(map(str, dtypes))}.")
+    if len({run.precision for arm in arms for run in (*arm.runs, *arm.twins)}) > 1:
+        lines.append(f"The runs used different precisions: {precisions(analysis)}.")
     if not judgement.declared:
         lines.append("Baseline, contrasts and margin were not declared before the runs, so this is exploration.")
     return lines

@@ -222,7 +222,13 @@ def runs_table(analysis: Analysis) -> Table:
         for arm, run in pairs
     ]
     columns = ["run", "arm", "seed", "data seed", *(name.replace("_", " ") for name in kept), "seconds"]
-    return Table("runs", "Every completed run at its arm's learning rate.", columns, rows, text=("arm",))
+    return Table(
+        "runs",
+        "Every completed run at its arm's learning rate; runs.csv has all runs, with every metric and their seconds.",
+        columns,
+        rows,
+        text=("arm",),
+    )
 
 
 def _verdict(row: Comparison) -> str:

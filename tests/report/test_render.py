@@ -3,6 +3,7 @@ import html.parser
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -339,3 +340,69 @@ def test_two_seeds_have_no_knee_no_line_and_no_bootstrap_interval(tmp_path):
     assert {row[list(information.columns).index("bootstrap interval")] for row in information.rows} == {"–"}
     figure = next(drawing for drawing in drawings() if drawing.name == "rank_comparison").figure(analysis)
     assert not [line for line in figure.axes[0].lines if "knee" in str(line.get_label())]
+
+
+def line(text, start):
+    return next(each for each in text.splitlines() if each.startswith(f"- {start}"))
+
+
+@pytest.mark.parametrize("recorded", [True, False])  # older records know only what was asked
+def test_conditions_name_the_precision_of_every_run(tmp_path, recorded):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1, 2, 3, 4])
+
+    def set_precision(pattern, precision):
+        for path in tmp_path.glob(f"{pattern}/result.json"):
+            record = json.loads(path.read_text())
+            record["config"]["hardware"] = {"precision": "auto" if recorded else precision}
+            record["environment"] |= {"precision": precision} if recorded else {}
+            path.write_text(json.dumps(record))
+
+    assert (
+        line(markdown(report(analyse(tmp_path), [], [])), "Precision") == "- Precision: not recorded, in all 12 runs."
+    )
+    set_precision("*", "32-true")
+    assert line(markdown(report(analyse(tmp_path), [], [])), "Precision") == "- Precision: 32-true, in all 12 runs."
+    set_precision("*_b_*seed=[34]", "bf16-mixed")
+    analysis = analyse(tmp_path)
+    text = markdown(report(analysis, [], []))
+    mixed = "32-true for a (seeds 1, 2, 3, 4, 1001, 1002, 1003, 1004), b (seeds 1, 2); bf16-mixed for b (seeds 3, 4)."
+    assert line(text, "Precision") == f"- Precision: {mixed}"
+    assert f"The runs used different precisions: {mixed}" in text
+    write_report(analysis, tmp_path / "report")
+    with (tmp_path / "report" / "runs.csv").open() as file:
+        assert [row["precision"] for row in csv.DictReader(file)].count("bf16-mixed") == 2
+
+
+def test_conditions_say_where_a_bases_hash_depends_on_the_precision(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
+    assert "as held in their precision" in line(markdown(report(analyse(tmp_path), [], [])), "Base")
+    for path in tmp_path.glob("*/result.json"):
+        record = json.loads(path.read_text())
+        record["model"]["stored_sha256"] = "5" * 64
+        path.write_text(json.dumps(record))
+    assert line(markdown(report(analyse(tmp_path), [], [])), "Base") == "- Base: tiny, weights 555555555555."
+
+
+def test_limits_say_that_intervals_are_conditional_on_the_test_set(sweep):
+    text = (sweep / "report" / "README.md").read_text().split("## What this cannot show")[1]
+    assert "Intervals are conditional on the test set (200 examples)" in text
+
+
+def test_runs_csv_says_who_ran_when_and_how_long_and_is_the_same_wherever_the_study_lies(tmp_path):
+    make_study(tmp_path / "here", {"a": 2.0, "b": 2.1})
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    folders = [
+        write_report(analyse(tmp_path / where), tmp_path / where / "report").parent for where in ("here", "there")
+    ]
+    first, second = (folder.joinpath("runs.csv").read_bytes() for folder in folders)
+    assert first == second
+    assert b"\r" not in first
+    rows = list(csv.DictReader(first.decode().splitlines()))
+    assert len(rows) == 2 * 5 + 2 * 6 + 6
+    assert len(first) < 1000 * len(rows)
+    verdicts = [row for row in rows if row["stage"] == "verdict"]
+    assert [(row["arm"], row["seed"], row["data_seed"]) for row in verdicts][-1] == ("a", "1006", "6")
+    for row in rows:
+        assert all(float(row[f"seconds.{part}"]) >= 0 for part in ("total", "init", "train", "eval"))
+        assert row["learning_rate"]
+    assert "runs.csv has all runs" in folders[0].joinpath("README.md").read_text()
