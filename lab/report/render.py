@@ -15,6 +15,7 @@ from lab.report import document, findings
 from lab.report.analysis import Analysis, all_results, run_row
 from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from lab.report.figure import drawings, style
+from lab.report.latex import latex
 from lab.report.methods import methods
 from lab.report.sentences import aa_paragraph, sentence
 from lab.report.tensorboard import write_events
@@ -46,7 +47,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
             old.unlink()
         for block in blocks:
             if isinstance(block, Table):
-                (folder / "tables" / f"{block.name}.tex").write_text(document.latex(block), encoding="utf-8")
+                (folder / "tables" / f"{block.name}.tex").write_text(latex(block), encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"could not write the report to {folder}: {error.strerror}; choose a folder with --to."

@@ -81,8 +81,8 @@ def limits(analysis: Analysis) -> list[str]:
         examples = span(run.record.data.get(f"{side}_examples") for arm in arms for run in arm.runs)
         lines.append(
             f"Intervals are conditional on the {'validation' if side == 'val' else side} set ({examples} "
-            "examples): they hold what seeds vary, not what another draw of examples would. Where seeds vary little, as "
-            "on planted data, the examples are the larger part."
+            "examples): they hold what seeds vary, not what another draw of examples would. Where seeds vary little, "
+            "as on planted data, the examples are the larger part."
         )
     if judgement.metric.startswith("val"):
         lines.append(

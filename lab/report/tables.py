@@ -50,7 +50,8 @@ def arms_table(analysis: Analysis) -> Table:
     caption = (
         "Arms at their own learning rate: mean and standard deviation over seeds. Perplexity is exp of the mean loss."
     )
-    return Table("arms", caption, columns, rows, text=("role",))
+    aside = ("role", "perplexity", "best run", "seconds")
+    return Table("arms", caption, columns, rows, text=("role",), screen=aside)
 
 
 def _perplexity(metric: str, mean: float | None) -> str:
@@ -80,7 +81,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
     ]
     unit = "" if analysis.judgement.margin is None else f" Margin ±{number(analysis.judgement.margin)}."
     caption = f"Differences a − b in {analysis.judgement.metric}, paired by seed.{unit}"
-    return Table("contrasts", caption, columns, cells, text=("verdict",))
+    return Table("contrasts", caption, columns, cells, text=("verdict",), screen=("p", "TOST p"))
 
 
 def information_table(analysis: Analysis) -> Table | None:
@@ -197,11 +198,19 @@ def unfinished_table(analysis: Analysis) -> Table | None:
     if not analysis.unfinished:
         return None
     rows = [
-        [run.name, run.record.arm or MISSING, run.record.stage or MISSING, run.status, run.error or MISSING]
+        [
+            run.name,
+            run.record.arm or MISSING,
+            MISSING if run.pair[0] is None else str(run.pair[0]),
+            run.record.stage or MISSING,
+            run.status,
+            run.error or MISSING,
+        ]
         for run in analysis.unfinished
     ]
-    columns = ["run", "arm", "stage", "status", "reason"]
-    return Table("not_completed", "Runs that did not complete.", columns, rows, text=columns)
+    columns = ["run", "arm", "seed", "stage", "status", "reason"]
+    words = ("run", "arm", "stage", "status", "reason")
+    return Table("not_completed", "Runs that did not complete.", columns, rows, text=words, screen=("run",))
 
 
 def runs_table(analysis: Analysis) -> Table:
@@ -222,13 +231,10 @@ def runs_table(analysis: Analysis) -> Table:
         for arm, run in pairs
     ]
     columns = ["run", "arm", "seed", "data seed", *(name.replace("_", " ") for name in kept), "seconds"]
-    return Table(
-        "runs",
-        "Every completed run at its arm's learning rate; runs.csv has all runs, with every metric and their seconds.",
-        columns,
-        rows,
-        text=("arm",),
+    caption = (
+        "Every completed run at its arm's learning rate; runs.csv has all runs, with every metric and their seconds."
     )
+    return Table("runs", caption, columns, rows, text=("arm",), screen=("run", "train loss", "seconds"))
 
 
 def _verdict(row: Comparison) -> str:

@@ -14,9 +14,10 @@ from lab.errors import UsageError
 from lab.report.__main__ import main
 from lab.report.analysis import analyse
 from lab.report.card import card
-from lab.report.document import Bullets, Paragraph, Table, latex, markdown, number, p_text, page
+from lab.report.document import Bullets, Paragraph, Table, markdown, number, p_text, page
 from lab.report.figure import drawings
 from lab.report.findings import report
+from lab.report.latex import latex
 from lab.report.methods import ALWAYS, CITED, references
 from lab.report.render import write_report
 from lab.report.sentences import sentence
@@ -406,3 +407,10 @@ def test_runs_csv_says_who_ran_when_and_how_long_and_is_the_same_wherever_the_st
         assert all(float(row[f"seconds.{part}"]) >= 0 for part in ("total", "init", "train", "eval"))
         assert row["learning_rate"]
     assert "runs.csv has all runs" in folders[0].joinpath("README.md").read_text()
+
+
+def test_a_wide_table_of_the_page_scrolls_inside_its_own_box(sweep):
+    text = (sweep / "report" / "report.html").read_text()
+    assert text.count("<table>") == text.count('<div class="scroll" tabindex="0"><table>') >= 6
+    assert re.search(r"\.scroll\{[^}]*overflow-x:auto[^}]*max-width:100%", text)
+    assert "@media print{.scroll{overflow:visible}" in text  # paper does not scroll
