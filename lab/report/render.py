@@ -66,13 +66,15 @@ def _draw(analysis: Analysis, folder: Path) -> tuple[list[Figure], list[str]]:
     """Draw what can be drawn; returns the figures, and a phrase for each that has nothing to show."""
     drawn, not_drawn = [], []
     for drawing in drawings():
-        for suffix in ("png", "pdf"):
-            (folder / f"{drawing.name}.{suffix}").unlink(missing_ok=True)
-        figure = drawing.figure(analysis)
-        if figure is None:
+        paths = [folder / f"{drawing.name}{ending}" for ending in (".png", ".pdf", "_column.pdf")]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        figure, column = drawing.figure(analysis), drawing.column(analysis)
+        if figure is None or column is None:
             not_drawn.append(f"{drawing.name.replace('_', ' ')} ({drawing.nothing})")
         else:
-            style.save(figure, folder / drawing.name)
+            for each, path in zip((figure, figure, column), paths, strict=True):
+                style.save(each, path)
             drawn.append(Figure(drawing.name, drawing.caption, drawing.section))
     return drawn, not_drawn
 
