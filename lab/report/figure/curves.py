@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ def loss_curves(analysis: Analysis) -> Figure | None:
         return None
     figure, (upper, lower) = style.new(6.0, 2, 1, sharex=True)
     for place, arm in enumerate(with_curves):
-        marker = style.marker(analysis.arms.index(arm)) | {"markersize": style.points(4)}
+        marker: dict[str, Any] = style.marker(analysis.arms.index(arm)) | {"markersize": style.points(4)}
         for axes, column in ((upper, "val_loss"), (lower, "train_loss")):
             steps, mean, sd = over_seeds(arm.runs, column)
             if len(steps) < FEWEST_POINTS:
@@ -88,7 +89,11 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     above: list[tuple[float, str, str]] = []
     for index, arm in tuned:
         marker, points = style.marker(index), means[arm.name]
-        line = {"markersize": style.points(5), "linewidth": style.points(1.3), "label": style.short(arm.name)}
+        line: dict[str, Any] = {
+            "markersize": style.points(5),
+            "linewidth": style.points(1.3),
+            "label": style.short(arm.name),
+        }
         axes.plot(list(points), list(points.values()), **marker, **line)
         if arm.learning_rate in points:
             _ring(axes, arm.learning_rate, points[arm.learning_rate], marker["color"], style.points(12))
@@ -104,7 +109,7 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     axes.margins(x=0.08)
     _at_the_top(figure, axes, above)
     _ring(axes, math.nan, math.nan, "black", style.points(10), label="chosen")
-    keys = {"^": f"above {top:.3g}, {what}", "x": "a seed diverged"}
+    keys = {"^": f"above {top:.3g} ({what})", "x": "a seed diverged"}
     for shape in [shape for shape in keys if shape in {shape for _, shape, _ in above}]:
         axes.plot([], [], shape, color="black", linestyle="none", markersize=style.points(6), label=keys[shape])
     axes.set_xscale("log")
@@ -130,13 +135,13 @@ def ceiling(means: Sequence[float], chosen: Sequence[float], base: Sequence[floa
     low = min(means, default=0.0)
     robust = low + 3 * (float(np.median(means)) - low) if len(means) else math.inf
     harm = min(base, default=math.inf)
-    limit, what = (harm, "the base's loss") if harm <= robust else (robust, "off the scale")
+    limit, what = (harm, "the base") if harm <= robust else (robust, "off scale")
     limit = max([limit, *(value + 0.1 * (value - low) for value in chosen)])
     return (limit, what) if max(means, default=-math.inf) > limit > low else (math.inf, "")
 
 
 def _ring(axes: Axes, x: float, y: float, colour: str, size: float, label: str | None = None) -> None:
-    edge = {"markeredgecolor": colour, "markersize": size, "markeredgewidth": style.points(1)}
+    edge: dict[str, Any] = {"markeredgecolor": colour, "markersize": size, "markeredgewidth": style.points(1)}
     axes.plot(x, y, "o", color="none", linestyle="none", **edge, label=label)
 
 
@@ -147,7 +152,10 @@ def _at_the_top(figure: Figure, axes: Axes, above: Sequence[tuple[float, str, st
         for place, (shape, colour) in enumerate(own):
             shift = style.points(min(6, 26 / len(own))) * (place - (len(own) - 1) / 2) / 72
             beside = axes.get_xaxis_transform() + ScaledTranslation(shift, 0, figure.dpi_scale_trans)
-            size = {"markersize": style.points(5), "markeredgewidth": style.points(1.4 if shape == "x" else 0.5)}
+            size: dict[str, Any] = {
+                "markersize": style.points(5),
+                "markeredgewidth": style.points(1.4 if shape == "x" else 0.5),
+            }
             axes.plot(rate, 0.965, shape, color=colour, linestyle="none", transform=beside, **size)
 
 

@@ -1,9 +1,9 @@
 """Effect sizes: differences from the baseline with their intervals; and loss against rank with its knee."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 from itertools import count
+from typing import Any
 
 import numpy as np
 from matplotlib import rcParams
@@ -54,7 +54,8 @@ def effect_sizes(analysis: Analysis) -> Figure | None:
     axes.locator_params(axis="x", nbins=5)
     better = "higher" if analysis.judgement.higher_is_better else "lower"
     wide = int(0.46 * style.letters())  # the axes, beside the names
-    what = textwrap.fill(f"difference in {style.axis(analysis.judgement.metric)}", wide)
+    what = f"difference in {style.axis(analysis.judgement.metric)}"
+    what = what if len(what) <= wide else what.replace(" (", "\n(")
     reference = f"from {style.short(rows[0].arm_b, wide - 5)}\n" if one_reference else ""
     axes.set_xlabel(f"{what}\n{reference}{better} is better")
     for colour, kind, text in ((JUDGED, "contrast", "judged"), (DESCRIBED, "described", "described, not judged")):
@@ -84,18 +85,23 @@ def _interval(axes: Axes, y: float, row: Comparison, colour: str) -> None:
     s, ends = row.statistics, _ends(row)
     assert s.mean is not None
     low, high = axes.get_xlim()
-    arrow = {"color": colour, "markersize": style.points(7), "clip_on": False}
+    arrow: dict[str, Any] = {"color": colour, "markersize": style.points(7), "clip_on": False}
     if not low <= s.mean <= high:
         edge, shape, side, away = (low, "<", "left", 1) if s.mean < low else (high, ">", "right", -1)
         axes.plot(edge, y, shape, **arrow)
-        where = {"xytext": (away * style.points(8), 0), "textcoords": "offset points", "ha": side, "va": "center"}
+        where: dict[str, Any] = {
+            "xytext": (away * style.points(8), 0),
+            "textcoords": "offset points",
+            "ha": side,
+            "va": "center",
+        }
         text = f"{s.mean:+.3g}".replace("-", "−")
         axes.annotate(text, (edge, y), **where, color=colour, fontsize=rcParams["legend.fontsize"])
         return
     if s.sd is not None and s.ci_low is not None:
         ninety = half_width(s.sd, s.pairs, alpha=0.10)
         axes.plot(ends, [y, y], color=colour, linewidth=style.points(1.4), marker="|", markersize=style.points(5))
-        thick = {"linewidth": style.points(5), "solid_capstyle": "butt"}
+        thick: dict[str, Any] = {"linewidth": style.points(5), "solid_capstyle": "butt"}
         axes.plot([s.mean - ninety, s.mean + ninety], [y, y], color=colour, **thick)
     axes.plot(s.mean, y, "|", color=colour, markersize=style.points(13), markeredgewidth=style.points(1.4))
     for beyond, edge, shape in ((ends[0] < low, low, "<"), (ends[1] > high, high, ">")):

@@ -12,6 +12,7 @@ from lab.report.analysis import Analysis
 from lab.report.figure import Drawing, style
 
 MOST_PANELS = 6
+SMALLEST = 4.0  # points that a magnifying reader can still make out
 DIGITS = 4  # letters of room a cell's number wants
 
 
@@ -31,7 +32,7 @@ def rank_heatmap(analysis: Analysis) -> Figure | None:
     for panel, (place, (name, (rows, values))) in zip(axes.flat, enumerate(panels.items()), strict=False):
         image = panel.imshow(values, vmin=0, vmax=highest, cmap="cividis", aspect="auto")
         _numbers(panel, values, highest, min(1.0, 0.8 * style.letters() / columns / (DIGITS * layers)))
-        panel.set_title(style.short(name, int(0.8 * style.letters() / columns)))
+        panel.set_title(style.short(name, int(0.55 * style.letters() / columns)))
         panel.grid(visible=False)
         first = place % columns == 0
         panel.set_yticks(range(len(rows)), rows if first else [])
@@ -46,11 +47,14 @@ def rank_heatmap(analysis: Analysis) -> Figure | None:
 
 
 def _numbers(panel: Axes, values: np.ndarray, highest: int, share: float) -> None:
-    """The rank in every cell, light on dark and dark on light; letters shrink to `share` where cells are narrow."""
-    size = {"fontsize": share * 0.92 * rcParams["legend.fontsize"], "ha": "center", "va": "center"}
+    """The rank in every cell, smaller by `share` where cells are narrow; none where nobody could read it."""
+    size = share * 0.92 * rcParams["legend.fontsize"]
+    if size < SMALLEST:
+        return
     for (row, layer), rank in np.ndenumerate(values):
         if not np.isnan(rank):
-            panel.text(layer, row, f"{rank:.0f}", color="white" if rank < 0.55 * highest else "black", **size)
+            ink = "white" if rank < 0.55 * highest else "black"
+            panel.text(layer, row, f"{rank:.0f}", color=ink, fontsize=size, ha="center", va="center")
 
 
 RANK_HEATMAP = Drawing(
