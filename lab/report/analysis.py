@@ -30,7 +30,7 @@ class Analysis:
 
     @property
     def aa(self) -> Comparison | None:
-        """The baseline against itself: the noise floor."""
+        """The baseline against itself."""
         return next((row for row in self.comparisons if row.kind == "aa"), None)
 
     @property
@@ -114,15 +114,17 @@ def all_results(analysis: Analysis) -> dict[str, Any]:
             "missing": study.missing,
             "problems": [{"path": problem.path, "reason": problem.reason} for problem in study.problems],
             "arms": [_arm(arm, judgement.metric) for arm in analysis.arms],
-            "noise_floor": _noise(analysis.aa),
+            "aa": _against_itself(analysis.aa),
             "comparisons": [
                 row.row()
                 | {
+                    "p_equivalence_adjusted": row.p_equivalence_adjusted,
                     "differences": row.differences,
                     "sd_difference": row.statistics.sd,
-                    "bootstrap_interval": statistics.bootstrap_interval(row.differences) if row.differences else None,
+                    "bootstrap_interval": statistics.bootstrap_interval(row.differences),
                     "wilcoxon_p": statistics.wilcoxon_p(row.differences) if row.differences else None,
                     "seeds_to_decide": row.seeds_to_decide,
+                    "lost": row.lost,
                     "dropped": row.dropped,
                 }
                 for row in analysis.comparisons
@@ -150,7 +152,7 @@ def _arm(arm: Arm, metric: str) -> dict[str, Any]:
     }
 
 
-def _noise(aa: Comparison | None) -> dict[str, Any] | None:
+def _against_itself(aa: Comparison | None) -> dict[str, Any] | None:
     if aa is None:
         return None
     s = aa.statistics
@@ -189,5 +191,6 @@ def run_row(run: Run) -> dict[str, Any]:
         "data": record.data.get("name"),
         "data_sha256": record.data.get("sha256"),
         "device": record.environment.get("device"),
+        "precision": run.precision,
         "error": run.error or None,
     }

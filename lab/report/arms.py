@@ -23,6 +23,8 @@ class Arm:
     differs: Mapping[str, str] = field(default_factory=dict)  # settings that tell it from the other arms, as text
     runs: tuple[Run, ...]  # completed, one per seed
     twins: tuple[Run, ...] = ()  # completed; the A/A partners, which no summary counts
+    diverged: tuple[Run, ...] = ()  # at the same learning rate, A/A partners apart
+    diverged_twins: tuple[Run, ...] = ()
     unfinished: tuple[Run, ...] = ()  # at the same learning rate: diverged, failed, stopped, interrupted, running
     learning_rate: float | None = None
     outcomes: Mapping[float, Sequence[float | None]] | None = None  # learning rate -> selection metric, None: diverged
@@ -37,6 +39,19 @@ class Arm:
     def values(self, metric: str) -> list[float]:
         """The metric of every completed run that has it."""
         return [value for run in self.runs if (value := run.value(metric)) is not None]
+
+    def lost(self, metric: str) -> str:
+        """The seeds that its mean leaves out although they ended, in words; empty where there is none."""
+        blank = [run for run in self.runs if run.value(metric) is None]
+        seeds = len({run.pair for run in (*self.runs, *self.diverged)})
+        parts = []
+        for runs, what in ((self.diverged, "diverged"), (blank, f"has no finite {metric.replace('_', ' ')}")):
+            which = sorted({run.pair[0] for run in runs if run.pair[0] is not None})
+            if runs:
+                parts.append(
+                    f"{what} on {len({run.pair for run in runs})} of {seeds} seeds ({', '.join(map(str, which))})"
+                )
+        return f"{self.name} {' and '.join(parts)}" if parts else ""
 
 
 def arms(study: LoadedStudy, selection_metric: str = "val_loss") -> list[Arm]:
@@ -86,15 +101,20 @@ def _arm(
         rate = best_learning_rate(outcomes)
     chosen = [run for run in runs if run.learning_rate == rate]
     done = _one_per_seed(run for run in chosen if run.status == "completed")
+    peeked = len(_outcomes(runs, metric)) > 1 or not {run.pair for run in tuned}.isdisjoint(run.pair for run in runs)
+    unfinished = [run for run in runs if run.status != "completed" and run.learning_rate in (rate, None)]
+    diverged = [run for run in unfinished if run.status == "diverged"]
     return Arm(
         name=name,
         differs=differs,
         runs=tuple(run for run in done if run.record.seed not in twins),
         twins=tuple(run for run in done if run.record.seed in twins),
-        unfinished=tuple(run for run in runs if run.status != "completed" and run.learning_rate in (rate, None)),
+        diverged=tuple(run for run in diverged if run.pair[0] not in twins),
+        diverged_twins=tuple(run for run in diverged if run.pair[0] in twins),
+        unfinished=tuple(unfinished),
         learning_rate=rate,
         outcomes=outcomes,
-        chosen_on="tune" if tuned else "verdict" if len(outcomes) > 1 else "",
+        chosen_on="verdict" if peeked else "tune" if tuned else "",
     )
 
 

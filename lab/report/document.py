@@ -1,4 +1,4 @@
-"""Document: a report as blocks, and these as Markdown, HTML, LaTeX and a console table; everything is escaped."""
+"""Document: a report as blocks, and these as Markdown and HTML; everything is escaped."""
 
 import base64
 import html
@@ -36,13 +36,17 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells already formatted; the first column is text, the others are numbers unless named in `text`."""
+    """Cells already formatted; the first column is text, the others are numbers unless named in `text`.
+
+    Columns named in `screen` are left out of the LaTeX file, which must fit a paper's column: raw names and side facts.
+    """
 
     name: str  # of its file: tables/<name>.tex
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     text: Sequence[str] = field(default=())
+    screen: Sequence[str] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _flat(text: str) -> str:
+def flat(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
@@ -114,8 +118,7 @@ def _escape(text: str) -> str:
 
 def in_markdown(text: str) -> str:
     """Text that Markdown shows as it is: no tags, no emphasis, no links, one line."""
-    flat = _flat(text)
-    return re.sub(r"([\\`*]|<(?=[A-Za-z/!?])|^>|(?<=\])\(|(?<!\w)_|_(?!\w)|^#|^[-+](?= ))", r"\\\1", flat)
+    return re.sub(r"([\\`*]|<(?=[A-Za-z/!?])|^>|(?<=\])\(|(?<!\w)_|_(?!\w)|^#|^[-+](?= ))", r"\\\1", flat(text))
 
 
 def _cell(text: str) -> str:
@@ -159,7 +162,7 @@ def _html(block: Block, figures: Path) -> str:
             ]
             body = "".join(f"<tr>{row}</tr>" for row in rows[1:])
             return (
-                f'<p class="caption">{_escape(block.caption)}</p><div class="scroll"><table>'
+                f'<p class="caption">{_escape(block.caption)}</p><div class="scroll" tabindex="0"><table>'
                 f"<thead><tr>{rows[0]}</tr></thead><tbody>{body}</tbody></table></div>"
             )
 
@@ -170,41 +173,12 @@ STYLE = """
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
 main{max-width:64rem;margin:0 auto;padding:1.5rem 1rem 4rem;overflow-wrap:anywhere}
 h1{font-size:1.6rem;line-height:1.25}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid var(--rule)}
-.scroll{overflow-x:auto;margin:0 0 1rem}table{border-collapse:collapse;font-size:.875rem;overflow-wrap:normal}
+.scroll{overflow-x:auto;max-width:100%;margin:0 0 1rem}
+table{border-collapse:collapse;font-size:.875rem;overflow-wrap:normal}
 .caption{color:var(--soft);font-size:.875rem;margin:1.2rem 0 .3rem}
 th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid var(--rule);font-variant-numeric:tabular-nums}
-th{vertical-align:bottom}th.t,td.t{text-align:left}td{white-space:nowrap}td.t{white-space:normal}td.t:last-child{min-width:12rem}
+th{vertical-align:bottom}th.t,td.t{text-align:left}td{white-space:nowrap}td.t{white-space:normal}
+td.t:last-child{min-width:12rem}
 figure{margin:1.5rem 0}img{max-width:min(100%,44rem);background:#fff}figcaption{color:var(--soft);font-size:.875rem}
+@media print{.scroll{overflow:visible}table{font-size:.6rem}td{white-space:normal}}
 """
-
-
-def latex(table: Table) -> str:
-    """A booktabs table that needs only \\usepackage{booktabs}."""
-    align = "".join("l" if i == 0 or column in table.text else "r" for i, column in enumerate(table.columns))
-    lines = [" & ".join(map(_tex, row)) + r" \\" for row in (table.columns, *table.rows)]
-    body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
-    return (
-        f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\centering\n\\caption{{{_tex(table.caption)}}}\n"
-        f"\\label{{tab:{table.name.replace('_', '-')}}}\n\\begin{{tabular}}{{{align}}}\n{body}\n\\end{{tabular}}\n"
-        "\\end{table}\n"
-    )
-
-
-_TEX = {
-    **{c: "\\" + c for c in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{
-        "<": "$<$",
-        ">": "$>$",
-        "–": "--",
-        "±": r"$\pm$",
-        "Σ": r"$\Sigma$",
-        "·": r"$\cdot$",
-        "−": "$-$",
-        "×": r"$\times$",
-    },
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(c, c) for c in _flat(text))

@@ -1,13 +1,11 @@
 """Findings of a study in the words of a referee: effect, interval, seeds, conditions, and what it cannot show."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from lab.report import ranks, tables
+from lab.report import ranks, scope, tables
 from lab.report.analysis import Analysis, best_run, frontier_arms, ranking
-from lab.report.arms import ran_in_blocks
-from lab.report.comparison import Comparison, units
-from lab.report.document import MISSING, Block, Bullets, Figure, Heading, Paragraph, Table, number, p_text, signed, span
-from lab.report.statistics import AA_LEVEL, MOST_SEEDS
+from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table, number
+from lab.report.sentences import aa_paragraph, sentence
 
 
 def report(analysis: Analysis, figures: Sequence[Figure], not_drawn: Sequence[str]) -> list[Block]:
@@ -15,7 +13,7 @@ def report(analysis: Analysis, figures: Sequence[Figure], not_drawn: Sequence[st
     study, declared = analysis.study, analysis.study.declared
     blocks: list[Block] = [Heading(f"{study.name}: {declared.question}" if declared else study.name, 1)]
     blocks += [Paragraph(line) for line in headline(analysis)]
-    blocks += [Bullets([sentence(row, analysis) for row in analysis.contrasts])] if analysis.contrasts else []
+    blocks += [Bullets([sentence(row) for row in analysis.contrasts])] if analysis.contrasts else []
     sections = _sections(analysis)
     for figure in figures:
         if figure.section not in sections:
@@ -39,15 +37,15 @@ def _sections(analysis: Analysis) -> dict[str, tuple[Sequence[Block | None], Seq
         tables.trace_table(analysis, "grad_norm", "trace_grad_norm", norm),
     ]
     return {
-        "Conditions": ([Bullets(conditions(analysis))], []),
+        "Conditions": ([Bullets(scope.conditions(analysis))], []),
         "Contrasts": ([tables.contrasts_table(analysis)], [tables.information_table(analysis)]),
-        "Noise floor": ([Paragraph(noise_floor(analysis))], []),
+        "The baseline against itself": ([Paragraph(aa_paragraph(analysis))], []),
         "Rank": ([*rank_words, tables.ranks_table(analysis)], []),
         "Arms": (arms, []),
         "Training": ([], traces),
         "Everything else that was measured": ([tables.described_table(analysis)], []),
         "Runs that did not complete, and what is missing": (gaps(analysis), []),
-        "What this cannot show": ([Bullets(limits(analysis))], []),
+        "What this cannot show": ([Bullets(scope.limits(analysis))], []),
         "Every run": ([tables.runs_table(analysis)] if analysis.arms else [], []),
     }
 
@@ -70,95 +68,6 @@ def headline(analysis: Analysis) -> list[str]:
     return lines + [note[0].upper() + note[1:] + "." for note in judgement.notes]
 
 
-def sentence(row: Comparison, analysis: Analysis) -> str:
-    """One contrast as a referee would put it; what a finer grid of rates would change has not been measured."""
-    s, name = row.statistics, row.metric.replace("_", " ")
-    if s.mean is None:
-        return f"{row.arm_a} vs {row.arm_b}: no verdict; {row.reason}."
-    interval = f"; 95 % interval {signed(s.ci_low)} to {signed(s.ci_high)}" if s.ci_low is not None else ""
-    effect = f"{name} differs by {signed(s.mean)} {units(row.metric)}".rstrip() + f" (a − b{interval}; {s.pairs} pairs)"
-    match row.verdict:
-        case "a_better" | "b_better":
-            word = "better" if row.verdict == "a_better" else "worse"
-            what = f"{row.arm_a} is {word} than {row.arm_b} at the rates tried"
-            end = f"{what}: {effect}; Holm-adjusted p {_equals(row.p_adjusted)}."
-        case "equivalent":
-            what = f"{row.arm_a} is equivalent to {row.arm_b} within ±{number(s.margin)} at the rates tried"
-            end = f"{what}: {effect}; TOST p {_equals(s.p_equivalence)}."
-        case "inconclusive":
-            needed = f"about {row.seeds_to_decide} seeds" if row.seeds_to_decide else f"more than {MOST_SEEDS} seeds"
-            end = (
-                f"{row.arm_a} vs {row.arm_b} is undecided: {effect}; {row.reason}. "
-                f"If these are the true mean and spread, {needed} would decide it."
-            )
-        case _:
-            end = f"{row.arm_a} vs {row.arm_b}: no verdict, since {row.reason}; {effect}."
-    return end + (f" Without a partner and left out: {', '.join(row.dropped)}." if row.dropped else "")
-
-
-def _equals(p: float | None) -> str:
-    text = p_text(p)
-    return text if text.startswith("<") else f"= {text}"
-
-
-def conditions(analysis: Analysis) -> list[str]:
-    """Base, data, budget and device, as every run recorded them; what differs is listed, not averaged."""
-    runs = [run for arm in analysis.arms for run in (*arm.runs, *arm.twins)]
-    judgement = analysis.judgement
-    better = "higher" if judgement.higher_is_better else "lower"
-    within = "no equivalence margin" if judgement.margin is None else f"equivalence margin ±{number(judgement.margin)}"
-    declared = "declared before the runs" if judgement.declared else "not declared before the runs"
-    lines = [f"Judged by {judgement.metric.replace('_', ' ')} ({better} is better), {within}, {declared}."]
-    if not runs:
-        return [*lines, "No run has completed."]
-    twins = {run.record.seed for arm in analysis.arms for run in arm.twins}
-    seeds = sorted({run.record.seed for run in runs if run.record.seed is not None} - twins)
-    again = f"; the baseline again on {', '.join(map(str, sorted(twins, key=str)))}" if twins else ""
-    sides = ("train", "val", "test")
-    sizes = _distinct("/".join(str(run.record.data.get(f"{side}_examples", MISSING)) for side in sides) for run in runs)
-    names = _distinct(str(run.record.data.get("name") or MISSING) for run in runs)
-    hashes = _distinct(str(run.record.data.get("sha256"))[:12] for run in runs)
-    models = _distinct(str(run.record.model.get("name_or_path") or MISSING) for run in runs)
-    steps = _distinct(number(run.value("steps"), 0) for run in runs)
-    labels = [run.record.labelled_tokens for run in runs]
-    labelled = "" if None in labels else f", {span(labels)} of them labelled"  # older records do not say
-    devices = _distinct(str(run.record.environment.get("device") or MISSING) for run in runs)
-    precisions = _distinct(str(run.record.environment.get("precision") or MISSING) for run in runs)
-    return [
-        *lines,
-        f"Base: {models}, weights {_distinct(run.base[:12] for run in runs)}.",
-        f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
-        f"Budget: {steps} optimizer steps, {span(run.record.tokens for run in runs)} tokens{labelled}.",
-        f"Device: {devices}; precision {precisions}.",
-        f"Seeds: {', '.join(map(str, seeds))}{again}.",
-    ]
-
-
-def _distinct(values: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(values))
-
-
-def noise_floor(analysis: Analysis) -> str:
-    """Noise floor in words: how far the baseline lies from itself, and whether that lets anything be judged."""
-    aa = analysis.aa
-    if aa is None:
-        return (
-            "Not measured: no two completed runs of the baseline share a data order and differ in the seed. "
-            "Differences are read against their own interval alone."
-        )
-    s = aa.statistics
-    spread = f"standard deviation {number(s.sd)}, " if s.sd is not None else ""
-    end = ""
-    if s.p_value is not None:
-        quiet = s.p_value >= AA_LEVEL
-        end = f" A/A p {_equals(s.p_value)}, which withholds {'no verdict' if quiet else 'every verdict'}."
-    return (
-        f"{s.pairs} pairs of runs of {aa.arm_a} that share the data order and differ only in the seed differ in "
-        f"{aa.metric.replace('_', ' ')} by {signed(s.mean)} on average ({spread}largest "
-        f"{number(max(map(abs, aa.differences)))}). That is what this study cannot resolve in a single pair.{end}"
-    )
-
-
 def standings(analysis: Analysis) -> list[str]:
     """Best mean and best run, each named as what it is; an order of means is no verdict."""
     order, best = ranking(analysis), best_run(analysis.arms, analysis.judgement)
@@ -171,6 +80,8 @@ def standings(analysis: Analysis) -> list[str]:
         f"Best mean {metric}: {order[0][0].name} ({number(order[0][1])}). Best single run: {run.name} of {arm.name} "
         f"({number(value)}); one run is no evidence. Order of the means, which is no verdict: {listed}."
     ]
+    lost = [each for arm in analysis.arms if (each := arm.lost(analysis.judgement.metric))]
+    lines += [f"A mean is that of the seeds an arm kept: {'; '.join(lost)}."] if lost else []
     counts = {each.runs[0].record.trainable_params for each, _ in order}
     if len(counts) > 1:
         frontier = ", ".join(frontier_arms(analysis))
@@ -192,55 +103,6 @@ def gaps(analysis: Analysis) -> list[Block]:
         lines = [f"{problem.path.name}: {problem.reason}" for problem in study.problems]
         blocks += [Paragraph(f"{len(study.problems)} things could not be read and were left out:"), Bullets(lines)]
     return blocks
-
-
-def limits(analysis: Analysis) -> list[str]:
-    """Limits: the reasons for which a careful reader should not generalise."""
-    judgement, arms = analysis.judgement, analysis.arms
-    lines = [
-        "One base, one data set and one budget: another base, task or length of training may order the arms otherwise."
-    ]
-    n = max((row.statistics.pairs for row in analysis.contrasts), default=0)
-    if n:
-        lines.append(
-            f"{n} pairs: the t intervals take the differences to be roughly normal, which so few cannot check."
-        )
-    if judgement.metric.startswith("val"):
-        lines.append(
-            "The judged metric is a validation loss, on which the learning rates were chosen too: it flatters all."
-        )
-    on = {arm.chosen_on for arm in arms}
-    if "tune" in on and analysis.study.declared:
-        seeds = ", ".join(map(str, analysis.study.declared.tune_seeds))
-        lines.append(
-            f"Learning rates were chosen from a grid, on tuning seed {seeds}, which no verdict uses. How far an arm's "
-            "best rate lies from that grid was not measured, and a verdict may change on the way: an eighth of a "
-            "decade was enough once."
-        )
-    if "verdict" in on:
-        lines.append("Learning rates were chosen on the validation side of the same seeds that are judged.")
-    if analysis.arms and on <= {""}:
-        lines.append("One learning rate per arm was run: an arm that wants another one is judged below its best.")
-    if ran_in_blocks(arms):
-        lines.append(
-            "Arms ran one after another: seconds, and losses at equal time, also compare what else the machine did."
-        )
-    edge = [arm.name for arm in arms if arm.at_edge]
-    if edge:
-        lines.append(
-            f"The chosen learning rate is at the edge of those tried for {', '.join(edge)}: the optimum may be beyond."
-        )
-    if analysis.aa is None and analysis.contrasts:
-        lines.append("No A/A pair was run, so the noise floor is not measured.")
-    budgets = {arm.runs[0].record.trainable_params for arm in arms if arm.runs}
-    if len(budgets) > 1:
-        lines.append("The arms do not train the same number of parameters; a difference may be one of capacity.")
-    dtypes = {run.record.model.get("dtype") for arm in arms for run in arm.runs}
-    if len(dtypes) > 1:
-        lines.append(f"The runs used different precisions: {', '.join(map(str, dtypes))}.")
-    if not judgement.declared:
-        lines.append("Baseline, contrasts and margin were not declared before the runs, so this is exploration.")
-    return lines
 
 
 def console(analysis: Analysis) -> list[Table]:

@@ -29,7 +29,8 @@ def knee(losses: Mapping[int, Sequence[float]], reference: float | None = None, 
 
     `losses` maps a rank to its seeds' losses, seeds in the same order for every rank; `reference` is the loss of
     rank 0, the base, and defaults to the smallest rank's. The 95 % interval resamples seeds, all ranks of a seed
-    together (Efron 1979). Raises ValueError where ranks have different numbers of seeds.
+    together (Efron 1979); below four seeds there is no knee. Raises ValueError where ranks have different numbers
+    of seeds.
     Source: issue 6 ("diminishing-returns point with interval"); the share is this lab's definition.
     """
     ranks = sorted(losses)
@@ -38,8 +39,9 @@ def knee(losses: Mapping[int, Sequence[float]], reference: float | None = None, 
         raise ValueError(f"ranks have {sorted(seeds)} seeds; keep the seeds that every rank completed.")
     if len(ranks) < 3:
         return _no_knee(f"{len(ranks)} ranks do not make a curve; sweep at least three")
-    if seeds == {0}:
-        return _no_knee("no seed was completed at every rank")
+    if (count := seeds.pop()) < FEWEST_PAIRS:
+        kept = f"{count} seed was" if count == 1 else f"{count or 'no'} seeds were"
+        return _no_knee(f"{kept} completed at every rank, and a knee needs {FEWEST_PAIRS}")
     table = np.array([losses[rank] for rank in ranks], dtype=float)  # (ranks, seeds)
     if not np.isfinite(table).all():
         return _no_knee("a loss is not finite")
@@ -55,9 +57,6 @@ def knee(losses: Mapping[int, Sequence[float]], reference: float | None = None, 
         reason += "; the largest rank swept, so the true knee may lie beyond"
     elif at == 0:
         reason += "; the smallest rank swept, so the true knee may lie below"
-    if table.shape[1] < FEWEST_PAIRS:
-        reason += f"; {table.shape[1]} seeds give no interval"
-        return Knee(rank=ranks[at], low=None, high=None, gain=gain, reason=reason)
     picks = np.random.default_rng(0).integers(table.shape[1], size=(RESAMPLES, table.shape[1]))
     means = table[:, picks].mean(axis=2)  # (ranks, resamples)
     starts = means[0] if reference is None else np.full(RESAMPLES, reference)
@@ -74,8 +73,8 @@ def _first(means: np.ndarray, start: np.ndarray, share: float) -> np.ndarray:
 def _gains(table: np.ndarray, reference: float | None) -> bool:
     """True where some rank beats the start by more than its seeds' noise (one-sided t, Bonferroni over ranks)."""
     drop = table[0] - table[1:] if reference is None else reference - table  # (ranks, seeds)
-    mean, error = drop.mean(axis=1), drop.std(axis=1) / math.sqrt(max(1, table.shape[1] - 1))
-    if not error.any():  # one seed, or none of them differs: there is no noise to be beaten
+    mean, error = drop.mean(axis=1), drop.std(axis=1, ddof=1) / math.sqrt(table.shape[1])
+    if not error.any():  # no seed differs from another: there is no noise to be beaten
         return bool((mean > 0).any())
     p = special.stdtr(table.shape[1] - 1, -mean[error > 0] / error[error > 0])
     return bool(p.min() < LEVEL / len(p))

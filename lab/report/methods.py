@@ -68,24 +68,25 @@ def protocol(analysis: Analysis) -> list[str]:
         sentences.append(
             f"Arms were compared with {judgement.baseline} by {metric}, paired by seed, with a paired t test and its "
             f"{100 * (1 - LEVEL):.0f} % interval; p values of {len(judgement.contrasts)} contrasts were adjusted by "
-            "Holm's procedure."
+            "Holm's procedure, those of differences and those of equivalences each as one family."
         )
         if judgement.margin is not None:
             sentences.append(
-                f"Equivalence was tested by two one-sided tests (TOST, {100 * LEVEL:.0f} % each, not adjusted) against "
+                f"Equivalence was tested by two one-sided tests (TOST) against "
                 f"a margin of ±{number(judgement.margin)}"
                 + (" declared before the runs" if judgement.declared else ", which was not declared before the runs")
                 + " and takes precedence over a difference."
             )
         sentences.append(
-            f"Fewer than {FEWEST_PAIRS} pairs, or an A/A difference at p < {AA_LEVEL}, withhold a verdict. Bootstrap "
-            "intervals and Wilcoxon's test are given as information."
+            f"Fewer than {FEWEST_PAIRS} pairs, an A/A difference at p < {AA_LEVEL}, a learning rate chosen on the "
+            "judged seeds, or a diverged seed of an arm that would be called better or equivalent withhold a verdict. "
+            "Bootstrap intervals and Wilcoxon's test are given as information."
         )
     sentences.append("Runs that diverged or failed are counted and listed, and enter no mean, test or ranking.")
     if analysis.ranks:
         sentences.append(
             f"The knee is the smallest rank whose mean has brought {100 * SHARE:.0f} % of the gain to the best rank; "
-            "its interval resamples seeds."
+            f"its interval resamples seeds, of which it needs {FEWEST_PAIRS}."
         )
     return sentences
 

@@ -10,6 +10,7 @@ from lab.report.comparison import Comparison
 from lab.report.document import MISSING
 from lab.report.judgement import Judgement
 from lab.report.knee import Knee, knee
+from lab.report.recommendation import beyond, step_down
 from lab.report.statistics import FEWEST_PAIRS, half_width, mean_sd
 
 FEWEST_RANKS = 3  # two points make no curve
@@ -109,20 +110,14 @@ def _per_doubling(seconds: dict[int, list[float]]) -> tuple[float | None, float 
 
 
 def _recommend(by_rank: dict[int, Arm], judgement: Judgement, rows: Sequence[Comparison]) -> tuple[int | None, str]:
-    """The smallest rank that was found equivalent to the baseline, or better than it."""
+    """The rank that the verdicts license stepping down to, and what is better than every one of them."""
     verdicts = {row.arm_a: row.verdict for row in rows if row.kind == "contrast"}
     reference = next((rank for rank, arm in by_rank.items() if arm.name == judgement.baseline), None)
     if reference is None:
         return None, "no rank is recommended: the baseline is no single rank"
-    for rank, arm in by_rank.items():
-        if verdicts.get(arm.name) in ("equivalent", "a_better"):
-            relation = "equivalent to" if verdicts[arm.name] == "equivalent" else "better than"
-            return rank, f"rank {rank}: the smallest that was found {relation} rank {reference}"
-    judged = [rank for rank, arm in by_rank.items() if arm.name in verdicts]
-    beaten = judged and all(verdicts[by_rank[rank].name] == "b_better" for rank in judged)
-    if beaten:
-        return reference, f"rank {reference}: every other judged rank was found worse"
-    return None, f"no rank is recommended: none was found equivalent to rank {reference}, and not all were found worse"
+    judged = {rank: verdicts[arm.name] for rank, arm in by_rank.items() if arm.name in verdicts}
+    rank, why = step_down(judged, reference)
+    return rank, ". ".join([why, *beyond(rows, [arm.name for arm in by_rank.values()], judgement)])
 
 
 def in_words(answers: RankAnswers, contrasts: Sequence[Comparison]) -> list[str]:

@@ -15,7 +15,9 @@ from lab.report import document, findings
 from lab.report.analysis import Analysis, all_results, run_row
 from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from lab.report.figure import drawings, style
+from lab.report.latex import latex
 from lab.report.methods import methods
+from lab.report.sentences import aa_paragraph, sentence
 from lab.report.tensorboard import write_events
 
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four as wide as a kanji
@@ -45,7 +47,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
             old.unlink()
         for block in blocks:
             if isinstance(block, Table):
-                (folder / "tables" / f"{block.name}.tex").write_text(document.latex(block), encoding="utf-8")
+                (folder / "tables" / f"{block.name}.tex").write_text(latex(block), encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"could not write the report to {folder}: {error.strerror}; choose a folder with --to."
@@ -64,13 +66,15 @@ def _draw(analysis: Analysis, folder: Path) -> tuple[list[Figure], list[str]]:
     """Draw what can be drawn; returns the figures, and a phrase for each that has nothing to show."""
     drawn, not_drawn = [], []
     for drawing in drawings():
-        for suffix in ("png", "pdf"):
-            (folder / f"{drawing.name}.{suffix}").unlink(missing_ok=True)
-        figure = drawing.figure(analysis)
-        if figure is None:
+        paths = [folder / f"{drawing.name}{ending}" for ending in (".png", ".pdf", "_column.pdf")]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        figure, column = drawing.figure(analysis), drawing.column(analysis)
+        if figure is None or column is None:
             not_drawn.append(f"{drawing.name.replace('_', ' ')} ({drawing.nothing})")
         else:
-            style.save(figure, folder / drawing.name)
+            for each, path in zip((figure, figure, column), paths, strict=True):
+                style.save(each, path)
             drawn.append(Figure(drawing.name, drawing.caption, drawing.section))
     return drawn, not_drawn
 
@@ -85,7 +89,7 @@ def _runs(path: Path, analysis: Analysis) -> None:
     rows = [strict(run_row(run)) for run in analysis.study.runs]
     columns = list(dict.fromkeys(column for row in rows for column in row)) or ["run", "status"]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")  # as git keeps it
         writer.writerow([_plain(column) for column in columns])
         writer.writerows([_plain(row.get(column, "")) for column in columns] for row in rows)  # None: an empty cell
 
@@ -126,8 +130,8 @@ def show(blocks: Sequence[Block]) -> None:
 def summary(analysis: Analysis) -> list[Block]:
     """Summary of a report for the console: the headline, a sentence per contrast, two tables, and the gaps."""
     blocks: list[Block] = [Paragraph(line) for line in findings.headline(analysis)]
-    blocks.append(Bullets([findings.sentence(row, analysis) for row in analysis.contrasts]))
-    blocks += [Paragraph("Noise floor: " + findings.noise_floor(analysis)), *findings.console(analysis)]
+    blocks.append(Bullets([sentence(row) for row in analysis.contrasts]))
+    blocks += [Paragraph("The baseline against itself: " + aa_paragraph(analysis)), *findings.console(analysis)]
     missing, problems = analysis.study.missing, analysis.study.problems
     if missing:
         blocks.append(Paragraph(f"{len(missing)} declared verdict jobs have no run yet; README.md lists them."))

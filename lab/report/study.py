@@ -81,9 +81,17 @@ class Run:
 
     @property
     def precision(self) -> str | None:
+        """Precision it ran in: the one its machine recorded, else the one that was named; None where neither is."""
+        return self.record.environment.get("precision") or (None if self._asked == "auto" else self._asked)
+
+    @property
+    def chosen_precision(self) -> str | None:
         """Precision that `hardware.precision=auto` came to on the run's machine; None where one was named."""
-        precision = (self.record.config.get("hardware") or {}).get("precision")
-        return str(self.record.environment.get("precision")) if precision == "auto" else None
+        return str(self.record.environment.get("precision")) if self._asked == "auto" else None
+
+    @property
+    def _asked(self) -> str | None:
+        return (self.record.config.get("hardware") or {}).get("precision")
 
     def value(self, name: str) -> float | None:
         """A metric, or a number of the record by its dotted path (`seconds.train`); None where not measured."""

@@ -50,7 +50,8 @@ def arms_table(analysis: Analysis) -> Table:
     caption = (
         "Arms at their own learning rate: mean and standard deviation over seeds. Perplexity is exp of the mean loss."
     )
-    return Table("arms", caption, columns, rows, text=("role",))
+    aside = ("role", "perplexity", "best run", "seconds")
+    return Table("arms", caption, columns, rows, text=("role",), screen=aside)
 
 
 def _perplexity(metric: str, mean: float | None) -> str:
@@ -63,7 +64,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
     rows = ([analysis.aa] if analysis.aa else []) + analysis.contrasts
     if not rows:
         return None
-    columns = ["contrast", "pairs", "difference", "95 % interval", "p", "Holm p", "TOST p", "verdict"]
+    columns = ["contrast", "pairs", "difference", "95 % interval", "p", "Holm p", "TOST p", "Holm TOST p", "verdict"]
     cells = [
         [
             _versus(row),
@@ -73,23 +74,24 @@ def contrasts_table(analysis: Analysis) -> Table | None:
             p_text(row.statistics.p_value),
             p_text(row.p_adjusted),
             p_text(row.statistics.p_equivalence),
+            p_text(row.p_equivalence_adjusted),
             _verdict(row),
         ]
         for row in rows
     ]
     unit = "" if analysis.judgement.margin is None else f" Margin ±{number(analysis.judgement.margin)}."
     caption = f"Differences a − b in {analysis.judgement.metric}, paired by seed.{unit}"
-    return Table("contrasts", caption, columns, cells, text=("verdict",))
+    return Table("contrasts", caption, columns, cells, text=("verdict",), screen=("p", "TOST p"))
 
 
 def information_table(analysis: Analysis) -> Table | None:
-    """Information beside the verdicts that decides none of them: bootstrap, Wilcoxon, seeds that would decide."""
+    """Information beside the verdicts that decides none of them: bootstrap, Wilcoxon, seeds of a new study."""
     rows = [row for row in analysis.contrasts if row.differences]
     if not rows:
         return None
     cells = []
     for row in rows:
-        low, high = statistics.bootstrap_interval(row.differences)
+        low, high = statistics.bootstrap_interval(row.differences) or (None, None)
         wanted = number(row.seeds_to_decide, 0) if row.seeds_to_decide else MISSING
         if row.verdict == "inconclusive" and row.seeds_to_decide is None:
             wanted = f"> {statistics.MOST_SEEDS}"
@@ -102,8 +104,11 @@ def information_table(analysis: Analysis) -> Table | None:
                 wanted,
             ]
         )
-    columns = ["contrast", "SD of differences", "bootstrap interval", "Wilcoxon p", "seeds that would decide"]
-    caption = "Information, not verdicts. Seeds that would decide: at 80 % power, were mean and spread the true ones."
+    columns = ["contrast", "SD of differences", "bootstrap interval", "Wilcoxon p", "seeds of a new study"]
+    caption = (
+        "Information, not verdicts. Seeds of a new study: those it would have to declare to decide with a chance of "
+        "80 %, were mean and spread the true ones; not seeds to add to this one."
+    )
     return Table("information", caption, columns, cells)
 
 
@@ -193,11 +198,19 @@ def unfinished_table(analysis: Analysis) -> Table | None:
     if not analysis.unfinished:
         return None
     rows = [
-        [run.name, run.record.arm or MISSING, run.record.stage or MISSING, run.status, run.error or MISSING]
+        [
+            run.name,
+            run.record.arm or MISSING,
+            MISSING if run.pair[0] is None else str(run.pair[0]),
+            run.record.stage or MISSING,
+            run.status,
+            run.error or MISSING,
+        ]
         for run in analysis.unfinished
     ]
-    columns = ["run", "arm", "stage", "status", "reason"]
-    return Table("not_completed", "Runs that did not complete.", columns, rows, text=columns)
+    columns = ["run", "arm", "seed", "stage", "status", "reason"]
+    words = ("run", "arm", "stage", "status", "reason")
+    return Table("not_completed", "Runs that did not complete.", columns, rows, text=words, screen=("run",))
 
 
 def runs_table(analysis: Analysis) -> Table:
@@ -218,7 +231,10 @@ def runs_table(analysis: Analysis) -> Table:
         for arm, run in pairs
     ]
     columns = ["run", "arm", "seed", "data seed", *(name.replace("_", " ") for name in kept), "seconds"]
-    return Table("runs", "Every completed run at its arm's learning rate.", columns, rows, text=("arm",))
+    caption = (
+        "Every completed run at its arm's learning rate; runs.csv has all runs, with every metric and their seconds."
+    )
+    return Table("runs", caption, columns, rows, text=("arm",), screen=("run", "train loss", "seconds"))
 
 
 def _verdict(row: Comparison) -> str:

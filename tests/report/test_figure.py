@@ -1,3 +1,5 @@
+import csv
+import math
 import re
 import sys
 from itertools import combinations
@@ -5,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from synthetic import STEPS, init_comparison, make_run, make_study, rank_strategies, rank_sweep
+from matplotlib.collections import PolyCollection
+from matplotlib.text import Text
+from synthetic import COLUMNS, STEPS, init_comparison, make_run, make_study, rank_strategies, rank_sweep
 
 from lab.report import figure as figures
 from lab.report.analysis import analyse, frontier_arms
 from lab.report.figure import drawings
-from lab.report.figure.curves import over_seeds
+from lab.report.figure.curves import ceiling, over_seeds
+from lab.report.figure.effects import reach
 from lab.report.figure.heatmap import grid
 from lab.report.figure.style import COLOURS, axis, marker
 from lab.report.render import write_report
@@ -75,6 +80,10 @@ def test_each_figure_meets_the_checklist_at_600_pixels(analyses, make):
         boxes = texts(figure)
         assert figure.get_figwidth() * 100 == 600
         nothing_overlaps(figure, boxes, name)
+        column = drawing.column(analyses[make])
+        assert column.get_figwidth() == 3.3
+        nothing_overlaps(column, texts(column), f"{name} in a column")
+        assert min(text.get_fontsize() for text in column.findobj(Text) if text.get_text()) >= 5, name
         words = " ".join(text for text, _ in boxes)
         words += " ".join(text.get_text() for legend in figure.legends for text in legend.get_texts())
         if name == "rank_heatmap":
@@ -90,8 +99,8 @@ def test_long_names_and_many_arms_do_not_overlap(tmp_path):
     arms = {f"init=a_rather_long_scheme_name_{i} rank_strategy=an_even_longer_name_{i}": 2 + 0.01 * i for i in range(9)}
     make_study(tmp_path, arms, tuned=False, seeds=[1, 2, 3, 4])
     for name in ("effect_sizes", "loss_curves", "forgetting_gain"):
-        figure = DRAWINGS[name].figure(analyse(tmp_path))
-        nothing_overlaps(figure, texts(figure), name)
+        for figure in (DRAWINGS[name].figure(analyse(tmp_path)), DRAWINGS[name].column(analyse(tmp_path))):
+            nothing_overlaps(figure, texts(figure), name)
 
 
 def test_no_run_no_figure_and_one_seed_no_band(tmp_path):
@@ -134,7 +143,9 @@ def figure_file(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize("section", ["Rank", "Noise floor", "Training"])  # without another block, with, among several
+@pytest.mark.parametrize(
+    "section", ["Rank", "The baseline against itself", "Training"]
+)  # without another block, with, among several
 def test_a_figure_is_one_file_and_appears_in_its_section(tmp_path, figure_file, section):
     figure_file("throw_away", section)
     figure_file("empty", section, drawn=False)
@@ -147,6 +158,7 @@ def test_a_figure_is_one_file_and_appears_in_its_section(tmp_path, figure_file, 
     assert "empty (reason of empty)" in text.split("Not drawn: ")[1]
     assert "caption of throw_away" in readme.with_name("report.html").read_text()
     assert readme.with_name("throw_away.pdf").exists()
+    assert readme.with_name("throw_away_column.pdf").exists()
 
 
 def test_a_figure_for_a_section_that_is_none_is_refused_by_name(tmp_path, figure_file):
@@ -188,3 +200,92 @@ def test_the_frontier_is_what_no_cheaper_arm_beats(tmp_path):
 def test_an_axis_names_its_unit():
     assert axis("test_loss") == "test loss (nats per token)"
     assert axis("seconds.train") == "train (s)"
+
+
+@pytest.fixture(scope="module")
+def blown_up(tmp_path_factory):
+    """Ranks beside a full arm that is far better, rates that blow up to 8 nats, and two validation points a run."""
+    folder = tmp_path_factory.mktemp("blown_up")
+    means = {"r64": 2.0, "r4": 2.1, "r8": 2.004, "r16": 2.0, "full": 1.5}
+    ranks = {arm: {"rank": int(arm[1:]) if arm != "full" else None} for arm in means}
+    make_study(folder, means, noise=0.004, per_arm=ranks, contrasts=["r4", "r8", "r16"])
+    for number, (arm, rank) in enumerate((arm, each["rank"]) for arm, each in ranks.items()):
+        make_run(folder / f"{900 + number}", arm=arm, seed=0, loss=8.0, stage="tune", lr=3e-2, rank=rank)
+    for path in folder.glob("*/metrics.csv"):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            row["val_loss"] = row["val_loss"] if row["step"] in ("0", str(STEPS)) else ""
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    return analyse(folder)
+
+
+def test_a_rate_that_blew_up_is_marked_at_the_top_and_squashes_nothing(blown_up):
+    axes = DRAWINGS["learning_rates"].figure(blown_up).axes[0]
+    assert axes.get_ylim()[1] < 3.5  # the base's loss is 3.02
+    marks = [line for line in axes.lines if line.get_marker() == "^" and list(line.get_ydata()) == [0.965]]
+    assert len(marks) == 5
+    assert {line.get_xdata()[0] for line in marks} == {3e-2}
+    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert any(re.fullmatch(r"above \d\.\d+ \((the base|off scale)\)", text) for text in legend)
+
+
+def test_the_ceiling_is_the_bases_loss_or_a_robust_one_and_never_cuts_a_choice():
+    fine = [2.0, 2.1, 2.3, 2.6, 2.2]
+    assert ceiling(fine, [2.0], [3.0]) == (math.inf, "")  # nothing lies above the base
+    assert ceiling([*fine, 8.0], [2.0], [2.7]) == (2.7, "the base")
+    assert ceiling([*fine, 8.0], [2.0], [])[1] == "off scale"
+    assert 2.6 <= ceiling([*fine, 8.0], [2.0], [])[0] < 4
+    assert ceiling([*fine, 8.0], [2.0], [7.9])[0] < 4  # an untrained base is no scale
+    assert ceiling([1.0, 1.0, 1.0, 5.0], [1.0, 5.0], [])[0] == math.inf  # every rate of an arm is far above the others'
+    assert ceiling([], [], []) == (math.inf, "")
+    assert ceiling([2.0, 2.0, 2.0], [2.0], [1.0]) == (math.inf, "")
+
+
+def test_the_axis_of_effects_is_the_judged_arms_and_an_arrow_leads_to_the_others(blown_up):
+    axes = DRAWINGS["effect_sizes"].figure(blown_up).axes[0]
+    low, high = axes.get_xlim()
+    assert (low, high) == reach([*blown_up.contrasts, *blown_up.described], blown_up.judgement.margin)
+    assert -0.1 < low < high < 0.2
+    (arrow,) = [line for line in axes.lines if line.get_marker() == "<"]
+    assert arrow.get_xdata()[0] == low
+    full = blown_up.described[0].statistics.mean
+    assert f"{full:+.3g}".replace("-", "−") in [text.get_text() for text in axes.texts]
+    assert not [text for text in axes.figure.legends[0].get_texts() if "noise floor" in text.get_text()]
+    # a mean is a stroke across its interval, which a disk would hide
+    assert {line.get_marker() for line in axes.lines} <= {"|", "<", "None"}
+
+
+def test_two_points_of_validation_loss_are_not_joined(blown_up):
+    upper, lower = DRAWINGS["loss_curves"].figure(blown_up).axes
+    assert not [each for each in upper.collections if isinstance(each, PolyCollection)]
+    assert {line.get_linestyle() for line in upper.lines} == {"None"}
+    assert len([each for each in lower.collections if isinstance(each, PolyCollection)]) == 5
+
+
+def test_an_arm_without_a_rank_that_is_far_off_does_not_squash_the_ranks(blown_up):
+    axes = DRAWINGS["rank_comparison"].figure(blown_up).axes[0]
+    assert axes.get_ylim()[0] > 1.8
+    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert any(re.fullmatch(r"mean of full \(n = 6\): 1\.[45]\d*, below the axis", text) for text in legend)
+
+
+def test_a_heat_map_says_every_rank_in_its_cell(analyses):
+    figure = DRAWINGS["rank_heatmap"].figure(analyses[rank_strategies])
+    panel = next(axes for axes in figure.axes if axes.get_title() == "attention_heavy")
+    assert [text.get_text() for text in panel.texts] == ["24"] * 16 + ["8"] * 12
+
+
+def test_a_deep_models_ranks_are_stacked_and_shown_in_letters_that_can_be_read(tmp_path):
+    ranks = {f"m.layers.{layer}.{name}": 4 + layer % 3 for layer in range(30) for name in ("q_proj", "up_proj")}
+    long = "init=a_rather_long_scheme_name rank_strategy=an_even_longer_name"
+    make_study(tmp_path, {"a": 2.0, long: 2.1}, tuned=False, seeds=[1], per_arm={long: {"ranks": ranks}})
+    for figure, digits in ((DRAWINGS["rank_heatmap"].figure, 60), (DRAWINGS["rank_heatmap"].column, 0)):
+        drawn = figure(analyse(tmp_path))
+        nothing_overlaps(drawn, texts(drawn), "rank_heatmap")
+        panel = next(axes for axes in drawn.axes if "longer_name" in axes.get_title())
+        assert len(panel.texts) == digits  # in a column thirty layers leave no room for a number
+        assert all(text.get_fontsize() >= 4 for text in panel.texts)

@@ -41,10 +41,12 @@ def test_a_knee_at_the_edge_says_so():
     assert "beyond" in knee(steep).reason
 
 
-def test_one_seed_gives_a_knee_without_an_interval():
-    one = knee({rank: values[:1] for rank, values in planted(4).items()}, 3.0)
-    assert one.rank == 4
-    assert one.low is None
+@pytest.mark.parametrize("seeds", [0, 1, 2, 3, 4])
+def test_a_knee_needs_four_seeds_and_says_so(seeds):
+    found = knee({rank: values[:seeds] for rank, values in planted(4).items()}, 3.0)
+    assert (found.rank, found.low is None) == ((4, False) if seeds == 4 else (None, True))
+    assert ("a knee needs 4" in found.reason) == (seeds < 4)
+    assert f"{seeds or 'no'} seed" in found.reason or seeds == 4
 
 
 @pytest.mark.parametrize("bad", [{1: [1.0], 2: [0.5]}, {1: [], 2: [], 4: []}, {1: [1.0], 2: [float("nan")], 4: [1.0]}])

@@ -3,6 +3,7 @@ import html.parser
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -13,10 +14,13 @@ from lab.errors import UsageError
 from lab.report.__main__ import main
 from lab.report.analysis import analyse
 from lab.report.card import card
-from lab.report.document import Bullets, Paragraph, Table, latex, markdown, number, p_text, page
+from lab.report.document import Bullets, Paragraph, Table, markdown, number, p_text, page
+from lab.report.figure import drawings
 from lab.report.findings import report
+from lab.report.latex import latex
 from lab.report.methods import ALWAYS, CITED, references
 from lab.report.render import write_report
+from lab.report.sentences import sentence
 from lab.report.study import load_run
 
 
@@ -71,7 +75,9 @@ def test_the_summary_answers_the_question_in_words(sweep):
     assert "Recommended: rank 16" in text
     assert "2,048" not in text.split("linear in the rank")[0]
     assert re.search(r"linear in the rank\? Yes: 14,336 per unit of rank", text)
-    assert "Noise floor" in text
+    assert "## The baseline against itself" in text
+    assert "is no noise floor of a contrast" in text
+    assert "cannot resolve" not in text
     assert not re.search(r"clear advantage|validates|significant improvement|✓", text)
 
 
@@ -307,3 +313,104 @@ def test_a_study_whose_arms_took_no_turns_says_that_its_seconds_compare_hours(tm
         assert ("seconds, and losses at equal time" in text) == (name == "blocks")
         answer = text.split("Does training time depend on the rank? ")[1]
         assert answer.startswith("Open: each doubling" if name == "blocks" else "Yes: each doubling")
+
+
+def test_an_undecided_contrast_asks_for_a_new_study_and_never_for_more_seeds_here(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.03, "c": 2.01}, noise=0.03, tuned=False)
+    analysis = analyse(tmp_path)
+    undecided = [row for row in analysis.contrasts if row.verdict == "inconclusive"]
+    assert undecided
+    for row in undecided:
+        said = sentence(row)
+        assert f"a new study of about {row.seeds_to_decide} seeds, declared before its first job" in said
+        assert "Seeds added to this one and tested again are no such study" in said
+    text = markdown(report(analysis, [], []))
+    assert "would decide it." not in text
+    assert "seeds that would decide" not in text
+
+
+def test_two_seeds_have_no_knee_no_line_and_no_bootstrap_interval(tmp_path):
+    ranks = {"r64": 2.0, "r2": 2.45, "r8": 2.1, "r16": 2.0}
+    make_study(
+        tmp_path, ranks, noise=0.005, tuned=False, seeds=[1, 2], per_arm={arm: {"rank": int(arm[1:])} for arm in ranks}
+    )
+    analysis = analyse(tmp_path)
+    text = markdown(report(analysis, [], []))
+    assert "Where do returns diminish? No answer: 2 seeds were completed at every rank, and a knee needs 4." in text
+    information = next(b for b in report(analysis, [], []) if isinstance(b, Table) and b.name == "information")
+    assert {row[list(information.columns).index("bootstrap interval")] for row in information.rows} == {"–"}
+    figure = next(drawing for drawing in drawings() if drawing.name == "rank_comparison").figure(analysis)
+    assert not [line for line in figure.axes[0].lines if "knee" in str(line.get_label())]
+
+
+def line(text, start):
+    return next(each for each in text.splitlines() if each.startswith(f"- {start}"))
+
+
+@pytest.mark.parametrize("recorded", [True, False])  # older records know only what was asked
+def test_conditions_name_the_precision_of_every_run(tmp_path, recorded):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1, 2, 3, 4])
+
+    def set_precision(pattern, precision):
+        for path in tmp_path.glob(f"{pattern}/result.json"):
+            record = json.loads(path.read_text())
+            record["config"]["hardware"] = {"precision": "auto" if recorded else precision}
+            record["environment"] |= {"precision": precision} if recorded else {}
+            path.write_text(json.dumps(record))
+
+    assert (
+        line(markdown(report(analyse(tmp_path), [], [])), "Precision") == "- Precision: not recorded, in all 12 runs."
+    )
+    set_precision("*", "32-true")
+    assert line(markdown(report(analyse(tmp_path), [], [])), "Precision") == "- Precision: 32-true, in all 12 runs."
+    set_precision("*_b_*seed=[34]", "bf16-mixed")
+    analysis = analyse(tmp_path)
+    text = markdown(report(analysis, [], []))
+    mixed = "32-true for a (seeds 1, 2, 3, 4, 1001, 1002, 1003, 1004), b (seeds 1, 2); bf16-mixed for b (seeds 3, 4)."
+    assert line(text, "Precision") == f"- Precision: {mixed}"
+    assert f"The runs used different precisions: {mixed}" in text
+    write_report(analysis, tmp_path / "report")
+    with (tmp_path / "report" / "runs.csv").open() as file:
+        assert [row["precision"] for row in csv.DictReader(file)].count("bf16-mixed") == 2
+
+
+def test_conditions_say_where_a_bases_hash_depends_on_the_precision(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
+    assert "as held in their precision" in line(markdown(report(analyse(tmp_path), [], [])), "Base")
+    for path in tmp_path.glob("*/result.json"):
+        record = json.loads(path.read_text())
+        record["model"]["stored_sha256"] = "5" * 64
+        path.write_text(json.dumps(record))
+    assert line(markdown(report(analyse(tmp_path), [], [])), "Base") == "- Base: tiny, weights 555555555555."
+
+
+def test_limits_say_that_intervals_are_conditional_on_the_test_set(sweep):
+    text = (sweep / "report" / "README.md").read_text().split("## What this cannot show")[1]
+    assert "Intervals are conditional on the test set (200 examples)" in text
+
+
+def test_runs_csv_says_who_ran_when_and_how_long_and_is_the_same_wherever_the_study_lies(tmp_path):
+    make_study(tmp_path / "here", {"a": 2.0, "b": 2.1})
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    folders = [
+        write_report(analyse(tmp_path / where), tmp_path / where / "report").parent for where in ("here", "there")
+    ]
+    first, second = (folder.joinpath("runs.csv").read_bytes() for folder in folders)
+    assert first == second
+    assert b"\r" not in first
+    rows = list(csv.DictReader(first.decode().splitlines()))
+    assert len(rows) == 2 * 5 + 2 * 6 + 6
+    assert len(first) < 1000 * len(rows)
+    verdicts = [row for row in rows if row["stage"] == "verdict"]
+    assert [(row["arm"], row["seed"], row["data_seed"]) for row in verdicts][-1] == ("a", "1006", "6")
+    for row in rows:
+        assert all(float(row[f"seconds.{part}"]) >= 0 for part in ("total", "init", "train", "eval"))
+        assert row["learning_rate"]
+    assert "runs.csv has all runs" in folders[0].joinpath("README.md").read_text()
+
+
+def test_a_wide_table_of_the_page_scrolls_inside_its_own_box(sweep):
+    text = (sweep / "report" / "report.html").read_text()
+    assert text.count("<table>") == text.count('<div class="scroll" tabindex="0"><table>') >= 6
+    assert re.search(r"\.scroll\{[^}]*overflow-x:auto[^}]*max-width:100%", text)
+    assert "@media print{.scroll{overflow:visible}" in text  # paper does not scroll

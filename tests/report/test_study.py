@@ -5,9 +5,12 @@ from synthetic import declare, make_run, make_study, rank_sweep
 
 from lab.errors import UsageError
 from lab.record import RunRecord, write
+from lab.report.analysis import analyse
 from lab.report.arms import arms
 from lab.report.comparison import compare
+from lab.report.findings import standings
 from lab.report.judgement import judgement_of
+from lab.report.sentences import aa_paragraph, sentence
 from lab.report.study import load_run, load_study
 
 
@@ -239,7 +242,7 @@ def test_without_an_arm_of_defaults_nothing_is_judged_and_it_says_so(tmp_path):
     assert "--baseline" in judgement.notes[0]
 
 
-def test_runs_that_share_the_data_order_are_a_plain_multiruns_noise_floor(tmp_path):
+def test_runs_that_share_the_data_order_are_a_plain_multiruns_aa_pairs(tmp_path):
     for seed in range(8):
         make_run(tmp_path / str(seed), arm=None, stage=None, seed=seed, data_seed=0, loss=2.0 + 0.01 * (seed % 3))
     _, rows = judged(tmp_path)
@@ -284,3 +287,127 @@ def test_memory_is_compared_only_where_it_is_a_jobs_own(tmp_path, accelerator, d
         path.write_text(json.dumps(record))
     _, rows = judged(tmp_path)
     assert any(row.metric == "peak_memory_bytes" for row in rows) == described
+
+
+def test_a_baseline_that_lies_slightly_off_itself_is_reported(tmp_path):
+    study = declare(tmp_path, {"a": [], "b": []}, "a", seeds=[1, 2, 3, 4], margin=0.001)
+    for i, seed in enumerate(study.seeds):
+        make_run(tmp_path / f"{i}_a", arm="a", seed=seed, loss=2.0)
+        make_run(tmp_path / f"{i}_twin", arm="a", seed=seed + 1000, data_seed=seed, loss=2.02 + 0.02 * (i % 3))
+        make_run(tmp_path / f"{i}_b", arm="b", seed=seed, loss=1.5 + 0.012 * i)
+    aa = next(row for row in judged(tmp_path)[1] if row.kind == "aa")
+    assert 0.01 < aa.statistics.p_value < 0.05
+    assert aa.verdict == "inconclusive"
+    assert contrast(judged(tmp_path)[1], "b").verdict == "a_better"
+
+
+def test_equivalences_are_one_family_of_the_contrasts_that_test_one(tmp_path):
+    # one contrast of four has no partner and one is refused: neither tests anything, so the family is of two
+    make_study(
+        tmp_path, {"a": 2.0, "b": 2.004, "c": 2.004, "d": 2.0, "e": 2.0}, noise=0.008, tuned=False,
+        per_arm={"d": {"data": "e" * 64}, "e": {"status": "failed"}},
+    )  # fmt: skip
+    rows = [row for row in judged(tmp_path)[1] if row.kind == "contrast"]
+    raw = sorted(row.statistics.p_equivalence for row in rows[:2])
+    adjusted = sorted(row.p_equivalence_adjusted for row in rows[:2])
+    assert adjusted == pytest.approx([min(1, 2 * raw[0]), max(2 * raw[0], raw[1])])
+    assert [row.p_equivalence_adjusted for row in rows[2:]] == [None, None]
+    assert rows[0].row()["p_equivalence"] == rows[0].statistics.p_equivalence  # the contract's column stays the test's
+
+
+def test_an_equivalence_that_only_one_test_alone_would_show_is_not_claimed(tmp_path):
+    shift = [-0.011, 0.004, 0.014, -0.009, 0.012, 0.001]
+    study = declare(tmp_path, {arm: [] for arm in "abcde"}, "a", margin=0.012, twin_seeds=[])
+    for arm in study.arms:
+        for i, seed in enumerate(study.seeds):
+            own = 0.0 if arm == "a" else shift[i]
+            make_run(tmp_path / f"{seed}_{arm}", arm=arm, seed=seed, loss=2.0 + 0.01 * i + own)
+    rows = [row for row in judged(tmp_path)[1] if row.kind == "contrast"]
+    assert {row.statistics.p_equivalence < 0.05 for row in rows} == {True}
+    assert {row.verdict for row in rows} == {"inconclusive"}
+
+
+def survivors(path, *, arm_loss, diverged="b", seeds=8, lost=4, status="diverged", metrics=None):
+    """Two arms on eight seeds; `diverged` lost the last four of them."""
+    study = declare(path, {"a": [], "b": []}, "a", seeds=list(range(1, seeds + 1)), twin_seeds=[])
+    for arm, level in (("a", 2.0), ("b", arm_loss)):
+        for seed in study.seeds:
+            gone = arm == diverged and seed > seeds - lost
+            own = 0.001 * (seed % 3) if arm == "b" else 0.0
+            make_run(
+                path / f"{seed}_{arm}", arm=arm, seed=seed, loss=level + 0.01 * seed + own,
+                status=status if gone else "completed", metrics=metrics if gone else None,
+            )  # fmt: skip
+    return contrast(judged(path)[1], "b")
+
+
+@pytest.mark.parametrize(
+    ("arm_loss", "diverged", "verdict"),
+    [
+        (1.8, "b", "withheld"),  # better on the seeds that it survived
+        (2.0, "b", "withheld"),  # as good on them
+        (2.2, "b", "b_better"),  # worse even on them: the lost ones would not have helped
+        (2.2, "a", "withheld"),  # mirrored: worse than a baseline that lost half its seeds
+        (2.0, "a", "withheld"),
+        (1.8, "a", "a_better"),
+    ],
+)
+def test_an_arm_that_lost_seeds_is_called_neither_better_nor_as_good(tmp_path, arm_loss, diverged, verdict):
+    row = survivors(tmp_path, arm_loss=arm_loss, diverged=diverged)
+    assert row.statistics.pairs == 4
+    assert row.verdict == verdict
+    said = sentence(row)
+    assert said.count(f"{diverged} diverged on 4 of 8 seeds (5, 6, 7, 8)") == 1
+
+
+def test_a_run_without_a_finite_loss_at_its_end_is_a_lost_seed_too(tmp_path):
+    row = survivors(tmp_path, arm_loss=1.8, status="completed", metrics={"test_loss": float("nan")})
+    assert row.verdict == "withheld"
+    assert "b has no finite test loss on 4 of 8 seeds (5, 6, 7, 8)" in row.reason
+
+
+def test_seeds_that_are_merely_missing_or_lost_by_the_aa_forbid_nothing(tmp_path):
+    assert survivors(tmp_path / "failed", arm_loss=1.8, status="failed").verdict == "a_better"
+    make_study(tmp_path / "twin", {"a": 2.0, "b": 1.8}, tuned=False)
+    for path in (tmp_path / "twin").glob("*_seed=1001/result.json"):
+        path.write_text(path.read_text().replace('"completed"', '"diverged"'))
+    found, rows = judged(tmp_path / "twin")
+    assert contrast(rows, "b").verdict == "a_better"
+    assert [run.record.seed for run in found[0].diverged_twins] == [1001]
+    assert "1 more diverged" in aa_paragraph(analyse(tmp_path / "twin"))
+
+
+def test_an_arm_of_which_nothing_is_left_says_that_it_diverged(tmp_path):
+    row = survivors(tmp_path, arm_loss=1.8, lost=8)
+    assert row.verdict == "withheld"
+    assert "b diverged on 8 of 8 seeds" in sentence(row)
+    assert "b diverged on 8 of 8 seeds" in " ".join(standings(analyse(tmp_path)))
+
+
+def test_a_rate_chosen_on_the_judged_seeds_gives_numbers_and_no_verdict(tmp_path):
+    plain(tmp_path / "one", lrs=(1e-3,))
+    assert "chosen" not in contrast(judged(tmp_path / "one")[1], "init=svd").reason
+    plain(tmp_path / "both", lrs=(3e-4, 1e-3))
+    row = contrast(judged(tmp_path / "both")[1], "init=svd")
+    assert row.verdict == "withheld"
+    assert "the learning rate of init=svd and init=random was chosen on the seeds that are judged" in row.reason
+    assert row.statistics.mean is not None
+    # a single rate of the baseline against the best of two
+    plain(tmp_path / "arm", lrs=(1e-3,))
+    for seed in range(5):
+        make_run(
+            tmp_path / "arm" / f"9{seed}", arm=None, stage=None, study=None, seed=seed, loss=2.5, lr=1e-2,
+            choices={"init": "svd"}, config={"init": {"_target_": "lab.init.svd"}, "rank": 16, "optim": {"lr": 1e-2}},
+        )  # fmt: skip
+    row = contrast(judged(tmp_path / "arm")[1], "init=svd")
+    assert row.verdict == "withheld"
+    assert "the learning rate of init=svd was chosen on the seeds that are judged" in row.reason
+
+
+@pytest.mark.parametrize("how", ["verdict runs at two rates", "tuned on a judged seed"])
+def test_a_study_that_looked_at_its_verdict_seeds_has_no_verdict_either(tmp_path, how):
+    make_study(tmp_path, {"a": 2.0, "b": 1.8})
+    assert contrast(judged(tmp_path)[1], "b").verdict == "a_better"
+    stage, lr = ("verdict", 3e-3) if how.startswith("verdict") else ("tune", 1e-3)
+    make_run(tmp_path / "90", arm="b", seed=1, loss=1.9, lr=lr, stage=stage)
+    assert contrast(judged(tmp_path)[1], "b").verdict == "withheld"

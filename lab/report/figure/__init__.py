@@ -31,6 +31,11 @@ class Drawing:
         with rc_context(style.RC):
             return self.draw(analysis)
 
+    def column(self, analysis: Analysis) -> Figure | None:
+        """The same figure in the width of a paper's column."""
+        with rc_context(style.COLUMN_RC):
+            return self.draw(analysis)
+
 
 def drawings() -> list[Drawing]:
     """Every Drawing of the files beside this one: files by name, and in a file as it defines them."""

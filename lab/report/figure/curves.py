@@ -1,30 +1,46 @@
 """Loss curves: over optimizer steps, and over learning rates."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from lab.report.analysis import Analysis
+from lab.report.arms import Arm
 from lab.report.figure import Drawing, style
 from lab.report.statistics import mean_sd
 from lab.report.study import Run
 
+FEWEST_POINTS = 3  # fewer are not joined: two points of several arms under their bands are one wedge
+
 
 def loss_curves(analysis: Analysis) -> Figure | None:
-    """Validation and training loss over optimizer steps: the mean over seeds, with one standard deviation as band."""
+    """Validation and training loss over optimizer steps: the mean over seeds, with one standard deviation as band.
+
+    Few points of an arm are no curve: they stand side by side with error bars, and nothing is drawn between them.
+    """
     with_curves = [arm for arm in analysis.arms if any(run.curve("val_loss")[0] for run in arm.runs)]
     if not with_curves:
         return None
     figure, (upper, lower) = style.new(6.0, 2, 1, sharex=True)
-    for index, arm in enumerate(analysis.arms):
-        if arm not in with_curves:
-            continue
-        marker = style.marker(index)
+    for place, arm in enumerate(with_curves):
+        marker: dict[str, Any] = style.marker(analysis.arms.index(arm)) | {"markersize": style.points(4)}
         for axes, column in ((upper, "val_loss"), (lower, "train_loss")):
             steps, mean, sd = over_seeds(arm.runs, column)
+            if len(steps) < FEWEST_POINTS:
+                shift = style.points(5) * (place - (len(with_curves) - 1) / 2) / 72
+                beside = axes.transData + ScaledTranslation(shift, 0, figure.dpi_scale_trans)
+                bars = marker | {"linestyle": "none", "capsize": style.points(2), "elinewidth": style.points(1.1)}
+                axes.errorbar(steps, mean, yerr=sd, **bars, transform=beside, label=style.label(arm))
+                # A shifted point does not widen the axes, so an unseen one at its true place does.
+                axes.plot([*steps, *steps], [*(mean - sd), *(mean + sd)], linestyle="none")
+                continue
             every = max(1, len(steps) // 8)
-            axes.plot(steps, mean, **marker, markevery=every, markersize=4, linewidth=1.3, label=style.label(arm))
+            axes.plot(steps, mean, **marker, markevery=every, linewidth=style.points(1.3), label=style.label(arm))
             axes.fill_between(steps, mean - sd, mean + sd, color=marker["color"], alpha=0.13, linewidth=0)
     upper.set_ylabel(style.axis("validation_loss"))
     lower.set_ylabel(style.axis("training_loss"))
@@ -35,7 +51,8 @@ def loss_curves(analysis: Analysis) -> Figure | None:
 
 LOSS_CURVES = Drawing(
     loss_curves,
-    caption="Loss over optimizer steps: mean over seeds, band one standard deviation.",
+    caption="Loss over optimizer steps: mean over seeds; the band, or the bar where points are few, is one standard "
+    "deviation.",
     section="Training",
     nothing="no completed run has a metrics.csv",
 )
@@ -53,58 +70,99 @@ def over_seeds(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray
 
 
 def learning_rates(analysis: Analysis) -> Figure | None:
-    """The selection metric against the learning rate of every arm, its choice ringed, divergence at the top."""
+    """The selection metric against the learning rate of every arm, its choice ringed.
+
+    Above the ceiling a point is worth its rate only: it stands at the top as a triangle, a diverged one as a cross.
+    """
     tuned = [(i, arm) for i, arm in enumerate(analysis.arms) if arm.outcomes and len(arm.outcomes) > 1]
     if not tuned:
         return None
     study = analysis.study.declared
+    metric = study.selection_metric if study else "val_loss"
     figure, axes = style.new(4.2)
-    diverged: list[tuple[float, str]] = []
-    seeds = 0
+    means = {arm.name: _means(arm) for _, arm in tuned}
+    top, what = ceiling(
+        [mean for points in means.values() for mean in points.values()],
+        [points[arm.learning_rate] for _, arm in tuned if (points := means[arm.name]) and arm.learning_rate in points],
+        [base for _, arm in tuned for base in arm.values(f"base_{metric}")],
+    )
+    above: list[tuple[float, str, str]] = []
     for index, arm in tuned:
-        marker = style.marker(index)
-        known = {r: [v for v in values if v is not None] for r, values in (arm.outcomes or {}).items()}
-        seeds = max(seeds, *(len(values) for values in (arm.outcomes or {}).values()))
-        points = {rate: mean_sd(values)[0] for rate, values in known.items() if values}
-        label = style.short(arm.name)
-        axes.plot(list(points), list(points.values()), **marker, markersize=5, linewidth=1.3, label=label)
+        marker, points = style.marker(index), means[arm.name]
+        line: dict[str, Any] = {
+            "markersize": style.points(5),
+            "linewidth": style.points(1.3),
+            "label": style.short(arm.name),
+        }
+        axes.plot(list(points), list(points.values()), **marker, **line)
         if arm.learning_rate in points:
-            axes.plot(
-                arm.learning_rate,
-                points[arm.learning_rate],
-                "o",
-                color="none",
-                markeredgecolor=marker["color"],
-                markersize=12,
-            )
-        diverged += [(rate, marker["color"]) for rate, values in (arm.outcomes or {}).items() if None in values]
-    for place, (rate, colour) in enumerate(diverged):
-        axes.plot(
-            rate,
-            0.97 - 0.06 * (place % 3),
-            "x",
-            color=colour,
-            transform=axes.get_xaxis_transform(),
-            markersize=8,
-            markeredgewidth=2,
-        )
-    axes.plot([], [], "o", color="none", markeredgecolor="black", markersize=10, label="chosen")
-    if diverged:
-        axes.plot(
-            [], [], "x", color="black", linestyle="none", markersize=8, markeredgewidth=2, label="a seed diverged"
-        )
+            _ring(axes, arm.learning_rate, points[arm.learning_rate], marker["color"], style.points(12))
+        above += [(rate, "^", marker["color"]) for rate, mean in points.items() if mean > top]
+        above += [(rate, "x", marker["color"]) for rate, values in (arm.outcomes or {}).items() if None in values]
+    if above:
+        shown = [mean for points in means.values() for mean in points.values() if mean <= top] or [0.0, 1.0]
+        low, high = min(shown), top if math.isfinite(top) else max(shown)
+        room = (high - low) or 1.0
+        axes.set_ylim(low - 0.06 * room, high + 0.14 * room)  # the marks at the top meet no point
+    if math.isfinite(top):
+        axes.axhline(top, color="#999999", linewidth=style.points(0.9), linestyle=(0, (1, 2)))
+    axes.margins(x=0.08)
+    _at_the_top(figure, axes, above)
+    _ring(axes, math.nan, math.nan, "black", style.points(10), label="chosen")
+    keys = {"^": f"above {top:.3g} ({what})", "x": "a seed diverged"}
+    for shape in [shape for shape in keys if shape in {shape for _, shape, _ in above}]:
+        axes.plot([], [], shape, color="black", linestyle="none", markersize=style.points(6), label=keys[shape])
     axes.set_xscale("log")
     axes.set_xlabel("learning rate (log scale)")
-    axes.set_ylabel(
-        f"{style.axis(study.selection_metric if study else 'val_loss')}\nmean of n = {seeds} seed{'s' * (seeds > 1)}"
-    )
+    seeds = max(len(values) for _, arm in tuned for values in (arm.outcomes or {}).values())
+    axes.set_ylabel(f"{style.axis(metric)}\nmean of n = {seeds} seed{'s' * (seeds > 1)}")
     style.legend_below(figure, axes)
     return figure
 
 
+def _means(arm: Arm) -> dict[float, float]:
+    """Mean outcome of every rate at which a seed survived."""
+    known = {rate: [v for v in values if v is not None] for rate, values in (arm.outcomes or {}).items()}
+    return {rate: mean for rate, values in known.items() if (mean := mean_sd(values)[0]) is not None}
+
+
+def ceiling(means: Sequence[float], chosen: Sequence[float], base: Sequence[float]) -> tuple[float, str]:
+    """Loss above which points are not drawn to scale, and what it is; infinite where none lies above.
+
+    The base's own loss, beyond which training has done harm, or three times as far above the best as the median lies
+    where that is lower; never below a chosen rate's.
+    """
+    low = min(means, default=0.0)
+    robust = low + 3 * (float(np.median(means)) - low) if len(means) else math.inf
+    harm = min(base, default=math.inf)
+    limit, what = (harm, "the base") if harm <= robust else (robust, "off scale")
+    limit = max([limit, *(value + 0.1 * (value - low) for value in chosen)])
+    return (limit, what) if max(means, default=-math.inf) > limit > low else (math.inf, "")
+
+
+def _ring(axes: Axes, x: float, y: float, colour: str, size: float, label: str | None = None) -> None:
+    edge: dict[str, Any] = {"markeredgecolor": colour, "markersize": size, "markeredgewidth": style.points(1)}
+    axes.plot(x, y, "o", color="none", linestyle="none", **edge, label=label)
+
+
+def _at_the_top(figure: Figure, axes: Axes, above: Sequence[tuple[float, str, str]]) -> None:
+    """Marks of what lies above the axes, those of one rate side by side."""
+    for rate in dict.fromkeys(rate for rate, *_ in above):
+        own = [(shape, colour) for at, shape, colour in above if at == rate]
+        for place, (shape, colour) in enumerate(own):
+            shift = style.points(min(6, 26 / len(own))) * (place - (len(own) - 1) / 2) / 72
+            beside = axes.get_xaxis_transform() + ScaledTranslation(shift, 0, figure.dpi_scale_trans)
+            size: dict[str, Any] = {
+                "markersize": style.points(5),
+                "markeredgewidth": style.points(1.4 if shape == "x" else 0.5),
+            }
+            axes.plot(rate, 0.965, shape, color=colour, linestyle="none", transform=beside, **size)
+
+
 LEARNING_RATES = Drawing(
     learning_rates,
-    caption="The selection metric at every learning rate tried; the chosen one is ringed.",
+    caption="The selection metric at every learning rate tried; the chosen one is ringed. What lies above the dotted "
+    "line is marked at the top and not drawn to scale.",
     section="Training",
     nothing="one learning rate per arm",
 )

@@ -7,7 +7,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,6 +19,8 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 WIDTH = 6.0  # inches: at 100 dpi a figure is 600 pixels wide and its smallest text 12 pixels high
+COLUMN = 3.3  # inches: a column of a two-column paper, where a figure is printed at its own size
+LETTER = 0.55  # of its size a letter is wide on average
 DPI = 200
 ROOM = 3  # legend rows that a figure's height allows for
 RC: Any = {
@@ -35,13 +37,33 @@ RC: Any = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "pdf.fonttype": 42,  # letters stay letters in a PDF
+    "figure.figsize": (WIDTH, WIDTH),
+}
+COLUMN_RC: Any = RC | {
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "grid.linewidth": 0.45,
+    "hatch.linewidth": 0.6,
+    "figure.figsize": (COLUMN, COLUMN),
 }
 
 
 def new(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure and its axes in the house style; height in inches."""
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    """A figure and its axes in the house style; height in inches on a page, and in a column as its letters shrink."""
+    figure = Figure(figsize=(rcParams["figure.figsize"][0], points(height)), layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
+
+
+def points(size: float) -> float:
+    """A size on a page, of a marker or a line, as it is in the figure being drawn: it goes with the letters."""
+    return float(size * rcParams["font.size"] / RC["font.size"])
 
 
 def marker(index: int) -> dict[str, Any]:
@@ -60,16 +82,20 @@ def axis(metric: str) -> str:
     return f"{name} ({unit})" if unit else name
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
-    """One legend under the axes, where it can cover no data; long labels get a row each."""
+def letters() -> float:
+    """Letters of a legend that fit the width of the figure being drawn."""
+    return float(72 * rcParams["figure.figsize"][0] / (LETTER * rcParams["legend.fontsize"]))
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """One legend under the axes, where it can cover no data; at most so many columns, and long labels a row each."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
-    longest = max(map(len, labels))
-    fits = 1 if longest > 34 else columns if longest > 22 else columns + 1
-    columns = min(fits, len(labels))
+    fits = int(letters() // (max(map(len, labels)) + 9))  # a line, its marker and two gaps are 9 letters wide
+    columns = max(1, min(fits, columns, len(labels)))
     more = max(0, -(-len(labels) // columns) - ROOM)
-    figure.set_figheight(figure.get_figheight() + 0.19 * more)  # inches a row, so that the axes keep theirs
+    figure.set_figheight(figure.get_figheight() + points(0.19) * more)  # inches a row, so that the axes keep theirs
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
@@ -84,8 +110,8 @@ def label(arm: Arm, n: int | None = None) -> str:
     return f"{short(arm.name)} (n = {len(arm.runs) if n is None else n})"
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """PNG and PDF, without dates, so that the same study draws the same files."""
+def save(figure: Figure, path: Path) -> None:
+    """A PNG or PDF by the path's suffix, without dates, so that the same study draws the same files."""
+    undated = {".png": {"Software": None}, ".pdf": {"CreationDate": None}}[path.suffix]
     with rc_context(RC):
-        figure.savefig(stem.with_name(f"{stem.name}.png"), dpi=DPI, metadata={"Software": None})
-        figure.savefig(stem.with_name(f"{stem.name}.pdf"), metadata={"CreationDate": None})
+        figure.savefig(path, dpi=DPI, metadata=undated)

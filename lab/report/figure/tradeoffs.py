@@ -28,10 +28,16 @@ def frontier(analysis: Analysis) -> Figure | None:
     line = sorted((p, m) for p, m, _, arm, _ in points if arm.name in best)
     low, high = min(p for p, *_ in points), max(p for p, *_ in points)
     log = high > 3 * low
-    axes.plot(*zip(*line, strict=True), color="#999999", linewidth=1, drawstyle="steps-post", label="best mean so far")
+    axes.plot(
+        *zip(*line, strict=True),
+        color="#999999",
+        linewidth=style.points(1),
+        drawstyle="steps-post",
+        label="best mean so far",
+    )
     for index, (parameters, mean, sd, arm, marker) in enumerate(points):
         near = [i for i, (other, *_) in enumerate(points) if abs(other / parameters - 1) < SAME]
-        shift = 12 * (near.index(index) - (len(near) - 1) / 2)  # points; a marker is 7 wide
+        shift = style.points(12) * (near.index(index) - (len(near) - 1) / 2)  # points; a marker is 7 wide
         beside = ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
         # A shifted point does not widen the axes, so an unseen one at its true place does.
         axes.plot([parameters] * 2, [mean - sd, mean + sd], alpha=0)
@@ -39,8 +45,8 @@ def frontier(analysis: Analysis) -> Figure | None:
             parameters,
             mean,
             yerr=sd,
-            **marker | {"linestyle": "none"},
-            capsize=3,
+            **marker | {"linestyle": "none", "markersize": style.points(6), "elinewidth": style.points(1.5)},
+            capsize=style.points(3),
             transform=axes.transData + beside,
             label=style.label(arm, len(arm.values(metric))),
         )
@@ -89,9 +95,13 @@ def forgetting_gain(analysis: Analysis) -> Figure | None:
         if not both:
             continue
         drawn, marker = True, style.marker(index) | {"linestyle": "none"}
-        axes.plot(*zip(*both, strict=True), **marker, alpha=0.35, markersize=4, markeredgewidth=0)
+        axes.plot(*zip(*both, strict=True), **marker, alpha=0.35, markersize=style.points(4), markeredgewidth=0)
         axes.plot(
-            *np.mean(both, axis=0), **marker, markersize=8, markeredgecolor="white", label=style.label(arm, len(both))
+            *np.mean(both, axis=0),
+            **marker,
+            markersize=style.points(8),
+            markeredgecolor="white",
+            label=style.label(arm, len(both)),
         )
     if not drawn:
         return None

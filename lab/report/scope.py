@@ -1,0 +1,124 @@
+"""Scope of a report: the conditions its numbers were measured under, and the limits of what they show."""
+
+from collections.abc import Iterable
+
+from lab.report.analysis import Analysis
+from lab.report.arms import ran_in_blocks
+from lab.report.document import MISSING, number, span
+from lab.report.study import Run
+
+
+def conditions(analysis: Analysis) -> list[str]:
+    """Base, data, budget and device, as every run recorded them; what differs is listed, not averaged."""
+    runs = [run for arm in analysis.arms for run in (*arm.runs, *arm.twins)]
+    judgement = analysis.judgement
+    better = "higher" if judgement.higher_is_better else "lower"
+    within = "no equivalence margin" if judgement.margin is None else f"equivalence margin ±{number(judgement.margin)}"
+    declared = "declared before the runs" if judgement.declared else "not declared before the runs"
+    lines = [f"Judged by {judgement.metric.replace('_', ' ')} ({better} is better), {within}, {declared}."]
+    if not runs:
+        return [*lines, "No run has completed."]
+    twins = {run.record.seed for arm in analysis.arms for run in arm.twins}
+    seeds = sorted({run.record.seed for run in runs if run.record.seed is not None} - twins)
+    again = f"; the baseline again on {', '.join(map(str, sorted(twins, key=str)))}" if twins else ""
+    sides = ("train", "val", "test")
+    sizes = _distinct("/".join(str(run.record.data.get(f"{side}_examples", MISSING)) for side in sides) for run in runs)
+    names = _distinct(str(run.record.data.get("name") or MISSING) for run in runs)
+    hashes = _distinct(str(run.record.data.get("sha256"))[:12] for run in runs)
+    models = _distinct(str(run.record.model.get("name_or_path") or MISSING) for run in runs)
+    steps = _distinct(number(run.value("steps"), 0) for run in runs)
+    labels = [run.record.labelled_tokens for run in runs]
+    labelled = "" if None in labels else f", {span(labels)} of them labelled"  # older records do not say
+    devices = _distinct(str(run.record.environment.get("device") or MISSING) for run in runs)
+    stored = all(run.record.model.get("stored_sha256") for run in runs)
+    held = "" if stored else " (of some runs as held in their precision, on which this hash depends)"
+    return [
+        *lines,
+        f"Base: {models}, weights {_distinct(run.base[:12] for run in runs)}{held}.",
+        f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
+        f"Budget: {steps} optimizer steps, {span(run.record.tokens for run in runs)} tokens{labelled}.",
+        f"Device: {devices}.",
+        f"Precision: {precisions(analysis)}.",
+        f"Seeds: {', '.join(map(str, seeds))}{again}.",
+    ]
+
+
+def precisions(analysis: Analysis) -> str:
+    """The precision of every run in words: one where they agree, else whose runs ran in which."""
+    arms: dict[str, dict[str, list[Run]]] = {}
+    for arm in analysis.arms:
+        for run in (*arm.runs, *arm.twins):
+            arms.setdefault(run.precision or "not recorded", {}).setdefault(arm.name, []).append(run)
+    if len(arms) == 1:
+        (precision, own), *_ = arms.items()
+        return f"{precision}, in all {sum(map(len, own.values()))} runs"
+    return "; ".join(
+        f"{precision} for " + ", ".join(f"{name} (seeds {_seeds(runs)})" for name, runs in own.items())
+        for precision, own in arms.items()
+    )
+
+
+def _seeds(runs: Iterable[Run]) -> str:
+    return ", ".join(sorted({str(run.record.seed) for run in runs}, key=lambda seed: (len(seed), seed)))
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def limits(analysis: Analysis) -> list[str]:
+    """Limits: the reasons for which a careful reader should not generalise."""
+    judgement, arms = analysis.judgement, analysis.arms
+    lines = [
+        "One base, one data set and one budget: another base, task or length of training may order the arms otherwise."
+    ]
+    n = max((row.statistics.pairs for row in analysis.contrasts), default=0)
+    if n:
+        lines.append(
+            f"{n} pairs: the t intervals take the differences to be roughly normal, which so few cannot check."
+        )
+        side = "val" if judgement.metric.startswith("val") else "test"
+        examples = span(run.record.data.get(f"{side}_examples") for arm in arms for run in arm.runs)
+        lines.append(
+            f"Intervals are conditional on the {'validation' if side == 'val' else side} set ({examples} "
+            "examples): they hold what seeds vary, not what another draw of examples would. Where seeds vary little, "
+            "as on planted data, the examples are the larger part."
+        )
+    if judgement.metric.startswith("val"):
+        lines.append(
+            "The judged metric is a validation loss, on which the learning rates were chosen too: it flatters all."
+        )
+    on = {arm.chosen_on for arm in arms}
+    if "tune" in on and analysis.study.declared:
+        seeds = ", ".join(map(str, analysis.study.declared.tune_seeds))
+        lines.append(
+            f"Learning rates were chosen from a grid, on tuning seed {seeds}, which no verdict uses. How far an arm's "
+            "best rate lies from that grid was not measured, and a verdict may change on the way: an eighth of a "
+            "decade was enough once."
+        )
+    if "verdict" in on:
+        lines.append(
+            "Learning rates were chosen on the validation side of the same seeds that are judged: the means flatter "
+            "the arms that tried more of them, and no verdict rests on them."
+        )
+    if analysis.arms and on <= {""}:
+        lines.append("One learning rate per arm was run: an arm that wants another one is judged below its best.")
+    if ran_in_blocks(arms):
+        lines.append(
+            "Arms ran one after another: seconds, and losses at equal time, also compare what else the machine did."
+        )
+    edge = [arm.name for arm in arms if arm.at_edge]
+    if edge:
+        lines.append(
+            f"The chosen learning rate is at the edge of those tried for {', '.join(edge)}: the optimum may be beyond."
+        )
+    if analysis.aa is None and analysis.contrasts:
+        lines.append("No A/A pair was run, so that the pairing of runs was not checked.")
+    budgets = {arm.runs[0].record.trainable_params for arm in arms if arm.runs}
+    if len(budgets) > 1:
+        lines.append("The arms do not train the same number of parameters; a difference may be one of capacity.")
+    if len({run.precision for arm in arms for run in (*arm.runs, *arm.twins)}) > 1:
+        lines.append(f"The runs used different precisions: {precisions(analysis)}.")
+    if not judgement.declared:
+        lines.append("Baseline, contrasts and margin were not declared before the runs, so this is exploration.")
+    return lines

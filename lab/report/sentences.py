@@ -1,0 +1,70 @@
+"""Sentences of a report on pairs of runs: what a contrast shows, and what the baseline against itself does."""
+
+from lab.report.analysis import Analysis
+from lab.report.comparison import Comparison, units
+from lab.report.document import number, p_text, signed
+from lab.report.statistics import AA_LEVEL, MOST_SEEDS, POWER
+
+
+def sentence(row: Comparison) -> str:
+    """One contrast as a referee would put it; what a finer grid of rates would change has not been measured."""
+    s, name = row.statistics, row.metric.replace("_", " ")
+    lost = [each for each in row.lost if each not in row.reason]
+    if s.mean is None:
+        return f"{row.arm_a} vs {row.arm_b}: no verdict; {'; '.join([row.reason, *lost])}."
+    interval = [f"95 % interval {signed(s.ci_low)} to {signed(s.ci_high)}"] if s.ci_low is not None else []
+    detail = "; ".join(["a − b", *interval, f"{s.pairs} pairs", *lost])
+    effect = f"{name} differs by {signed(s.mean)} {units(row.metric)}".rstrip() + f" ({detail})"
+    match row.verdict:
+        case "a_better" | "b_better":
+            word = "better" if row.verdict == "a_better" else "worse"
+            what = f"{row.arm_a} is {word} than {row.arm_b} at the rates tried"
+            end = f"{what}: {effect}; Holm-adjusted p {_equals(row.p_adjusted)}."
+        case "equivalent":
+            what = f"{row.arm_a} is equivalent to {row.arm_b} within ±{number(s.margin)} at the rates tried"
+            end = f"{what}: {effect}; Holm-adjusted TOST p {_equals(row.p_equivalence_adjusted)}."
+        case "inconclusive":
+            end = f"{row.arm_a} vs {row.arm_b} is undecided: {effect}; {row.reason}. {another_study(row)}"
+        case _:
+            end = f"{row.arm_a} vs {row.arm_b}: no verdict, since {row.reason}; {effect}."
+    return end + (f" Without a partner and left out: {', '.join(row.dropped)}." if row.dropped else "")
+
+
+def another_study(row: Comparison) -> str:
+    """What would decide an undecided contrast, said so that nobody adds seeds to this study and looks again."""
+    needed = f"about {row.seeds_to_decide}" if row.seeds_to_decide else f"more than {MOST_SEEDS}"
+    return (
+        f"If these are the true mean and spread, a new study of {needed} seeds, declared before its first job, would "
+        f"decide it with a chance of {100 * POWER:.0f} %. Seeds added to this one and tested again are no such study: "
+        "each further look raises the chance of a false verdict above the level."
+    )
+
+
+def _equals(p: float | None) -> str:
+    text = p_text(p)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def aa_paragraph(analysis: Analysis) -> str:
+    """The baseline against itself in words: what its pairs differ by, what that withholds, and what it cannot say."""
+    aa = analysis.aa
+    own = next((arm for arm in analysis.arms if arm.name == analysis.judgement.baseline), None)
+    more = f" {len(own.diverged_twins)} more diverged." if own and own.diverged_twins else ""
+    if aa is None:
+        return (
+            "Not measured: no two completed runs of the baseline share a data order and differ in the seed."
+            f"{more} Differences are read against their own interval alone."
+        )
+    s = aa.statistics
+    spread = f"standard deviation {number(s.sd)}, " if s.sd is not None else ""
+    end = ""
+    if s.p_value is not None:
+        quiet = s.p_value >= AA_LEVEL
+        end = f" A/A p {_equals(s.p_value)}, which withholds {'no verdict' if quiet else 'every verdict'}."
+    return (
+        f"{s.pairs} pairs of runs of {aa.arm_a} that share the data order and differ only in the seed differ in "
+        f"{aa.metric.replace('_', ' ')} by {signed(s.mean)} on average ({spread}largest "
+        f"{number(max(map(abs, aa.differences)))}).{more}{end} This tests that the pairing does not drift, and no "
+        "more. It is no noise floor of a contrast, whose two arms may also react differently to the data order and may "
+        "share the seed's draws: a contrast is read against its own interval."
+    )
