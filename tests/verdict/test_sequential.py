@@ -160,7 +160,7 @@ def test_what_cannot_be_judged_says_why(differences, fault):
 
 @pytest.mark.parametrize("value", [0.1, 0.7, 3.3])
 def test_equal_differences_have_no_spread_whatever_they_are(value):
-    """A sum of squares less a squared sum keeps about 1e-8 of the value by rounding; that is no spread to test against."""
+    """A sum of squares less a squared sum keeps 1e-8 of the value by rounding: no spread to test against."""
     assert (moments(np.full(20, value)).sd[1:] == 0).all()
 
 
