@@ -1,12 +1,13 @@
 """Planner of a study, a pure function: what is on disk goes in, the next jobs come out. Asked again, it agrees."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 
 from lab.record.study import AA, Study, tune_seeds_of, verdict_seeds_of
 from lab.sweep.job import Plan, Seen, State, outcomes_of
 from lab.verdict import family, margin, tuning
 from lab.verdict.null_table import FIRST_LOOK
-from lab.verdict.tuning import MOST_EXTENSIONS, Tuned
+from lab.verdict.tuning import MOST_EXTENSIONS, Scale, Tuned
 
 
 def plan(
@@ -28,8 +29,6 @@ def plan(
                 result.notes.append(f"{arm}: {tuned.reason}, so it gets no verdict")
             elif tuned.rule == "edge":
                 result.notes.append(f"{arm}: {tuned.reason}, {tuned.rate:g}")
-    if study.baseline in result.tuned:
-        result.margin = _margin(state, result)
     if len(result.tuned) == len(study.arms):  # not before: arms are to take turns
         _judge(state, result)
     verdicts = [job for job in result.jobs if job.stage == "verdict"]
@@ -79,55 +78,62 @@ def _follows(study: Study, arm: str) -> bool:
 
 
 def _tune(state: State, arm: str, result: Plan) -> Tuned | None:
-    """The arm's learning rate, or None while runs are missing."""
+    """The arm's learning rate, or None while runs are missing.
+
+    The baseline's first refinement gives the margin, and with it the scale on which every arm is refined.
+    """
     study, around = state.study, None
-    if _follows(study, arm):
+    if arm != study.baseline:
         baseline = result.tuned.get(study.baseline)
         if baseline is None:
+            if not _follows(study, arm):  # its own grid need not wait
+                _search(state, arm, result, None, Scale())
             return None
-        around = tuning.best_rate(study.learning_rates[study.baseline], {r: [v] for r, v in baseline.curve.items()})
-    outcomes: dict[float, list[float | None]] = {}
-    seeds = tune_seeds_of(study, arm)
-    while True:
-        step = tuning.tune(
-            study.learning_rates[arm],
-            outcomes,
-            around=around,
-            seeds=len(seeds),
-            most_extensions=extensions_per_arm(study),
-        )
-        if isinstance(step, Tuned):
-            return step
-        runs = {
-            rate: [state.want(result, "tune", arm, rate, seed, seed) for seed in seeds[: step.seeds]]
-            for rate in step.rates
-        }
-        if any(run is None for own in runs.values() for run in own):
-            return None
-        outcomes |= {rate: outcomes_of(run for run in own if run is not None) for rate, own in runs.items()}
+        around = _coarse_best(study, baseline) if _follows(study, arm) else None
+        return _search(state, arm, result, around, Scale.of(result.margin))
+    first = _search(state, arm, result, None, Scale())
+    if first is None:
+        return None
+    result.margin = _margin(state, first)
+    return _search(state, arm, result, None, Scale.of(result.margin)) if result.margin is not None else first
 
 
-def _margin(state: State, result: Plan) -> float | None:
+def _coarse_best(study: Study, baseline: Tuned) -> float | None:
+    return tuning.best_rate(study.learning_rates[study.baseline], {r: [v] for r, v in baseline.curve.items()})
+
+
+def _search(state: State, arm: str, result: Plan, around: float | None, scale: Scale) -> Tuned | None:
+    study, seeds = state.study, tune_seeds_of(state.study, arm)
+
+    def ran(rate: float, count: int) -> list[float | None] | None:
+        runs = [state.want(result, "tune", arm, rate, seed, seed) for seed in seeds[:count]]
+        return None if None in runs else outcomes_of(run for run in runs if run is not None)
+
+    return tuning.search(
+        study.learning_rates[arm],
+        ran,
+        around=around,
+        seeds=len(seeds),
+        scale=scale,
+        most_extensions=extensions_per_arm(study),
+    )
+
+
+def _margin(state: State, tuned: Tuned) -> float | None:
     """The margin in units of the metric: as it was written down, else by the baseline's run of the tuning seed.
 
     Where nothing was tuned there is none, and its first verdict seeds stand for it.
     """
-    study = state.study
-    if study.margin_value is not None:
+    study, rate = state.study, tuned.rate
+    if study.margin_value is not None or rate is None:
         return study.margin_value
-    rate = result.tuned[study.baseline].rate
-    if rate is None:
-        return None
-    stage, seeds = "tune", study.tune_seeds[:1]
-    curve = result.tuned[study.baseline].curve
-    if not curve:
-        stage, seeds = "verdict", study.seeds[: first_seeds(study, study.baseline)]
-    near = min(curve, key=lambda each: abs(each - rate)) if curve else rate
+    stage, seeds, near = "verdict", study.seeds[: first_seeds(study, study.baseline)], rate
+    if tuned.curve:
+        near = min(tuned.curve, key=lambda each: abs(math.log(each / rate)))
+        stage, seeds = "tune", study.tune_seeds[:1]
     runs = [state.ended(stage, study.baseline, near, seed) for seed in seeds]
-    if any(run is None for run in runs):
-        return None
-    ends = [(run.base, run.outcome) for run in runs if run is not None]
-    return margin.value(study.margin, ends)
+    known = [(run.base, run.outcome) for run in runs if run is not None]
+    return margin.value(study.margin, known) if len(known) == len(runs) else None
 
 
 def _judge(state: State, result: Plan) -> None:

@@ -7,7 +7,7 @@ those of the selection metric (lower is better), curvatures loss per decade². S
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,7 @@ NEAR = 1.4  # spacings within which a neighbour counts as one: half decades of t
 FLAT = 1.0  # curvature that the noise of a tuning seed draws by itself: a quarter decade off costs 0.03 nats
 STEEPER = 1.5  # curvature of the last three over that of the flat side alone, from which one side is a cliff,
 CLEARLY = 3  # where it is this many times FLAT: below, noise makes as many cliffs as there are
+USUAL_MARGIN = 0.03  # nats per token, for which FLAT and LOST are meant
 LOST = 0.1  # loss above the best from which a rate counts as lost to the cliff
 
 
@@ -65,6 +66,13 @@ class Scale:
     flat: float = FLAT
     lost: float = LOST
     tolerance: float = math.inf  # regret beyond which a second refinement is worth its two jobs
+
+    @classmethod
+    def of(cls, margin: float | None) -> "Scale":
+        """In proportion to what the study calls equivalent; the defaults, and one refinement, where it says nothing."""
+        if margin is None:
+            return cls()
+        return cls(flat=FLAT * margin / USUAL_MARGIN, lost=LOST * margin / USUAL_MARGIN, tolerance=margin)
 
 
 def tune(
@@ -125,6 +133,31 @@ def tune(
     if again:
         return Wanted(rates=tuple(again), seeds=seeds)
     return _choose(known, outcomes, seeds, spacing, scale)
+
+
+def search(
+    grid: Sequence[float],
+    ran: Callable[[float, int], list[float | None] | None],
+    *,
+    around: float | None = None,
+    seeds: int = 1,
+    scale: Scale | None = None,
+    most_extensions: int = MOST_EXTENSIONS,
+) -> Tuned | None:
+    """The choice, fed by `ran(rate, seeds)`: outcomes as `tune` takes them, or None where a run is missing.
+
+    All rates of a step are asked for before it is given up, so that `ran` may note what is to be run. None: not yet.
+    """
+    outcomes: dict[float, list[float | None]] = {}
+    while True:
+        step = tune(grid, outcomes, around=around, seeds=seeds, scale=scale, most_extensions=most_extensions)
+        if isinstance(step, Tuned):
+            return step
+        found = {rate: ran(rate, step.seeds) for rate in step.rates}
+        for rate, own in found.items():
+            if own is None:
+                return None
+            outcomes[rate] = own
 
 
 def first_rates(grid: Sequence[float], around: float | None) -> list[float]:

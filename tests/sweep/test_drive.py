@@ -16,7 +16,7 @@ from lab.sweep.runs import scan
 STUDY = declare(
     {
         "name": "s", "question": "Does it?", "arms": {"a": "init=a", "svd[gradient]": "init=svd"}, "baseline": "a",
-        "margin": 0.01, "seeds": [1, 2], "learning_rates": [1e-4, 1e-3, 1e-2],
+        "margin": 1.0, "seeds": [1, 2], "learning_rates": [1e-4, 1e-3, 1e-2],
     }
 )  # fmt: skip
 
