@@ -9,8 +9,8 @@ from lab import record
 from lab.errors import UsageError, visible
 from lab.record.study import AA, Study
 from lab.sweep.job import Seen
-from lab.sweep.planner import extensions_per_arm, fewest_jobs, most_jobs, tuning_jobs
 from lab.verdict.null_table import FIRST_LOOK
+from lab.verdict.procedure import extensions_per_arm, fewest_jobs, most_jobs, tuning_jobs
 
 
 def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:

@@ -9,7 +9,8 @@ from lab.errors import UsageError
 from lab.record.study import AA, Study
 from lab.sweep.declaration import declare
 from lab.sweep.job import Seen
-from lab.sweep.planner import extensions_per_arm, fewest_jobs, most_jobs, plan, tuning_jobs
+from lab.sweep.planner import plan
+from lab.verdict.procedure import extensions_per_arm, fewest_jobs, most_jobs, tuning_jobs
 
 GRID = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 BASE = 4.0  # the base's loss
@@ -279,7 +280,6 @@ def test_a_margin_is_known_before_the_first_verdict_job(margin, value):
 
 
 def test_a_margin_that_was_written_down_is_kept():
-    assert plan(replace(study(margin="1%"), margin_value=0.4), World(study()).seen).margin is None
     world = World(replace(study(margin="1%"), margin_value=0.4))
     assert world.go().margin == 0.4
 

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from lab import config
 from lab.config import CONF
 from lab.sweep.declaration import SIZES, declare
-from lab.sweep.planner import extensions_per_arm, fewest_jobs
 from lab.sweep.runs import forecast
+from lab.verdict.procedure import extensions_per_arm, fewest_jobs
 
 BLOCKS = {
     path.stem: OmegaConf.to_container(block)

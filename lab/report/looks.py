@@ -1,0 +1,102 @@
+"""Looks of a study's planner, replayed from its runs: each arm's learning rate, and each contrast as it was decided."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lab.record.study import AA, Study
+from lab.report.arms import Arm
+from lab.report.study import Run
+from lab.verdict import procedure
+from lab.verdict.family import Judged
+from lab.verdict.procedure import Chosen
+from lab.verdict.tuning import Tuned
+
+TOO_FEW = 4  # seeds, below which a study has no looks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """A contrast as the looks left it."""
+
+    judged: Judged
+    horizon: int
+    arm: Tuned
+    baseline: Tuned
+
+    @property
+    def at_best(self) -> bool:
+        """True where both rates were searched for and found inside what was tried, and the claim clears the search."""
+        searched = all(tuned.rule not in ("declared", "edge", "none") for tuned in (self.arm, self.baseline))
+        return searched and (self.judged.clear or self.judged.verdict not in ("better", "worse"))
+
+    @property
+    def regret(self) -> float | None:
+        """What the tuning of both may have cost together; None where it is unbounded, or nothing was tuned."""
+        regrets = [tuned.regret for tuned in (self.arm, self.baseline)]
+        return None if None in regrets else sum(regret for regret in regrets if regret is not None)
+
+
+def chosen_rates(study: Study, runs: Sequence[Run]) -> Chosen:
+    """The learning rates, from the tuning runs, as the planner chose them."""
+    tuning = {(run.record.arm, run.learning_rate, run.record.seed): run for run in runs if run.record.stage == "tune"}
+    verdicts = {(run.learning_rate, run.record.seed): run for run in runs if _is_baseline_verdict(run, study)}
+
+    def ran(arm: str, rate: float, seeds: Sequence[int]) -> list[float | None] | None:
+        found = [tuning.get((arm, rate, seed)) for seed in seeds]
+        if any(run is None or run.status not in ("completed", "diverged", "stopped", "failed") for run in found):
+            return None
+        each = [run for run in found if run is not None]
+        if any(run.status == "failed" for run in each):
+            return []
+        return [run.value(study.selection_metric) if run.status == "completed" else None for run in each]
+
+    def ends(stage: str, rate: float, seeds: Sequence[int]) -> list[tuple[float | None, float | None]] | None:
+        held = (
+            verdicts
+            if stage == "verdict"
+            else {(r, s): run for (arm, r, s), run in tuning.items() if arm == study.baseline}
+        )
+        found = [held.get((rate, seed)) for seed in seeds]
+        if None in found:
+            return None
+        base = f"base_{study.selection_metric}"
+        return [(run.value(base), run.value(study.selection_metric)) for run in found if run is not None]
+
+    return procedure.choose(study, ran, ends)
+
+
+def _is_baseline_verdict(run: Run, study: Study) -> bool:
+    return run.record.stage == "verdict" and run.record.arm == study.baseline
+
+
+def looks(study: Study, chosen: Chosen, arms: Iterable[Arm]) -> dict[str, Looked]:
+    """Every contrast whose arms have a rate, and the A/A arm's, replayed seed by seed; empty without looks."""
+    by_name = {arm.name: arm for arm in arms}
+    if study.horizon is None or study.baseline not in chosen.tuned or study.baseline not in by_name:
+        return {}
+    ready = {name: tuned for name, tuned in chosen.tuned.items() if name in by_name}
+
+    def ended(arm: str, rate: float, seed: int) -> tuple[bool, float | None]:
+        own = by_name[arm]
+        for run in (*own.runs, *own.unfinished):
+            if run.record.seed == seed or run.pair[0] == seed:
+                if run.status == "completed":
+                    return True, run.value(study.metric)
+                return run.status in ("diverged", "stopped", "failed"), None
+        return False, None
+
+    found = procedure.look(study, Chosen(tuned=ready, margin=chosen.margin), ended)
+    return {
+        name: Looked(judged=own, horizon=study.horizon, arm=ready[name], baseline=ready[study.baseline])
+        for name, own in found.judged.items()
+    }
+
+
+def tuned_by_arm(study: Study | None, runs: Sequence[Run]) -> Mapping[str, Tuned]:
+    """The choices of a study that refines its rates; empty of any other."""
+    return chosen_rates(study, runs).tuned if study is not None and study.procedure > 1 else {}
+
+
+def is_aa(name: str, study: Study | None) -> bool:
+    """True for the A/A arm of a study that has one."""
+    return name == AA and study is not None and bool(study.twin_seeds) and AA in study.arms

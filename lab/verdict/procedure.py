@@ -1,0 +1,159 @@
+"""Procedure of a study: rates, margin and looks, from what its runs came to. Its planner and its report both ask here.
+
+Source: `docs/statistics.md`, where its error rates are.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lab.record.study import AA, Study, tune_seeds_of, verdict_seeds_of
+from lab.verdict import family, margin, tuning
+from lab.verdict.family import Judged, Rules
+from lab.verdict.null_table import FIRST_LOOK
+from lab.verdict.tuning import MOST_EXTENSIONS, Scale, Tuned
+
+Losses = list[float | None]  # of a rate, per tuning seed: None where it diverged, and empty where a run failed
+Ran = Callable[[str, float, Sequence[int]], Losses | None]  # arm, rate, tuning seeds; None while a run is missing
+Ends = Callable[[str, float, Sequence[int]], list[tuple[float | None, float | None]] | None]  # stage, rate, seeds
+Ended = Callable[[str, float, int], tuple[bool, float | None]]  # arm, rate, seed -> has it ended, and the metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The learning rates chosen so far, and the margin, in units of the metric, as soon as it is known."""
+
+    tuned: dict[str, Tuned]
+    margin: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """Every contrast as the looks left it, and the verdict seeds every arm needs for the next look."""
+
+    judged: dict[str, Judged]
+    wanted: dict[str, int]
+
+
+def choose(study: Study, ran: Ran, ends: Ends) -> Chosen:
+    """The learning rates, arm by arm, the baseline's first: its refinement gives the margin, and that the scale of all.
+
+    `ends` are (loss of the base, loss) of the baseline's runs, or None. Both callables may note what is to be run.
+    """
+
+    def search(arm: str, around: float | None, scale: Scale) -> Tuned | None:
+        return tuning.search(
+            study.learning_rates[arm],
+            lambda rate, count: ran(arm, rate, tune_seeds_of(study, arm)[:count]),
+            around=around,
+            seeds=len(study.tune_seeds),
+            scale=scale,
+            most_extensions=extensions_per_arm(study),
+        )
+
+    own, tuned = study.baseline, dict[str, Tuned]()
+    value, first = study.margin_value, search(own, None, Scale.of(study.margin_value))
+    if first is not None and value is None:
+        value = _margin(study, first, ends)
+        first = search(own, None, Scale.of(value))
+    if first is not None:
+        tuned[own] = first
+    for arm in (arm for arm in study.arms if arm != own):
+        around = None
+        if follows(study, arm):
+            if first is None:
+                continue
+            around = tuning.best_rate(study.learning_rates[own], {rate: [loss] for rate, loss in first.curve.items()})
+        choice = search(arm, around, Scale.of(value))
+        if choice is not None and first is not None:
+            tuned[arm] = choice
+    return Chosen(tuned=tuned, margin=value)
+
+
+def follows(study: Study, arm: str) -> bool:
+    """True for an arm whose search starts around the baseline's best rate."""
+    grids = study.learning_rates
+    return arm != study.baseline and sorted(grids[arm]) == sorted(grids[study.baseline]) and len(grids[arm]) > 3
+
+
+def look(study: Study, chosen: Chosen, ended: Ended) -> Looks:
+    """The contrasts judged on the runs that have ended, once every arm has its rate.
+
+    The A/A arm is a family of its own. An arm without a rate is not judged, and costs the others nothing.
+    """
+    ready = {arm: own for arm, own in chosen.tuned.items() if own.rate is not None}
+    wanted = {arm: first_seeds(study, arm) for arm in ready}
+    judged: dict[str, Judged] = {}
+    if study.horizon is not None and study.baseline in ready:
+        rules = Rules(horizon=study.horizon, budget=study.budget or study.horizon, give_up=study.give_up)
+        for names in (study.contrasts, [AA] if AA in study.arms else []):
+            each = family.judge(
+                {name: differences(study, chosen, name, ended) for name in names if name in ready},
+                chosen.margin,
+                higher_is_better=study.higher_is_better,
+                rules=rules,
+                regrets={name: (ready[name].cost, ready[study.baseline].cost) for name in names if name in ready},
+            )
+            judged |= each.judged
+            wanted |= each.wanted
+        wanted[study.baseline] = max(wanted.values())
+    return Looks(judged=judged, wanted=wanted)
+
+
+def differences(study: Study, chosen: Chosen, arm: str, ended: Ended) -> list[float | None]:
+    """Arm − baseline, seed by seed up to the first that has not ended for both; None for a pair that is lost."""
+    rate, base_rate = chosen.tuned[arm].rate, chosen.tuned[study.baseline].rate
+    assert rate is not None
+    assert base_rate is not None
+    found: list[float | None] = []
+    for (seed, _), other in zip(verdict_seeds_of(study, arm), study.seeds, strict=True):
+        (done, a), (base_done, b) = ended(arm, rate, seed), ended(study.baseline, base_rate, other)
+        if not (done and base_done):
+            break
+        found.append(None if a is None or b is None else a - b)
+    return found
+
+
+def fewest_jobs(study: Study) -> int:
+    """Tuning as long as no best rate lies at an edge, and verdicts that end at the first look."""
+    return tuning_jobs(study) + sum(first_seeds(study, arm) for arm in study.arms)
+
+
+def most_jobs(study: Study) -> int:
+    """The same with verdicts up to the budget; what learning rates take beyond the first refinement comes on top."""
+    judged = {study.baseline, *study.contrasts, AA} & set(study.arms)
+    more = (study.budget or 0) - FIRST_LOOK if study.horizon is not None else 0
+    return fewest_jobs(study) + len(judged) * more
+
+
+def tuning_jobs(study: Study) -> int:
+    """The baseline's grid, three rates of every arm that shares it, and a refinement of each."""
+    total = 0
+    for arm, grid in study.learning_rates.items():
+        if len(grid) > 1:
+            around = sorted(grid)[len(grid) // 2] if follows(study, arm) else None
+            total += len(tuning.first_rates(grid, around)) + 2 + 3 * (len(study.tune_seeds) - 1)
+    return total
+
+
+def first_seeds(study: Study, arm: str) -> int:
+    """Verdict seeds of an arm that are run without a look."""
+    return min(FIRST_LOOK, len(study.seeds)) if study.horizon is not None else len(verdict_seeds_of(study, arm))
+
+
+def extensions_per_arm(study: Study) -> int:
+    """Half-decades by which an arm's grid may grow: an equal share of the jobs left, whatever the other arms do."""
+    tuned = sum(len(grid) > 1 for grid in study.learning_rates.values())
+    return max(0, min(MOST_EXTENSIONS, (study.max_jobs - fewest_jobs(study)) // max(1, tuned)))
+
+
+def _margin(study: Study, tuned: Tuned, ends: Ends) -> float | None:
+    """The margin by the baseline's run of the tuning seed; where nothing was tuned, by its first verdict seeds."""
+    if tuned.rate is None:
+        return None
+    stage, near, seeds = "verdict", tuned.rate, study.seeds[: first_seeds(study, study.baseline)]
+    if tuned.curve:
+        near = min(tuned.curve, key=lambda each: abs(math.log(each / (tuned.rate or 1.0))))
+        stage, seeds = "tune", study.tune_seeds[:1]
+    known = ends(stage, near, seeds)
+    return None if known is None else margin.value(study.margin, known)
