@@ -11,6 +11,7 @@ from lab.report import statistics
 from lab.report.arms import Arm, arms
 from lab.report.comparison import Comparison, compare
 from lab.report.judgement import Judgement, judgement_of
+from lab.report.looks import Looked, chosen_rates, looks, with_rates
 from lab.report.ranks import RankAnswers, rank_answers
 from lab.report.statistics import mean_sd
 from lab.report.study import LoadedStudy, Run, load_study
@@ -24,6 +25,7 @@ class Analysis:
 
     study: LoadedStudy
     arms: tuple[Arm, ...]
+    again: Arm | None = None  # the A/A arm, which no summary counts
     judgement: Judgement
     comparisons: tuple[Comparison, ...]
     ranks: RankAnswers | None
@@ -63,14 +65,21 @@ def analyse(study_dir: str | Path, *, baseline: str | None = None, margin: str |
 
 def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str | None = None) -> Analysis:
     """The analysis of a study already loaded; raises UsageError for a baseline or margin that is none."""
-    every = arms(study)
+    every, again, looked = arms(study), list[Arm](), dict[str, Looked]()
+    declared = study.declared
+    if declared is not None and declared.procedure > 1:
+        chosen = chosen_rates(declared, study.runs)
+        if baseline in (None, declared.baseline) and margin in (None, declared.margin):
+            looked = looks(declared, chosen, every)
+        every, again = with_rates(declared, chosen, every)
     if not every and baseline is not None:
         raise UsageError(f"--baseline {baseline!r}: {study.path} holds no run to compare.")
-    judgement = judgement_of(study.declared, every, baseline=baseline, margin=margin)
-    rows = compare(every, judgement)
+    judgement = judgement_of(declared, every, baseline=baseline, margin=margin)
+    rows = compare(every, judgement, looked, again[0] if again else None)
     return Analysis(
         study=study,
         arms=tuple(every),
+        again=again[0] if again else None,
         judgement=judgement,
         comparisons=tuple(rows),
         ranks=rank_answers(every, judgement, rows),
@@ -113,7 +122,7 @@ def all_results(analysis: Analysis) -> dict[str, Any]:
             "counts": analysis.counts,
             "missing": study.missing,
             "problems": [{"path": problem.path, "reason": problem.reason} for problem in study.problems],
-            "arms": [_arm(arm, judgement.metric) for arm in analysis.arms],
+            "arms": [_arm(arm, judgement.metric) for arm in (*analysis.arms, *filter(None, [analysis.again]))],
             "aa": _against_itself(analysis.aa),
             "comparisons": [
                 row.row()
@@ -146,6 +155,7 @@ def _arm(arm: Arm, metric: str) -> dict[str, Any]:
         "learning_rate": arm.learning_rate,
         "learning_rate_at_edge": arm.at_edge,
         "learning_rate_chosen_on": arm.chosen_on,
+        "tuning": None if arm.tuned is None else asdict(arm.tuned) | {"decades_to_cliff": arm.tuned.to_cliff},
         "learning_rate_outcomes": {f"{rate:g}": values for rate, values in (arm.outcomes or {}).items()},
         "runs": [run.name for run in arm.runs],
         "unfinished": [{"run": run.name, "status": run.status, "error": run.error} for run in arm.unfinished],

@@ -8,6 +8,7 @@ from typing import Any
 
 from lab.record.study import best_learning_rate
 from lab.report.study import LoadedStudy, Run
+from lab.verdict.tuning import Tuned
 
 # What may differ between two runs of one arm: the seeds that pair them, the learning rate that is chosen among,
 # and where and how fast they ran.
@@ -28,11 +29,14 @@ class Arm:
     unfinished: tuple[Run, ...] = ()  # at the same learning rate: diverged, failed, stopped, interrupted, running
     learning_rate: float | None = None
     outcomes: Mapping[float, Sequence[float | None]] | None = None  # learning rate -> selection metric, None: diverged
+    tuned: Tuned | None = None  # how its rate was chosen, where the study refines rates
     chosen_on: str = ""  # tune: on seeds no verdict uses; verdict: on the validation side of the same seeds
 
     @property
     def at_edge(self) -> bool:
         """True where the chosen learning rate is the smallest or largest of several that were tried."""
+        if self.tuned is not None:
+            return self.tuned.rule == "edge"
         rates = sorted(self.outcomes or {})
         return len(rates) > 1 and self.learning_rate in (rates[0], rates[-1])
 

@@ -1,12 +1,13 @@
 """Contrasts between arms, paired by seed, and the baseline against itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from lab.report import statistics
 from lab.report.arms import Arm
 from lab.report.judgement import Judgement
+from lab.report.looks import Looked
 from lab.report.statistics import LEVEL, PairedStatistics
 from lab.report.study import Run
 
@@ -45,10 +46,17 @@ class Comparison:
     dropped: tuple[str, ...] = ()  # completed runs without a partner
     differences: tuple[float, ...] = ()  # a − b, a value per pair
     seeds_to_decide: int | None = None
+    looked: Looked | None = None  # where seeds were taken one at a time
+
+    @property
+    def ci_level(self) -> float:
+        """The level of the interval: of one look, where all looks together are to keep 95 %."""
+        level = self.looked.judged.contrast.ci_level if self.looked else None
+        return 1 - LEVEL if level is None else level
 
     def row(self) -> dict[str, object]:
         """The row of comparisons.json: exactly the fields of design §3."""
-        s = self.statistics
+        s, own = self.statistics, self.looked
         return {
             "metric": self.metric,
             "higher_is_better": self.higher_is_better,
@@ -56,26 +64,38 @@ class Comparison:
             "arm_a": self.arm_a,
             "arm_b": self.arm_b,
             "pairs": s.pairs,
+            "looks": None if own is None else own.judged.contrast.looks,
+            "horizon": None if own is None else own.horizon,
+            "stopped_because": None if own is None else own.judged.stopped_because,
             "mean_difference": s.mean,
-            "ci_level": 1 - LEVEL,
+            "ci_level": self.ci_level,
             "ci_low": s.ci_low,
             "ci_high": s.ci_high,
             "p_value": s.p_value,
+            "p_sequential": None if own is None else own.judged.contrast.p_sequential,
             "p_adjusted": self.p_adjusted,
             "p_equivalence": s.p_equivalence,
+            "p_equivalence_sequential": None if own is None else own.judged.contrast.p_equivalence_sequential,
             "equivalence_margin": s.margin,
+            "tuning_regret": None if own is None else own.regret,
             "verdict": self.verdict,
             "reason": self.reason,
         }
 
 
-def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
-    """The A/A row, the judged contrasts, then what is only described; empty without a baseline."""
+def compare(
+    arms: Sequence[Arm], judgement: Judgement, looked: Mapping[str, Looked] | None = None, again: Arm | None = None
+) -> list[Comparison]:
+    """The A/A row, the judged contrasts, then what is only described; empty without a baseline.
+
+    `looked` are the contrasts of a study that took its seeds one at a time, `again` its A/A arm.
+    """
     by_name = {arm.name: arm for arm in arms}
     if judgement.baseline is None:
         return []
     baseline = by_name[judgement.baseline]
-    aa = aa_comparison(baseline, judgement)
+    aa = _by_looks(again, baseline, judgement, looked[again.name]) if looked and again else None
+    aa = aa or (None if again else aa_comparison(baseline, judgement))
     against = {name: by_name[judgement.opponents.get(name, judgement.baseline)] for name in by_name}
     judged = [_contrast(by_name[name], against[name], judgement.metric, judgement) for name in judgement.contrasts]
     # A contrast that cannot be judged tests nothing, so it costs the others nothing under Holm.
@@ -84,6 +104,10 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
     equivalent = statistics.holm([s.p_equivalence if s else None for s in tested])
     rows = [] if aa is None else [aa]
     for contrast, p_adjusted, p_equivalence in zip(judged, different, equivalent, strict=True):
+        if looked and contrast.arm_a in looked:
+            a, b = by_name[contrast.arm_a], by_name[contrast.arm_b]
+            rows.append(_by_looks(a, b, judgement, looked[a.name]))
+            continue
         verdict, reason = statistics.verdict(
             contrast.statistics,
             p_adjusted,
@@ -121,6 +145,35 @@ def compare(arms: Sequence[Arm], judgement: Judgement) -> list[Comparison]:
             rows += [replace(c, reason="not the primary metric") for c in described if c.statistics.pairs]
     rows += [c for arm in others if (c := equal_time(arm, against[arm.name])).statistics.pairs]
     return [replace(c, reason=refusal(by_name[c.arm_a], by_name[c.arm_b]) or c.reason) for c in rows]
+
+
+def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked) -> Comparison:
+    """A contrast as its looks left it: on the seeds that were looked at, with the repeated interval."""
+    own, kind = looked.judged, "aa" if a.name not in judgement.contrasts else "contrast"
+    orders = {run.pair[1] for run in b.runs}
+    used = sorted(orders, key=lambda seed: judgement.seeds.index(seed) if seed in judgement.seeds else 0)[: own.seeds]
+    first = {run.pair[1]: value for run in a.runs if (value := run.value(judgement.metric)) is not None}
+    second = {run.pair[1]: value for run in b.runs if (value := run.value(judgement.metric)) is not None}
+    shared = [seed for seed in used if seed in first and seed in second]
+    result = statistics.paired_t([first[s] for s in shared], [second[s] for s in shared], judgement.margin)
+    verdict = {"better": "a_better", "worse": "b_better", "open": "inconclusive"}.get(own.verdict, own.verdict)
+    forbidden = refusal(a, b) if kind == "contrast" else ""
+    forbidden = forbidden or chosen_here(a, b) or survivorship(verdict, a, b, judgement.metric)
+    return Comparison(
+        metric=judgement.metric,
+        higher_is_better=judgement.higher_is_better,
+        kind=kind,
+        arm_a=a.name,
+        arm_b=b.name,
+        statistics=replace(result, ci_low=own.contrast.ci_low, ci_high=own.contrast.ci_high),
+        p_adjusted=own.p_adjusted,
+        p_equivalence_adjusted=own.q_adjusted,
+        verdict="withheld" if forbidden else verdict,
+        reason=forbidden or own.reason,
+        lost=tuple(filter(None, (a.lost(judgement.metric), b.lost(judgement.metric)))),
+        differences=tuple(first[s] - second[s] for s in shared),
+        looked=looked,
+    )
 
 
 def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:

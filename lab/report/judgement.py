@@ -1,14 +1,13 @@
 """Judgement: the metric, baseline, contrasts and margin declared by a study, or by defaults and the command line."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lab.errors import UsageError, nearest
 from lab.record.study import MOST_CONTRASTS, Study
-from lab.report import statistics
 from lab.report.arms import Arm
 from lab.report.defaults import default_arm
+from lab.verdict import margin as margins
 
 UNDECLARED_MARGIN = "1%"  # of the baseline's mean: issue 6
 
@@ -24,6 +23,7 @@ class Judgement:
     margin: float | None  # in units of the metric
     declared: bool
     notes: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()  # of a declared study, in the order they are taken
     opponents: Mapping[str, str] = field(default_factory=dict)  # arm -> what it is compared with, if not the baseline
 
     @property
@@ -76,22 +76,25 @@ def judgement_of(
         higher_is_better=study.higher_is_better if study else False,
         baseline=present,
         contrasts=tuple(contrasts[:MOST_CONTRASTS]) if present else (),
-        margin=margin_in_units(wanted, next((arm.values(metric) for arm in arms if arm.name == present), [])),
+        margin=margin_in_units(wanted, next((arm for arm in arms if arm.name == present), None), metric, study),
         declared=study is not None and baseline in (None, study.baseline) and margin in (None, study.margin),
         notes=tuple(notes),
+        seeds=tuple(study.seeds) if study else (),
     )
 
 
-def margin_in_units(margin: str | float, baseline_values: Sequence[float]) -> float | None:
-    """A margin in units of the metric: a number as it is, "1%" of the baseline's mean; None without a baseline."""
-    text = str(margin).strip()
+def margin_in_units(wanted: str | float, baseline: Arm | None, metric: str, study: Study | None) -> float | None:
+    """A margin in units of the metric: as the study wrote it down before its verdicts, else by the baseline's runs.
+
+    A share of the gain, or of the loss, is of the baseline's mean; None without a baseline, or a gain. Raises
+    UsageError for what is no margin.
+    """
     try:
-        number = float(text.removesuffix("%"))
+        wanted = float(wanted)
     except ValueError:
-        number = math.nan
-    if not (math.isfinite(number) and number > 0):
-        raise UsageError(f"the margin {margin!r} is neither a positive number nor a percentage; write 0.02 or 1%.")
-    if not text.endswith("%"):
-        return number
-    mean, _ = statistics.mean_sd(baseline_values)
-    return None if mean is None else abs(mean) * number / 100
+        wanted = str(wanted)
+    if study is not None and study.margin_value is not None and str(study.margin) == str(wanted):
+        return study.margin_value
+    runs = baseline.runs if baseline is not None else ()
+    ends = [(run.value(f"base_{metric}"), run.value(metric)) for run in runs]
+    return margins.value(wanted, ends)

@@ -1,7 +1,7 @@
 """Looks of a study's planner, replayed from its runs: each arm's learning rate, and each contrast as it was decided."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from lab.record.study import AA, Study
 from lab.report.arms import Arm
@@ -10,8 +10,6 @@ from lab.verdict import procedure
 from lab.verdict.family import Judged
 from lab.verdict.procedure import Chosen
 from lab.verdict.tuning import Tuned
-
-TOO_FEW = 4  # seeds, below which a study has no looks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +90,12 @@ def looks(study: Study, chosen: Chosen, arms: Iterable[Arm]) -> dict[str, Looked
     }
 
 
-def tuned_by_arm(study: Study | None, runs: Sequence[Run]) -> Mapping[str, Tuned]:
-    """The choices of a study that refines its rates; empty of any other."""
-    return chosen_rates(study, runs).tuned if study is not None and study.procedure > 1 else {}
-
-
-def is_aa(name: str, study: Study | None) -> bool:
-    """True for the A/A arm of a study that has one."""
-    return name == AA and study is not None and bool(study.twin_seeds) and AA in study.arms
+def with_rates(study: Study, chosen: Chosen, arms: Sequence[Arm]) -> tuple[list[Arm], list[Arm]]:
+    """The arms with what is known of their rates, apart from the A/A arm, whose runs stand beside the baseline's."""
+    every = [replace(arm, tuned=chosen.tuned.get(arm.name)) for arm in arms]
+    again = [arm for arm in every if arm.name == AA and study.twin_seeds]
+    others = [arm for arm in every if arm not in again]
+    if again:
+        twins = {"twins": again[0].runs, "diverged_twins": again[0].diverged}
+        others = [replace(arm, **twins) if arm.name == study.baseline else arm for arm in others]
+    return others, again
