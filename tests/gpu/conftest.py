@@ -1,4 +1,4 @@
-"""Tests that need CUDA: collected everywhere, skipped with the reason where there is none, before any fixture is made."""
+"""Tests that need CUDA: collected everywhere; where there is none, skipped with the reason before any fixture."""
 
 from pathlib import Path
 

@@ -23,9 +23,12 @@ NO_EVIDENCE = ("pissa", "olora", "orthogonal", "milora")
 
 
 @pytest.fixture(autouse=True)
-def _no_tf32(monkeypatch):
+def _no_tf32():
     """What the tolerances below are about is float32 itself; TensorFloat-32 has ten bits."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("cap", [None, 15.0])

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from lab import config, export
 from lab.config import Hardware, instantiate
 from lab.data.encode import Sample
+from lab.errors import UsageError
 from lab.training import hardware, memory
 
 ON = ("hardware=auto", "evaluate.num_samples=0", "evaluate.accuracy=false")
 HARD = (*ON, "init=svd", "adapter.dropout=0.2", "hardware.micro_batch_size=2", "schedule.save_every_n_steps=2")
-HERE = os.environ.get("PYTHONPATH", "")
 
 
 def test_the_micro_batch_is_halved_until_it_fits_and_the_memory_is_given_back(cuda):
@@ -86,32 +86,25 @@ def test_a_compiled_run_has_the_losses_of_an_eager_one(tmp_path):
             assert a == b or float(b) == pytest.approx(float(a), rel=1e-3)
 
 
-@pytest.mark.parametrize("asked", [False, True], ids=["as it comes", "deterministic"])
-def test_a_run_that_is_killed_and_resumed_ends_as_if_it_had_not_been(asked, tmp_path):
+def test_a_run_that_is_killed_and_resumed_ends_bitwise_as_if_it_had_not_been(tmp_path):
     """In processes of their own: what cuBLAS is told must be told before CUDA starts, and SIGKILL ends a process.
 
-    Without hardware.deterministic to 1e-3, since CUDA adds in no fixed order; with it bitwise.
+    How far the two are apart without hardware.deterministic, `lab.bench gpu` says.
     """
-    lines = (*HARD, f"hardware.deterministic={str(asked).lower()}", "schedule.max_epochs=8")
+    lines = (*HARD, "hardware.deterministic=true", "schedule.max_epochs=8")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert shell(*lines, f"hydra.run.dir={whole}", cwd=tmp_path).returncode == 0
     _kill(command(*lines, f"hydra.run.dir={cut}"), cut, tmp_path)
     done = shell(f"resume={cut}", cwd=tmp_path, small=False)
     assert done.returncode == 0, done.stderr
     one, other = (load_file(folder / "adapter/adapter_model.safetensors") for folder in (whole, cut))
+    assert losses(cut) == losses(whole)
     assert one.keys() == other.keys()
-    if asked:
-        assert losses(cut) == losses(whole)
-        assert all(torch.equal(one[name], other[name]) for name in one)
-        return
-    for a, b in zip(losses(whole), losses(cut), strict=True):
-        assert [float(x) for x in b[:2]] == pytest.approx([float(x) for x in a[:2]], rel=1e-3)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _kill(line, run_dir, cwd):
     """Start a run and kill it behind its fifth step."""
-    from pathlib import Path
-
     checkout = str(Path(__file__).resolve().parents[2])
     process = subprocess.Popen(
         line, cwd=cwd, env={**os.environ, "PYTHONPATH": checkout}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -129,8 +122,8 @@ def _kill(line, run_dir, cwd):
 def test_deterministic_algorithms_are_there_for_all_that_a_run_does(tmp_path):
     """torch raises where an operation has none; observing, editing ranks and judging answers take part."""
     observed = ("svd_policy=observe", "svd_policy.every_n_steps=2", "svd_policy.k=2", "svd_policy.oversample=2")
-    for kind in (("rank_strategy=adalora",), ("method=full", *observed), ("init=eva", *observed)):
-        line = (*kind, "hardware=auto", "hardware.deterministic=true", "schedule.max_steps=6")
+    for kind in (("rank_strategy=adalora",), ("method=full",)):
+        line = (*kind, *observed, "hardware=auto", "hardware.deterministic=true", "schedule.max_steps=6")
         done = shell(*line, f"hydra.run.dir={tmp_path / kind[0]}", cwd=tmp_path)
         assert done.returncode == 0, (kind, done.stderr[-2000:])
 
@@ -139,8 +132,6 @@ def test_a_process_without_room_ends_in_one_sentence(tmp_path, cuda):
     resolved = hardware.resolve(Hardware(accelerator="gpu", precision="32-true", micro_batch_size=1), 1)
     net = instantiate.make(config.compose("model=tiny").model).load(torch.float32, 0).to(cuda)
     ids = torch.randint(4, 4096, (8,))
-    from lab.errors import UsageError
-
     beyond = 2 * torch.cuda.mem_get_info(cuda)[1]
     with pytest.raises(UsageError, match=r"not even one example of 8 tokens fits in the memory of .*GPU|NVIDIA"):
-        memory.fit(net, replace(resolved), [Sample(input_ids=ids, labels=ids, num_bytes=8)], 0, besides=beyond)
+        memory.fit(net, resolved, [Sample(input_ids=ids, labels=ids, num_bytes=8)], 0, besides=beyond)
