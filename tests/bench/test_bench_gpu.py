@@ -241,3 +241,21 @@ def test_a_usage_error_of_a_suite_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "run", refuse)
     with pytest.raises(SystemExit, match=r"^this is the sentence\.$"):
         main(["gpu", "--tiny", "--to", str(tmp_path)])
+
+
+def test_what_is_not_installed_is_named_before_anything_starts(monkeypatch):
+    find = gpu.find_spec
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None if name in ("hydra", "peft") else find(name))
+    with pytest.raises(UsageError, match=r"^the suite gpu needs peft, hydra, which \S+ does not have: install"):
+        gpu.run(False, tiny=True)
+
+
+@pytest.mark.parametrize("suite", ["train", "init", "spectral", "pretrain", "job"])
+def test_every_suite_says_what_it_lacks_in_one_sentence(suite, tmp_path):
+    hide = "import sys; sys.modules.update(hydra=None, rich=None); from lab.bench.__main__ import main"
+    line = [sys.executable, "-c", f"{hide}; main([{suite!r}, '--to', {str(tmp_path)!r}])"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert said.startswith(f"the suite {suite} needs ")
+    assert not list(tmp_path.iterdir())

@@ -5,9 +5,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from lab.bench import BUDGET, BenchRow
+from lab.bench import BUDGET, BenchRow, lacks
 from lab.bench.gpu.part import Started
 from lab.errors import UsageError
 from lab.training.progress import console
@@ -33,6 +34,8 @@ PARTS = (  # the most valuable first: a budget that ends early costs the last
     Part("together", 0.15),
 )
 
+NEEDS = ("torch", "lightning", "transformers", "peft", "hydra", "omegaconf", "scipy", "safetensors", "psutil", "yaml")
+
 
 def run(
     quick: bool,
@@ -45,8 +48,12 @@ def run(
 
     `lines` is a file that takes each as the part ends. Each part is a process of its own, started while the one before
     it runs and told to go when that has ended; at its deadline it is killed with all that it has started, and what it
-    had measured by then is kept. `tiny` shrinks every shape. Raises UsageError where there is no GPU and not `tiny`.
+    had measured by then is kept. `tiny` shrinks every shape.
+
+    Raises UsageError where there is no GPU and not `tiny`, and where the parts would lack something to import.
     """
+    if absent := [name for name in NEEDS if find_spec(name) is None]:
+        raise UsageError(lacks("gpu", absent))
     import torch
 
     cuda = torch.cuda.is_available()
