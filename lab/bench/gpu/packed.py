@@ -100,7 +100,7 @@ def rows(tiny: bool) -> Iterator[dict[str, Any]]:
     alone = 0.0
     for graphs, counts in ((False, (1, 8, 16)), (True, (1, 8))):
         for jobs in counts:
-            row = {"jobs": jobs, "cuda_graphs": graphs, "device": name_of(device)}
+            row: dict[str, Any] = {"jobs": jobs, "cuda_graphs": graphs, "device": name_of(device)}
             if graphs and device.type == "cpu":
                 yield row | {"skipped": "no CUDA"}
                 continue
