@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lab import command
-from lab.bench import BUDGET, MODELS, SPECTRA
-from lab.config import CONF
+from lab.bench import BUDGET, MODELS, SPECTRA, lacks
 from lab.errors import UsageError
+from lab.paths import CONF
 
 SUITES = ("train", "job", "init", "spectral", "pretrain", "study", "gpu")
 RESULTS = "multirun/bench"
@@ -64,6 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
         rows = suite.run(quick=given.quick, **own)
     except UsageError as error:
         sys.exit(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "lab":
+            raise
+        sys.exit(lacks(given.suite, [error.name]))
     path.write_text(json.dumps(rows, indent=2) + "\n")
     print(f"wrote {path}")
 

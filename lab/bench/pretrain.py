@@ -28,6 +28,7 @@ from lab.training.run import Clock, Run
 TOKENS = 512
 WARM_UP = 2  # steps that are not timed
 Step = Callable[[Tensor], float]
+Look = Callable[[torch.optim.Optimizer], None]
 
 
 def run(quick: bool) -> list[BenchRow]:
@@ -109,8 +110,15 @@ def counted(take: Step, ids: Tensor) -> tuple[float, int]:
     return loss, live.peak
 
 
-def lab(net: Any, settings: Any, hardware: Any) -> Step:
-    """This lab's training step, its trainer's bookkeeping left out."""
+def nothing(optimizer: torch.optim.Optimizer) -> None:
+    """Nobody looks."""
+
+
+def lab(net: Any, settings: Any, hardware: Any, ready: Look = nothing, after: Look = nothing) -> Step:
+    """This lab's training step, its trainer's bookkeeping left out.
+
+    `ready` is called when the gradients are there, unclipped, and `after` when the optimizer has stepped.
+    """
     model = Structured(net, trained_in_full(net), {})
     run = Run(settings, Path(), RunRecord(), model, settings.schedule.max_steps, Clock())
     module = CausalLM(run, hardware)
@@ -121,8 +129,10 @@ def lab(net: Any, settings: Any, hardware: Any) -> Step:
         predicted = ids[:, 1:].numel()
         batch = {"step": 0, "slot": 0, "share": 1.0, "denominator": predicted, "examples": [0]}
         module.training_step({"input_ids": ids, "labels": ids, **batch}, 0).backward()  # type: ignore[no-untyped-call]
+        ready(optimizer)
         module.configure_gradient_clipping(optimizer)
         optimizer.step()
+        after(optimizer)
         optimizer.zero_grad()
         return module.step_nats / predicted
 

@@ -82,8 +82,13 @@ def _rows(case: Case, repeats: int, device: torch.device) -> list[BenchRow]:
         before = now
     middle = {name: statistics.median(taken) for name, taken in seconds.items()}
     tick_count = repeats * (len(case.snapshots) - 1)
-    common = {"depth": case.depth, "layers": case.layers, "k": K, "oversample": OVERSAMPLE}
-    common["device"] = name_of(device)
+    common: BenchRow = {
+        "device": name_of(device),
+        "depth": case.depth,
+        "layers": case.layers,
+        "k": K,
+        "oversample": OVERSAMPLE,
+    }
     rows = [
         {**common, "contender": CONTENDERS[name], "seconds": taken, "speedup": middle["seed"] / taken}
         for name, taken in middle.items()

@@ -6,18 +6,15 @@ GPU, else resident.
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from typing import Any
 
-from lab.bench import BenchRow
+from lab.bench import BenchRow, with_one_gpu
 from lab.bench.ground import GROUNDS
 from lab.training.progress import console
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def run(quick: bool, model: str = "base", batch: int | None = None) -> list[BenchRow]:
@@ -34,11 +31,10 @@ def run(quick: bool, model: str = "base", batch: int | None = None) -> list[Benc
 
 
 def _measure(name: str, steps: int, model: str, batch: int) -> dict[str, Any]:
-    first = os.environ.get(VISIBLE, "0").split(",")[0]  # the Trainer would split its batches over all
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-m", "lab.bench.contender", name, str(steps), folder, model, str(batch)],
-            env={**os.environ, VISIBLE: first},
+            env=with_one_gpu(),
             capture_output=True,
             text=True,
             check=False,

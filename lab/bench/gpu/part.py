@@ -1,0 +1,96 @@
+"""One part of the suite gpu in a process of its own.      python -m lab.bench.gpu.part NAME TINY FOLDER"""
+
+import importlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lab.bench import with_one_gpu
+
+ROWS, LOG = "rows.jsonl", "log.txt"
+
+
+class Started:
+    """A part whose imports are under way, and which waits to be told to go."""
+
+    def __init__(self, name: str, tiny: bool, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        with (folder / LOG).open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "lab.bench.gpu.part", name, str(int(tiny)), str(folder)],
+                env=with_one_gpu(),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # it, and all that it starts, can be ended together
+            )
+
+    def go(self, deadline: float) -> dict[str, Any]:
+        """Let it measure for at most so many seconds; its status, seconds, rows, and its error or None."""
+        began = time.monotonic()
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, and its log says of what
+            self.process.stdin.write(b"go\n")
+            self.process.stdin.close()
+        try:
+            code = self.process.wait(deadline)
+            status, error = ("done", None) if code == 0 else ("failed", self._last_words(code))
+        except subprocess.TimeoutExpired:
+            status, error = "timed out", f"killed after {deadline:.0f} s"
+        finally:
+            self.end()
+        seconds = time.monotonic() - began
+        return {"status": status, "seconds": seconds, "deadline": deadline, "rows": self._rows(), "error": error}
+
+    def end(self) -> None:
+        """Kill it with all that it has started, whether or not it has ended itself."""
+        with suppress(ProcessLookupError):  # nothing of it is left
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        path = self.folder / ROWS
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # a kill cuts one
+
+    def _last_words(self, code: int) -> str:
+        said = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
+        return f"exit code {code}: {said[-1][:500] if said else 'it said nothing'}"
+
+
+def finite(value: Any) -> Any:
+    """Plain types for strict JSON: a number that is not finite is its name."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def main() -> None:
+    """Import the part, wait for the word, and write its rows; ends with 1 and the error's own line where it fails."""
+    name, tiny, folder = sys.argv[1], bool(int(sys.argv[2])), Path(sys.argv[3])
+    part = importlib.import_module(f"lab.bench.gpu.{name}")
+    if sys.stdin.readline() != "go\n":
+        sys.exit("it was not told to go.")
+    try:
+        with (folder / ROWS).open("a", buffering=1) as file:
+            for row in part.rows(tiny):
+                file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+    except Exception as error:
+        traceback.print_exc()
+        message = " ".join(str(error).split())
+        sys.exit(f"{type(error).__name__}: {message}")
+
+
+if __name__ == "__main__":
+    main()
