@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from lab import command
 from lab.errors import UsageError
@@ -17,18 +18,39 @@ def main() -> None:
         prog="lab-report",
         description="Report a study, compare two studies, or show the card of a single run. Needs no GPU and no torch.",
     )
-    parser.add_argument("study", type=command.path, help="a study directory, or a single run's")
+    parser.add_argument("study", type=command.path, nargs="?", help="a study directory, or a single run's")
     parser.add_argument("study2", type=command.path, nargs="?", help="a second study, judged against the first")
     parser.add_argument("--baseline", help="the arm that others are compared with (default: as declared)")
     parser.add_argument("--margin", help="equivalence margin, in units of the metric or as 1%% of the baseline")
     parser.add_argument("--to", type=command.path, help="where the report goes (default: STUDY/report)")
+    parser.add_argument(
+        "--calibration", type=command.path, nargs="+", metavar="DIR", help="how often these studies' A/A arms differed"
+    )
     options = parser.parse_args()
+    if options.calibration and (options.study or options.baseline or options.margin or options.to):
+        parser.error("--calibration reads the studies named behind it, and takes nothing else.")
+    if not (options.study or options.calibration):
+        parser.error("name a study directory, or a single run's.")
+    if options.calibration:
+        try:
+            _calibrate(options.calibration)
+        except UsageError as error:
+            print(error, file=sys.stderr)
+            sys.exit(2)
+        return
     print(f"Reading {options.study}{f' and {options.study2}' if options.study2 else ''}", flush=True)
     try:
         sys.exit(report(options))
     except UsageError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def _calibrate(directories: list[Path]) -> None:
+    from lab.report.calibration import calibration
+    from lab.report.render import show
+
+    show(calibration(directories))
 
 
 def report(options: argparse.Namespace) -> int:

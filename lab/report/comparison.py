@@ -1,13 +1,15 @@
 """Contrasts between arms, paired by seed, and the baseline against itself."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from lab.report import statistics
 from lab.report.arms import Arm
+from lab.report.equal_time import at_equal_time
 from lab.report.judgement import Judgement
 from lab.report.looks import Looked
+from lab.report.refusals import chosen_here, refusal, survivorship
 from lab.report.statistics import LEVEL, PairedStatistics
 from lab.report.study import Run
 
@@ -94,7 +96,9 @@ def compare(
     if judgement.baseline is None:
         return []
     baseline = by_name[judgement.baseline]
-    aa = _by_looks(again, baseline, judgement, looked[again.name]) if looked and again else None
+    aa = (
+        _by_looks(again, baseline, judgement, looked[again.name]) if looked and again and again.name in looked else None
+    )
     aa = aa or (None if again else aa_comparison(baseline, judgement))
     against = {name: by_name[judgement.opponents.get(name, judgement.baseline)] for name in by_name}
     judged = [_contrast(by_name[name], against[name], judgement.metric, judgement) for name in judgement.contrasts]
@@ -143,7 +147,9 @@ def compare(
         if metric != judgement.metric and (on_gpu or metric not in ON_GPU):
             described = (_contrast(arm, against[arm.name], metric, judgement) for arm in others)
             rows += [replace(c, reason="not the primary metric") for c in described if c.statistics.pairs]
-    rows += [c for arm in others if (c := equal_time(arm, against[arm.name])).statistics.pairs]
+    rows += [c for arm in others if (c := _at_equal_time(arm, against[arm.name])).statistics.pairs]
+    if again is not None:
+        by_name[again.name] = again
     return [replace(c, reason=refusal(by_name[c.arm_a], by_name[c.arm_b]) or c.reason) for c in rows]
 
 
@@ -246,100 +252,15 @@ def aa_comparison(baseline: Arm, judgement: Judgement) -> Comparison | None:
     )
 
 
-def refusal(a: Arm, b: Arm) -> str:
-    """Why two arms must not be compared: other data, another base or arithmetic, named; empty where they may.
-
-    Looked at pair by pair: a base that a seed drew is the same for both arms of that seed, and may differ between
-    seeds. Without a shared seed, the arms must have something in common.
-    """
-    first, second = {run.pair: run for run in a.runs}, {run.pair: run for run in b.runs}
-    shared = [(first[pair], second[pair]) for pair in first if pair in second]
-    facts: tuple[tuple[str, Callable[[Run], object]], ...] = (
-        ("data", lambda run: run.record.data.get("sha256")),
-        ("base models", lambda run: run.base),
-        ("precisions that hardware.precision=auto came to", lambda run: run.chosen_precision),
-    )
-    for what, of in facts:
-        apart = [(of(x), of(y)) for x, y in shared if of(x) != of(y)]
-        if not shared and a.runs and b.runs and {of(x) for x in a.runs}.isdisjoint(of(y) for y in b.runs):
-            apart = [(of(a.runs[0]), of(b.runs[0]))]
-        if apart:
-            pairs = f" in {len(apart)} of {len(shared)} pairs" if shared else ""
-            return f"refused: the {what} differ{pairs} ({a.name}: {apart[0][0]}, {b.name}: {apart[0][1]})"
-    return ""
-
-
-def chosen_here(a: Arm, b: Arm) -> str:
-    """Why an arm whose learning rate was chosen on the judged seeds has no verdict; empty where none was.
-
-    The best of several rates is partly the luckiest on those seeds: the best of five against a single one is called
-    better in 7.5 % of studies of equal arms instead of 2.5 %, and how many rates really compete depends on the curve.
-    """
-    names = " and ".join(arm.name for arm in (a, b) if arm.chosen_on == "verdict")
-    if not names:
-        return ""
-    return (
-        f"the learning rate of {names} was chosen on the seeds that are judged, which flatters an arm; run the chosen "
-        "rate on other seeds, or a study, which tunes on seeds of its own"
-    )
-
-
-def survivorship(verdict: str, a: Arm, b: Arm, metric: str) -> str:
-    """Why the pairs that are left do not license a verdict; empty where they do.
-
-    A seed that diverged is worse than any loss, and it is no pair: an arm that lost one is not better, nor as good, by
-    those it kept. That it is worse even on those may be said.
-    """
-    for arm, favoured in ((a, ("a_better", "equivalent")), (b, ("b_better", "equivalent"))):
-        if verdict in favoured and (lost := arm.lost(metric)):
-            claim = "as good" if verdict == "equivalent" else "better"
-            return f"{lost}, so that the seeds that are left cannot show it to be {claim}"
-    return ""
-
-
-def equal_time(a: Arm, b: Arm) -> Comparison:
-    """Validation loss of each pair at the moment the faster of the two ended, interpolated from metrics.csv.
-
-    The clock starts with the run, so initialisation counts. Only pairs on the same device; the rest have no value.
-    """
-    partners = {run.pair: run for run in b.runs}
-    both = []
-    for run in a.runs:
-        other = partners.get(run.pair)
-        device = run.record.environment.get("device")
-        if other is None or device is None or device != other.record.environment.get("device") or refusal(a, b):
-            continue
-        curves = [_over_time(run), _over_time(other)]
-        if all(curves):
-            at = min(curve[-1][0] for curve in curves)
-            losses = [_interpolate(curve, at) for curve in curves]
-            if None not in losses:
-                both.append(losses)
-    values = [[x for x in column if x is not None] for column in zip(*both, strict=True)] or [[], []]
+def _at_equal_time(a: Arm, b: Arm) -> Comparison:
+    first, second = at_equal_time(a, b)
     return Comparison(
         metric=EQUAL_TIME,
         higher_is_better=False,
         kind="described",
         arm_a=a.name,
         arm_b=b.name,
-        statistics=statistics.paired_t(values[0], values[1], None),
+        statistics=statistics.paired_t(first, second, None),
         reason="not the primary metric; at the time the faster run of each pair ended",
-        differences=tuple(x - y for x, y in zip(*values, strict=True)),
+        differences=tuple(x - y for x, y in zip(first, second, strict=True)),
     )
-
-
-def _over_time(run: Run) -> list[tuple[float, float]]:
-    """(seconds since the run began, validation loss); empty where a resume broke the clock."""
-    seconds, losses = run.curve("val_loss", over="seconds")
-    steady = all(before < after for before, after in pairwise(seconds))
-    return list(zip(seconds, losses, strict=True)) if steady else []
-
-
-def _interpolate(curve: Sequence[tuple[float, float]], at: float) -> float | None:
-    """The piecewise-linear curve at a time inside it, else None: nothing is extrapolated."""
-    if at == curve[-1][0]:
-        return curve[-1][1]
-    for (t0, y0), (t1, y1) in pairwise(curve):
-        if t0 <= at <= t1 and t1 > t0:
-            return y0 + (y1 - y0) * (at - t0) / (t1 - t0)
-    return None

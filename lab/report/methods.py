@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from lab.record.study import Study
 from lab.report.analysis import Analysis
 from lab.report.document import in_markdown, number, span
 from lab.report.knee import SHARE
@@ -43,44 +44,30 @@ def protocol(analysis: Analysis) -> list[str]:
     """The protocol in sentences that hold for this study as it was run."""
     study, judgement = analysis.study.declared, analysis.judgement
     metric = judgement.metric.replace("_", " ")
-    sentences: list[str] = []
+    sentences = ["The runs are those of a plain multirun; arms are the settings in which they differ."]
     if study:
-        tuned = {arm: grid for arm, grid in study.learning_rates.items() if len(grid) > 1}
-        if tuned:
-            sentences.append(
-                f"{len(tuned)} of {len(study.arms)} arms were tuned over "
-                f"{span(len(grid) for grid in tuned.values())} learning rates, extended by half a decade while the "
-                f"best was at an edge, on seed {', '.join(map(str, study.tune_seeds))}, which no verdict uses; a rate "
-                f"was chosen by {study.selection_metric.replace('_', ' ')}."
-            )
-        if len(study.rungs) > 1:
-            sentences.append(
-                f"The worse half of an arm's rates was stopped at steps {', '.join(map(str, study.rungs[:-1]))} "
-                "(successive halving)."
-            )
-        sentences.append(
-            f"Every arm was run on seeds {', '.join(map(str, study.seeds))}; a seed draws the initialisation and the "
-            "data order, and the baseline was run again on the same data orders with other seeds (A/A)."
-        )
-    else:
-        sentences.append("The runs are those of a plain multirun; arms are the settings in which they differ.")
+        sentences = _with_looks(study) if study.procedure > 1 else _on_a_grid(study)
     if judgement.baseline and judgement.contrasts:
+        by_looks = any(row.looked for row in analysis.contrasts)
+        test = "" if by_looks else f", with a paired t test and its {100 * (1 - LEVEL):.0f} % interval"
         sentences.append(
-            f"Arms were compared with {judgement.baseline} by {metric}, paired by seed, with a paired t test and its "
-            f"{100 * (1 - LEVEL):.0f} % interval; p values of {len(judgement.contrasts)} contrasts were adjusted by "
-            "Holm's procedure, those of differences and those of equivalences each as one family."
+            f"Arms were compared with {judgement.baseline} by {metric}, paired by seed{test}; p values of "
+            f"{len(judgement.contrasts)} contrasts were adjusted by Holm's procedure, those of differences and of "
+            "equivalences each as one family."
         )
         if judgement.margin is not None:
+            rule = f" ({study.margin})" if study and isinstance(study.margin, str) else ""
             sentences.append(
                 f"Equivalence was tested by two one-sided tests (TOST) against "
-                f"a margin of ±{number(judgement.margin)}"
+                f"a margin of ±{number(judgement.margin)}{rule}"
                 + (" declared before the runs" if judgement.declared else ", which was not declared before the runs")
                 + " and takes precedence over a difference."
             )
+        aa = "" if by_looks else f" an A/A difference at p < {AA_LEVEL},"
         sentences.append(
-            f"Fewer than {FEWEST_PAIRS} pairs, an A/A difference at p < {AA_LEVEL}, a learning rate chosen on the "
-            "judged seeds, or a diverged seed of an arm that would be called better or equivalent withhold a verdict. "
-            "Bootstrap intervals and Wilcoxon's test are given as information."
+            f"Fewer than {FEWEST_PAIRS} pairs,{aa} a learning rate chosen on the "
+            "judged seeds, or a diverged seed of an arm that would be called better or equivalent withhold a verdict."
+            + ("" if by_looks else " Bootstrap intervals and Wilcoxon's test are given as information.")
         )
     sentences.append("Runs that diverged or failed are counted and listed, and enter no mean, test or ranking.")
     if analysis.ranks:
@@ -88,6 +75,54 @@ def protocol(analysis: Analysis) -> list[str]:
             f"The knee is the smallest rank whose mean has brought {100 * SHARE:.0f} % of the gain to the best rank; "
             f"its interval resamples seeds, of which it needs {FEWEST_PAIRS}."
         )
+    return sentences
+
+
+def _with_looks(study: Study) -> list[str]:
+    """Procedure 2: rates refined, seeds one at a time."""
+    sentences = []
+    if any(len(grid) > 1 for grid in study.learning_rates.values()):
+        sentences.append(
+            f"Learning rates were chosen by {study.selection_metric.replace('_', ' ')} on seed "
+            f"{', '.join(map(str, study.tune_seeds))}, which no verdict uses: half decades, extended while the best "
+            "was at an edge, of the baseline, and three round its best for every other arm; then a quarter of a decade "
+            "on either side of each arm's best, an eighth where the regret stated exceeded the margin. The vertex of "
+            "the parabola through the last three was used, and beside a cliff that of the flat side."
+        )
+    if study.horizon is None:
+        return [*sentences, f"Every arm was run on seeds {', '.join(map(str, study.seeds))}, too few for a verdict."]
+    sentences.append(
+        f"Seeds were added one at a time and looked at after each from the fourth, up to {study.budget} of a declared "
+        f"horizon of {study.horizon}; a seed draws the initialisation and the data order. P* and Q* are the chances "
+        "that so small a paired-t or TOST p turns up at any look, by simulation of the null, and hold for any stop. "
+        "The interval is the repeated one. A decided contrast got no further seed; a difference was followed until it "
+        "was clear of what the loser's tuning may have cost, and a quarter of the winner's was taken from the margin."
+    )
+    if study.twin_seeds:
+        sentences.append("The baseline went through tuning and verdict once more, on seeds of its own (A/A).")
+    return sentences
+
+
+def _on_a_grid(study: Study) -> list[str]:
+    """Procedure 1: the best of a grid, a fixed number of seeds."""
+    sentences = []
+    tuned = {arm: grid for arm, grid in study.learning_rates.items() if len(grid) > 1}
+    if tuned:
+        sentences.append(
+            f"{len(tuned)} of {len(study.arms)} arms were tuned over "
+            f"{span(len(grid) for grid in tuned.values())} learning rates, extended by half a decade while the "
+            f"best was at an edge, on seed {', '.join(map(str, study.tune_seeds))}, which no verdict uses; a rate "
+            f"was chosen by {study.selection_metric.replace('_', ' ')}."
+        )
+    if len(study.rungs) > 1:
+        sentences.append(
+            f"The worse half of an arm's rates was stopped at steps {', '.join(map(str, study.rungs[:-1]))} "
+            "(successive halving)."
+        )
+    sentences.append(
+        f"Every arm was run on seeds {', '.join(map(str, study.seeds))}; a seed draws the initialisation and the "
+        "data order, and the baseline was run again on the same data orders with other seeds (A/A)."
+    )
     return sentences
 
 

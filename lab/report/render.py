@@ -13,6 +13,7 @@ from lab.errors import UsageError, visible
 from lab.record import strict
 from lab.report import document, findings
 from lab.report.analysis import Analysis, all_results, run_row
+from lab.report.decision import decision
 from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table
 from lab.report.figure import drawings, style
 from lab.report.latex import latex
@@ -42,6 +43,7 @@ def write_report(analysis: Analysis, folder: Path) -> Path:
         (folder / "methods.md").write_text(methods(analysis), encoding="utf-8")
         _json(folder / "all_results.json", all_results(analysis))
         _json(folder / "comparisons.json", [row.row() for row in analysis.comparisons])
+        _json(folder / "decision.json", decision(analysis))
         _runs(folder / "runs.csv", analysis)
         for old in (folder / "tables").glob("*.tex"):
             old.unlink()

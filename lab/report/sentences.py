@@ -7,27 +7,42 @@ from lab.report.statistics import AA_LEVEL, MOST_SEEDS, POWER
 
 
 def sentence(row: Comparison) -> str:
-    """One contrast as a referee would put it; what a finer grid of rates would change has not been measured."""
+    """One contrast as a referee would put it."""
     s, name = row.statistics, row.metric.replace("_", " ")
     lost = [each for each in row.lost if each not in row.reason]
     if s.mean is None:
         return f"{row.arm_a} vs {row.arm_b}: no verdict; {'; '.join([row.reason, *lost])}."
-    interval = [f"95 % interval {signed(s.ci_low)} to {signed(s.ci_high)}"] if s.ci_low is not None else []
+    what = "repeated 95 % interval" if row.looked else "95 % interval"
+    interval = [f"{what} {signed(s.ci_low)} to {signed(s.ci_high)}"] if s.ci_low is not None else []
     detail = "; ".join(["a − b", *interval, f"{s.pairs} pairs", *lost])
     effect = f"{name} differs by {signed(s.mean)} {units(row.metric)}".rstrip() + f" ({detail})"
+    p, q, rates = ("P*", "Q*", scope_of_rates(row)) if row.looked else ("p", "TOST p", "at the rates tried")
     match row.verdict:
         case "a_better" | "b_better":
             word = "better" if row.verdict == "a_better" else "worse"
-            what = f"{row.arm_a} is {word} than {row.arm_b} at the rates tried"
-            end = f"{what}: {effect}; Holm-adjusted p {_equals(row.p_adjusted)}."
+            end = f"{row.arm_a} is {word} than {row.arm_b}{_said(rates)}: {effect}; Holm-adjusted {p} "
+            end += f"{_equals(row.p_adjusted)}."
         case "equivalent":
-            what = f"{row.arm_a} is equivalent to {row.arm_b} within ±{number(s.margin)} at the rates tried"
-            end = f"{what}: {effect}; Holm-adjusted TOST p {_equals(row.p_equivalence_adjusted)}."
+            end = f"{row.arm_a} is equivalent to {row.arm_b} within ±{number(s.margin)}{_said(rates)}: {effect}; "
+            end += f"Holm-adjusted {q} {_equals(row.p_equivalence_adjusted)}."
         case "inconclusive":
-            end = f"{row.arm_a} vs {row.arm_b} is undecided: {effect}; {row.reason}. {another_study(row)}"
+            more = "" if row.looked else f" {another_study(row)}"
+            end = f"{row.arm_a} vs {row.arm_b} is undecided: {effect}; {row.reason}.{more}"
         case _:
             end = f"{row.arm_a} vs {row.arm_b}: no verdict, since {row.reason}; {effect}."
     return end + (f" Without a partner and left out: {', '.join(row.dropped)}." if row.dropped else "")
+
+
+def scope_of_rates(row: Comparison) -> str:
+    """At which learning rates a verdict holds: each arm's own best where the search says so, else those tried."""
+    if row.looked is None or not row.looked.at_best:
+        return "at the rates tried"
+    arm, baseline = row.looked.arm, row.looked.baseline
+    return f"each at its own best learning rate ({arm.rate:g} and {baseline.rate:g})"
+
+
+def _said(rates: str) -> str:
+    return f", {rates}" if rates.startswith("each") else f" {rates}"
 
 
 def another_study(row: Comparison) -> str:
@@ -54,6 +69,14 @@ def aa_paragraph(analysis: Analysis) -> str:
         return (
             "Not measured: no two completed runs of the baseline share a data order and differ in the seed."
             f"{more} Differences are read against their own interval alone."
+        )
+    if aa.looked is not None:
+        different = aa.verdict in ("a_better", "b_better")
+        came_out = "different from itself" if different else "no different from itself"
+        return (
+            f"The baseline went through the whole procedure once more, on tuning and verdict seeds of its own: it came "
+            f"out {came_out}. {sentence(aa)}{more} One such arm calibrates nothing; those of many studies do: "
+            "`lab.report --calibration DIR…` counts them."
         )
     s = aa.statistics
     spread = f"standard deviation {number(s.sd)}, " if s.sd is not None else ""

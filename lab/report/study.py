@@ -160,6 +160,8 @@ class LoadedStudy:
         if not self.declared:
             return []
         study = self.declared
+        if study.horizon is not None:
+            return []  # how many seeds an arm needs is seen as they are looked at
         jobs = [(arm, seed, seed) for arm in study.arms for seed in study.seeds]
         jobs += [(study.baseline, twin, seed) for twin, seed in zip(study.twin_seeds, study.seeds, strict=False)]
         present = {(run.record.arm, *run.pair) for run in self.runs if run.record.stage in ("verdict", None)}

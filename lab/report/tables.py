@@ -4,8 +4,9 @@ import math
 
 from lab.report import statistics
 from lab.report.analysis import Analysis, best_run
-from lab.report.comparison import Comparison
+from lab.report.cells import difference, interval, verdict_of, versus
 from lab.report.document import MISSING, Table, number, p_text, signed, span
+from lab.report.looks_tables import looks_table
 from lab.report.statistics import mean_sd
 from lab.report.study import Run
 
@@ -64,18 +65,20 @@ def contrasts_table(analysis: Analysis) -> Table | None:
     rows = ([analysis.aa] if analysis.aa else []) + analysis.contrasts
     if not rows:
         return None
+    if any(row.looked for row in rows):
+        return looks_table(analysis, rows)
     columns = ["contrast", "pairs", "difference", "95 % interval", "p", "Holm p", "TOST p", "Holm TOST p", "verdict"]
     cells = [
         [
-            _versus(row),
+            versus(row),
             str(row.statistics.pairs),
             signed(row.statistics.mean),
-            _interval(row.statistics.ci_low, row.statistics.ci_high),
+            interval(row.statistics.ci_low, row.statistics.ci_high),
             p_text(row.statistics.p_value),
             p_text(row.p_adjusted),
             p_text(row.statistics.p_equivalence),
             p_text(row.p_equivalence_adjusted),
-            _verdict(row),
+            verdict_of(row),
         ]
         for row in rows
     ]
@@ -86,7 +89,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
 
 def information_table(analysis: Analysis) -> Table | None:
     """Information beside the verdicts that decides none of them: bootstrap, Wilcoxon, seeds of a new study."""
-    rows = [row for row in analysis.contrasts if row.differences]
+    rows = [row for row in analysis.contrasts if row.differences and row.looked is None]
     if not rows:
         return None
     cells = []
@@ -97,9 +100,9 @@ def information_table(analysis: Analysis) -> Table | None:
             wanted = f"> {statistics.MOST_SEEDS}"
         cells.append(
             [
-                _versus(row),
+                versus(row),
                 number(row.statistics.sd),
-                _interval(low, high),
+                interval(low, high),
                 p_text(statistics.wilcoxon_p(row.differences)),
                 wanted,
             ]
@@ -122,8 +125,8 @@ def described_table(analysis: Analysis) -> Table | None:
             row.arm_a,
             row.metric.replace("_", " "),
             str(row.statistics.pairs),
-            _difference(row.statistics.mean, row.metric),
-            _interval(row.statistics.ci_low, row.statistics.ci_high, row.metric),
+            difference(row.statistics.mean, row.metric),
+            interval(row.statistics.ci_low, row.statistics.ci_high, row.metric),
         ]
         for row in rows
     ]
@@ -235,23 +238,3 @@ def runs_table(analysis: Analysis) -> Table:
         "Every completed run at its arm's learning rate; runs.csv has all runs, with every metric and their seconds."
     )
     return Table("runs", caption, columns, rows, text=("arm",), screen=("run", "train loss", "seconds"))
-
-
-def _verdict(row: Comparison) -> str:
-    """The verdict with the winner's name in it."""
-    named = {"a_better": f"{row.arm_a} better", "b_better": f"{row.arm_b} better"}
-    return named.get(row.verdict, row.verdict.replace("_", " "))
-
-
-def _versus(row: Comparison) -> str:
-    return f"{row.arm_a} vs itself (A/A)" if row.kind == "aa" else f"{row.arm_a} vs {row.arm_b}"
-
-
-def _interval(low: float | None, high: float | None, metric: str = "") -> str:
-    return MISSING if low is None else f"{_difference(low, metric)} to {_difference(high, metric)}"
-
-
-def _difference(value: float | None, metric: str) -> str:
-    if metric == "peak_memory_bytes" and value is not None:
-        return f"{value / 1e6:+,.1f} MB"
-    return signed(value, 1 if metric.startswith("seconds") else 4)

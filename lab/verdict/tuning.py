@@ -69,10 +69,14 @@ class Scale:
 
     @classmethod
     def of(cls, margin: float | None) -> "Scale":
-        """In proportion to what the study calls equivalent; the defaults, and one refinement, where it says nothing."""
+        """In proportion to a margin below the usual, of a study whose losses differ by less; else the defaults.
+
+        Without a margin there is one refinement.
+        """
         if margin is None:
             return cls()
-        return cls(flat=FLAT * margin / USUAL_MARGIN, lost=LOST * margin / USUAL_MARGIN, tolerance=margin)
+        share = min(1.0, margin / USUAL_MARGIN)
+        return cls(flat=FLAT * share, lost=LOST * share, tolerance=margin)
 
 
 def tune(

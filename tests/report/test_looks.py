@@ -1,0 +1,185 @@
+"""Reports of studies that refine rates and take seeds one at a time: the planner's replay, and its words."""
+
+import json
+import math
+import random
+import subprocess
+import sys
+
+import pytest
+
+from lab.record import RunRecord, write
+from lab.record.study import AA, read_study, write_study
+from lab.report.analysis import analyse
+from lab.report.calibration import interval
+from lab.report.decision import decision
+from lab.report.findings import headline
+from lab.report.render import write_report
+from lab.report.sentences import aa_paragraph, sentence
+from lab.sweep.declaration import declare
+from lab.sweep.drive import drive
+from lab.sweep.planner import plan
+from lab.sweep.runs import scan
+
+BEST = {"random": 1e-3, "near": 1.2e-3, "better": 8e-4, AA: 1e-3}
+EFFECT = {"better": -0.4, "near": 0.0}
+BASE = 4.0
+
+
+def block(**fields):
+    return {
+        "name": "inits",
+        "question": "Does it?",
+        "arms": {"random": "init=random", "near": "init=svd", "better": "init=pissa"},
+        "baseline": "random",
+        "margin": "5% of gain",
+        "seeds": list(range(1, 21)),
+        "learning_rates": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
+        "max_jobs": 200,
+    } | fields
+
+
+def study_dir(path, most=10**6, diverged=(), curvature=3.0, effect=EFFECT, noise=0.02, **fields):
+    """A study driven by the real planner over runs whose losses follow a formula; at most so many runs."""
+    study = declare(block(**fields))
+    write_study(path, study)
+    ran = 0
+
+    def launch(jobs, first):
+        nonlocal ran
+        for overrides in jobs:
+            if ran == most:
+                raise KeyboardInterrupt
+            ran += 1
+            given = dict(item.split("=", 1) for item in overrides)
+            arm, stage = given["arm"].strip("'"), given["stage"]
+            rate, seed, order = float(given["optim.lr"]), int(given["seed"]), int(given["data_seed"])
+            bent = curvature / 2 * math.log10(rate / BEST[arm]) ** 2
+            own = random.Random(f"{arm} {seed}").gauss(0, noise) if stage == "verdict" else 0.0
+            loss = 2 + bent + effect.get(arm, 0.0) + 0.05 * math.sin(order) + own
+            folder = path / given["hydra.sweep.subdir"].strip("'")
+            folder.mkdir()
+            gone = (arm, seed) in diverged
+            metrics = {"val_loss": loss, "test_loss": loss, "base_val_loss": BASE, "base_test_loss": BASE}
+            write(
+                folder,
+                RunRecord(
+                    status="diverged" if gone else "completed", stage=stage, arm=arm, seed=seed, data_seed=order,
+                    study="inits", config={"optim": {"lr": rate}, "init": given["init"]},
+                    choices={"init": given["init"]}, metrics={} if gone else metrics,
+                    seconds={"total": 10.0}, trainable_params=1000, ranks={"q": 8},
+                ),
+            )  # fmt: skip
+
+    settings = {"launcher": "BasicLauncher", "one_by_one": True, "keep_checkpoints": False}
+    try:
+        drive(path, study, launch, **settings)
+    except KeyboardInterrupt:
+        assert most < 10**6
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return study_dir(tmp_path_factory.mktemp("study"))
+
+
+def test_the_report_and_the_planner_agree_on_every_rate_and_on_the_margin(whole):
+    study = read_study(whole)
+    end = plan(study, scan(whole, study)[0])
+    analysis = analyse(whole)
+    assert end.finished
+    assert {arm.name: arm.tuned for arm in (*analysis.arms, analysis.again)} == end.tuned
+    assert analysis.judgement.margin == end.margin == study.margin_value == pytest.approx(0.05 * (BASE - 2), rel=0.01)
+
+
+def test_verdicts_are_those_of_the_looks_with_the_seeds_each_took(whole):
+    rows = {row.arm_a: row for row in analyse(whole).contrasts}
+    assert rows["near"].verdict == "equivalent"
+    assert rows["better"].verdict == "a_better"
+    assert {row.looked.judged.stopped_because for row in rows.values()} == {"equivalence", "difference"}
+    for row in rows.values():
+        assert 4 <= row.statistics.pairs < 12
+        assert row.ci_level == pytest.approx(0.9912, abs=2e-4), "sequential.md: 0.0088 at a horizon of 20"
+        assert row.row()["looks"] == row.statistics.pairs - 3
+    assert "better is better than random, each at its own best learning rate (0.0008 and 0.001)" in sentence(
+        rows["better"]
+    )
+
+
+def test_the_a_a_arm_is_judged_and_counts_in_no_summary(whole):
+    analysis = analyse(whole)
+    assert analysis.aa.kind == "aa"
+    assert analysis.aa.verdict == "equivalent"
+    assert AA not in [arm.name for arm in analysis.arms]
+    assert "came out no different from itself" in aa_paragraph(analysis)
+    assert "of 2 judged arms" in headline(analysis)[0]
+
+
+def test_a_difference_that_the_search_does_not_clear_is_said_at_the_rates_tried(tmp_path):
+    """Curvature 200 nats per decade², so that a hundredth of a decade is a hundredth of a nat."""
+    arms = {"random": "init=random", "better": "init=pissa"}
+    study_dir(tmp_path, arms=arms, margin=0.004, curvature=200.0, effect={"better": -0.012}, noise=0.002)
+    (row,) = analyse(tmp_path).contrasts
+    assert row.verdict == "a_better"
+    assert not row.looked.judged.clear, "what tuning the loser may have cost is as much"
+    assert "better is better than random at the rates tried" in sentence(row)
+    assert decision(analyse(tmp_path))["contrasts"][0]["rates"] == "at the rates tried"
+
+
+def test_an_arm_that_lost_a_seed_is_not_called_better(tmp_path):
+    study_dir(tmp_path, diverged={("better", 2)})
+    row = next(row for row in analyse(tmp_path).contrasts if row.arm_a == "better")
+    assert row.verdict == "withheld"
+    assert "better diverged on 1 of" in sentence(row)
+
+
+@pytest.mark.parametrize("most", [3, 12, 24, 31])
+def test_a_study_cut_short_is_reported_as_undecided(tmp_path, most):
+    study_dir(tmp_path, most=most)
+    analysis = analyse(tmp_path)
+    write_report(analysis, tmp_path / "report")
+    assert all(row.verdict in ("inconclusive", "withheld", "not_judged") for row in analysis.contrasts)
+    assert decision(analysis)["recommended"] == []
+
+
+def test_a_declaration_replaced_after_the_runs_is_judged_as_such(whole):
+    analysis = analyse(whole, margin="0.5")
+    assert all(row.looked is None for row in analysis.contrasts)
+    assert not analysis.judgement.declared
+
+
+def test_the_files_say_what_may_be_said(whole, tmp_path):
+    analysis = analyse(whole)
+    write_report(analysis, tmp_path)
+    text = (tmp_path / "README.md").read_text().replace("\\", "")
+    assert "Learning rates, chosen by the validation loss of tuning seeds" in text
+    assert "P* and Q* hold for any stopping" in " ".join(text.split())
+    made = json.loads((tmp_path / "decision.json").read_text())
+    assert made["recommended"] == ["better"]
+    assert made["learning_rates"] == {"better": 0.0008}
+    assert len(made["licence"]["may_be_said"]) == 2
+    rows = json.loads((tmp_path / "comparisons.json").read_text())
+    judged = [row for row in rows if row["kind"] == "contrast"]
+    assert all(row["horizon"] == 20 and row["stopped_because"] and row["tuning_regret"] > 0 for row in judged)
+    assert "looked at after each from the fourth" in " ".join((tmp_path / "methods.md").read_text().split())
+
+
+def test_calibration_counts_the_baselines_that_came_out_different(whole):
+    line = [sys.executable, "-m", "lab.report", "--calibration"]
+    done = subprocess.run([*line, str(whole), str(whole)], capture_output=True, text=True, check=True)
+    assert "0 of 2 baselines came out different from themselves: 0 %" in " ".join(done.stdout.split())
+    wrong = subprocess.run([*line, str(whole), "--to", "x"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "takes nothing else" in wrong.stderr
+    none = subprocess.run([*line, str(whole.parent / "nothing")], capture_output=True, text=True, check=False)
+    assert none.returncode == 2
+    assert "Traceback" not in none.stderr
+
+
+def test_the_interval_of_a_share_is_clopper_and_pearsons():
+    from scipy.stats import binomtest
+
+    for count, of in ((0, 5), (2, 7), (5, 5)):
+        exact = binomtest(count, of).proportion_ci(method="exact")
+        assert interval(count, of) == pytest.approx((exact.low, exact.high))
