@@ -15,7 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     from lab.record.study import Study
 
-OWN_KEYS = ("study_size", "dry_run", "resume_study", "keep_checkpoints")  # of the study, not of its jobs
+OWN_KEYS = (
+    "study_size",
+    "study_budget",
+    "dry_run",
+    "resume_study",
+    "keep_checkpoints",
+)  # of the study, not of its jobs
 
 
 class StudySweeper(Sweeper):
@@ -73,17 +79,21 @@ class StudySweeper(Sweeper):
 
     def _study(self, arguments: list[str], study_dir: Path) -> "Study":
         """The study as an earlier start declared it in the directory, else as the YAML and the command line do."""
-        from lab import record
         from lab.config.references import with_references
         from lab.errors import UsageError
         from lab.record.study import STUDY, read_study
-        from lab.sweep.declaration import declare
+        from lab.sweep.declaration import declare, with_budget
 
         earlier = read_study(study_dir)
         if self.config.resume_study:
             if earlier is None:
                 raise UsageError(f"resume_study={study_dir} holds no {STUDY}; name the directory of a study.")
-            return earlier
+            if earlier.procedure < 2:
+                raise UsageError(
+                    f"resume_study={study_dir} was declared under an earlier procedure, whose rates half a decade "
+                    "apart made wrong verdicts; lab.report still reads it, but a new study is needed."
+                )
+            return with_budget(earlier, self.config.study_budget)
         if self.study is None:
             raise UsageError("hydra/sweeper=study runs a declared study and none is; add experiment=rank_sweep.")
         parser = OverridesParser.create(config_loader=self.context.config_loader)
@@ -97,8 +107,8 @@ class StudySweeper(Sweeper):
             else:
                 given[key] = [str(override.get_value_element_as_str())]
         block: Any = with_references(self.config, "hydra.sweeper.study")  # for study.json, and for its jobs to resolve
-        study = declare(block, str(self.config.study_size), given)
-        if earlier is not None and record.strict({**vars(earlier), "jobs": {}}) != record.strict(vars(study)):
+        study = with_budget(declare(block, str(self.config.study_size), given), self.config.study_budget)
+        if earlier is not None and _declared(earlier) != _declared(study):
             raise UsageError(
                 f"hydra.sweep.dir={study_dir} holds another study; go on with it by resume_study={study_dir}, "
                 f"or choose another directory."
@@ -136,3 +146,10 @@ class StudySweeper(Sweeper):
             self.launcher.launch([[*overrides, *where] for overrides in jobs], initial_job_idx=first)
 
         return launch
+
+
+def _declared(study: "Study") -> Any:
+    """What a study declared, without what came of it."""
+    from lab import record
+
+    return record.strict({**vars(study), "jobs": {}, "margin_value": None})

@@ -118,6 +118,7 @@ class RunConfig:
     resume: str | None = None
     resume_study: str | None = None
     study_size: str = MISSING
+    study_budget: int | None = None
     dry_run: bool = MISSING
     keep_checkpoints: bool = MISSING
 

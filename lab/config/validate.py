@@ -41,7 +41,7 @@ AT_LEAST = {
 }
 AT_LEAST_1_OR_NULL = (
     *("hardware.micro_batch_size", "hardware.threads", "schedule.max_epochs", "schedule.max_steps"),
-    *("evaluate.max_examples", "optim.lr_width"),
+    *("evaluate.max_examples", "optim.lr_width", "study_budget"),
 )
 MOST = 2**31 - 1  # of any whole number without a limit of its own: beyond, a library somewhere counts in 32 bits
 AT_MOST = {

@@ -21,8 +21,17 @@ from lab.record.study import STUDY, read_study
 MAY_CHANGE = ("hardware", "schedule.max_steps", "resume")  # of a run
 MULTIRUN = "multirun.yaml"  # what Hydra writes of a sweep's start
 # What a run is on, and how it is shown and kept: no part of what it is.
-NO_SETTINGS = ("hardware", "logger", "keep_checkpoints", "dry_run", "resume", "resume_study", "study_size")
-MAY_STAND_BESIDE = ("hydra", "dry_run", "keep_checkpoints")  # a study
+NO_SETTINGS = (
+    "hardware",
+    "logger",
+    "keep_checkpoints",
+    "dry_run",
+    "resume",
+    "resume_study",
+    "study_size",
+    "study_budget",
+)
+MAY_STAND_BESIDE = ("hydra", "dry_run", "keep_checkpoints", "study_budget")  # a study
 
 
 def in_place(arguments: list[str]) -> list[str]:

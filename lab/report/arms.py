@@ -12,7 +12,19 @@ from lab.verdict.tuning import Tuned
 
 # What may differ between two runs of one arm: the seeds that pair them, the learning rate that is chosen among,
 # and where and how fast they ran.
-_FREE = ("seed", "data_seed", "optim.lr", "study", "stage", "arm", "rung", "resume", "resume_study", "study_size")
+_FREE = (
+    "seed",
+    "data_seed",
+    "optim.lr",
+    "study",
+    "stage",
+    "arm",
+    "rung",
+    "resume",
+    "resume_study",
+    "study_size",
+    "study_budget",
+)
 _FREE_GROUPS = ("hardware", "logger", "hydra", "dry_run", "keep_checkpoints", "experiment")
 
 

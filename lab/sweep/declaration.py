@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from lab.errors import UsageError, nearest
@@ -74,6 +74,22 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
     )
     _check(study, list(plain["arms"]))
     return study
+
+
+def with_budget(study: Study, budget: int | None) -> Study:
+    """The study with another number of seeds after which a contrast is inconclusive; None leaves its own.
+
+    Looks are calibrated up to the horizon, so that this changes no error rate. Raises UsageError beyond it, and where
+    there are no looks.
+    """
+    if budget is None or budget == study.budget:
+        return study
+    if study.horizon is None:
+        raise UsageError(f"study_budget={budget}: {study.name} has {len(study.seeds)} seeds, too few to look at.")
+    Rules(horizon=study.horizon, budget=budget)
+    if budget > len(study.seeds):
+        raise UsageError(f"study_budget={budget} is more than the {len(study.seeds)} seeds that {study.name} declares.")
+    return replace(study, budget=budget)
 
 
 def axes(arms: Mapping[str, Sequence[str]]) -> list[str]:

@@ -37,6 +37,7 @@ def drive(
     attempts: dict[str, int] = {}
     named: set[str] = set()
     with record.lock(study_dir):
+        write_study(study_dir, study)
         while True:
             seen, unreadable = runs.scan(study_dir, study)
             for problem in unreadable:

@@ -2,7 +2,7 @@ import pytest
 
 from lab.errors import UsageError
 from lab.record.study import read_study, write_study
-from lab.sweep.declaration import declare
+from lab.sweep.declaration import declare, with_budget
 
 BLOCK = {
     "name": "rank_sweep",
@@ -78,6 +78,21 @@ def test_a_single_value_of_another_key_holds_for_every_job():
 def test_a_declaration_that_cannot_be_judged_is_refused(change, given, word):
     with pytest.raises(UsageError, match=word):
         declare(BLOCK | change, given=given)
+
+
+def test_a_budget_may_be_changed_up_to_the_horizon_and_the_seeds_there_are():
+    study = declare(BLOCK | {"seeds": list(range(1, 21))})
+    assert study.budget == 12
+    assert with_budget(study, None) is study
+    assert with_budget(study, 20).budget == 20
+    for given, budget, word in (
+        (study, 21, "horizon"),
+        (study, 3, "first look"),
+        (declare(BLOCK), 8, "more than the 6 seeds"),
+        (declare(BLOCK, "quick"), 8, "too few to look at"),
+    ):
+        with pytest.raises(UsageError, match=word):
+            with_budget(given, budget)
 
 
 def test_what_must_be_declared_is_asked_for():

@@ -95,7 +95,7 @@ def test_a_killed_study_ends_as_one_left_alone_whatever_the_launcher(here):
     done = shell(*STUDY, *alone, cwd=here, small=False)
     assert done.returncode == 0, done.stderr
     assert table(here / "killed") == table(here / "alone")
-    assert len(table(here / "alone")) == 7
+    assert len(table(here / "alone")) == 18, "what both rates at an edge take, and a verdict each"
     assert not list(here.glob("*/*/checkpoints/last.ckpt"))
 
     again = subprocess.run(
@@ -105,6 +105,16 @@ def test_a_killed_study_ends_as_one_left_alone_whatever_the_launcher(here):
     assert "Launching" not in again.stdout + again.stderr, "nothing was left to do"
 
 
+def test_a_study_of_the_earlier_procedure_is_read_and_not_gone_on_with(here, monkeypatch, capfd):
+    assert main(monkeypatch, *STUDY, "hydra.sweep.dir=out", "optim.lr=1e-3") == 0
+    path = here / "out" / "study.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in held.items() if key not in ("procedure", "horizon")}))
+    assert main(monkeypatch, "resume_study=out") == 1
+    assert "was declared under an earlier procedure" in capfd.readouterr().err
+    assert load_study(here / "out").declared.procedure == 1
+
+
 def test_a_key_that_is_no_axis_is_refused_with_the_axes(here, monkeypatch, capfd):
     assert main(monkeypatch, *STUDY, "hydra.sweep.dir=out", "alpha=8,16") == 1
     assert "alpha=8,16 is a list over no axis of mine; its axes are rank, seed, optim.lr." in capfd.readouterr().err
@@ -112,10 +122,11 @@ def test_a_key_that_is_no_axis_is_refused_with_the_axes(here, monkeypatch, capfd
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(here, monkeypatch, capfd):
-    assert main(monkeypatch, *STUDY, "hydra.sweep.dir=out", "dry_run=true", "rank=4,3", "seed=1,2,3") == 0
+    assert main(monkeypatch, *STUDY, "hydra.sweep.dir=out", "dry_run=true", "rank=4,3", "seed=1,2,3,4") == 0
     out = capfd.readouterr().out
     assert "rank=3               judged     rank=3" in out
-    assert "3 jobs: r4 again on the same data orders" in out
+    assert "A/A      r4 once more as arm aa, tuned and judged on seeds of its own" in out
+    assert "verdict  4 to 4 seeds an arm" in out
     assert not (here / "out").exists()
 
 
@@ -141,7 +152,7 @@ def test_a_failed_job_is_told_at_once_and_in_the_exit_code_and_stops_no_other(he
     err = capfd.readouterr().err
     assert err.count("use rank <= 32") == 2
     assert "given up" in err
-    assert sorted(status for _, status, *_ in table(here / "out")) == ["completed", "completed", "failed", "failed"]
+    assert sorted(status for _, status, *_ in table(here / "out")) == ["completed", "failed", "failed"]
     study = json.loads((here / "out" / "study.json").read_text())
     assert (study["baseline"], study["contrasts"], study["margin"]) == ("r4", ["rank=40"], "1%")
 
