@@ -11,7 +11,7 @@ LAB = Path(__file__).resolve().parent.parent / "lab"
 # A room, a folder or a file of lab/, imports only from floors below its own: so every arrow runs down, and there are no
 # circles. `lab` is the package's own __init__.py, which imports the report when it is first asked to load one.
 FLOORS: dict[int, tuple[str, ...]] = {
-    9: ("train", "before", "export"),
+    9: ("train", "before", "export", "suggest"),
     8: ("launch", "bench"),
     7: ("run",),
     6: ("evidence", "instruments", "editors", "replay", "testing", "assets"),
