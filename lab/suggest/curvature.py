@@ -72,7 +72,7 @@ def hessian_product(
             for tensors in batches:
                 loss = token_loss(net, gate, **tensors) / labels
                 gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-                along = sum((g * v).sum() for g, v in zip(gradients, parts, strict=True))
+                along = torch.stack([(g * v).sum() for g, v in zip(gradients, parts, strict=True)]).sum()
                 second = torch.autograd.grad(along, parameters, materialize_grads=True)
                 total += torch.cat([part.reshape(-1) for part in second])
         return total

@@ -19,11 +19,11 @@ ANCHORS: Mapping[str, tuple[float, str]] = {
     "": (3e-4, "pretrained models of 1B to 550B: 126 sweeps of thinking-machines-lab/tinker-cookbook"),
 }
 ANCHORED: Mapping[str, Any] = {"alpha": 32.0, "scaling": "alpha_over_r"}  # what these rates are of
-# Fitted on six starts of the shipped base (docs/suggest.md), not derived: for the same training in other units the
-# right power is 1/2, since Adam's steps are as large whatever the gradient.
+# Fitted on six starts of the shipped base and tried on others (docs/suggest.md), not derived: for the same training in
+# other units the right power is 1/2, since Adam's steps are as large whatever the gradient.
 POWER = 0.2
 EXAMPLES = 8  # that the curvature is of; an eigenvalue of 64 costs eight times as much
-LICENCE = "a start for a sweep, no verdict: good to a factor of about three"
+LICENCE = "a start for a sweep, no verdict: fitted on short runs of the shipped base, and elsewhere untried"
 SHARE, FEWEST = 0.1, 10  # of the run's steps that a check takes, and at least so many
 AROUND = 10**0.25  # a check's other two rates: a quarter decade to each side
 
@@ -101,7 +101,7 @@ def _short(value: Any) -> str:
 def plain(config: RunConfig) -> RunConfig:
     """The same run as plain LoRA."""
     other = copy.deepcopy(config)
-    other.init = dict(DEFAULTS["init"])
+    other.init = copy.copy(DEFAULTS["init"])
     return other
 
 

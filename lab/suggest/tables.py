@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lab.suggest.rank import LICENCE, SHARE, Curve
 
@@ -10,7 +11,7 @@ AGREES = 0.01  # of the gain: what the whole change, rebuilt, may differ from wh
 
 def show_curve(curve: Curve) -> None:
     """A row per rank, the knee, and what the advice is worth."""
-    table = Table(title=f"{curve.run}: its adapter cut to smaller ranks")
+    table = Table(title=Text(f"{curve.run}: its adapter cut to smaller ranks"))
     for heading in ("rank", "validation loss", "gain kept", "energy kept", "trainable parameters", "adapter"):
         table.add_column(heading, justify="right")
     table.add_row("base", f"{curve.base_loss:.4f}", "0.0 %", "0.0 %", "0", "")
@@ -26,7 +27,7 @@ def show_curve(curve: Curve) -> None:
     console = Console(highlight=False)
     console.print(table)
     for sentence in sentences(curve):
-        console.print(sentence, soft_wrap=True)
+        console.print(sentence, soft_wrap=True, markup=False)
 
 
 def sentences(curve: Curve) -> list[str]:
