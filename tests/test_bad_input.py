@@ -113,7 +113,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("lora_alpha=16",), "there is no key lora_alpha; did you mean alpha?"),
     (("optim.lrr=1",), "there is no key optim.lrr; did you mean optim.lr?"),
     (("init=svd", "init.siz=1"), "there is no key init.siz; did you mean init.size?"),
-    (("init.scheme=x",), "there is no key init.scheme; init has distribution, filled."),
+    (("init.scheme=x",), "there is no key init.scheme; init has distribution, filled, gain."),
     (("rnak=3",), "there is no key rnak; did you mean rank?"),
     (("rank.x=1",), "there is no key rank.x: rank is a whole number and holds no x."),
     (("+foo=1",), "Unknown key 'foo'"),

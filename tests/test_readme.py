@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from lab import config, export
+from lab.suggest import __main__ as suggest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 LINES = [
     line.split(" #")[0].strip()
-    for page in (README, (ROOT / "docs/observe.md").read_text())
+    for page in (README, *((ROOT / f"docs/{name}.md").read_text() for name in ("observe", "suggest")))
     for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     for line in block.splitlines()
     if line.strip()
@@ -54,6 +55,16 @@ def test_every_replay_command_names_settings_of_its_policy(line):
     for word in words:
         key = word.split("=")[0]
         assert key in ("svd_policy", "--suggest") or key.removeprefix("svd_policy.") in settings, word
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "lab.suggest" in line])
+def test_every_suggest_command_is_taken(line, monkeypatch):
+    kind, *words = shlex.split(line.split("lab.suggest", 1)[1])
+    asked = []
+    monkeypatch.setattr(suggest, f"_{kind}", asked.append)
+    suggest.main([kind, *words])
+    (given,) = asked
+    assert kind == "rank" or config.compose(*given.overrides).rank >= 1
 
 
 def test_every_make_target_exists_and_explains_itself():

@@ -12,6 +12,7 @@ import lab
 import lab.export
 import lab.replay.__main__
 import lab.report.__main__
+import lab.suggest.__main__
 from lab import config, record, train
 from lab.training.callbacks import StopOnRequest
 
@@ -73,10 +74,12 @@ def test_every_command_takes_a_run_of_any_name(name, done, tmp_path):
         (lab.export.main, [name, "--to", "out"]),
         (lab.report.__main__.main, [name]),
         (lab.replay.__main__.main, [name, "--to", "replayed"]),
+        (lab.suggest.__main__.main, ["rank", name, "--to", "out"]),
     ):
         said = call(main, *arguments, cwd=tmp_path)
         assert (said.code, said.err) == (0, ""), arguments
     assert (tmp_path / "out/adapter_model.safetensors").is_file()
+    assert (tmp_path / "out/suggest_rank.json").is_file()
 
 
 @pytest.fixture(scope="module")

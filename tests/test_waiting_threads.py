@@ -23,7 +23,10 @@ def runtime_settings(code: str, **given: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
-    ["lab.train", "lab.launch.worker", "lab.export", "lab.replay", "lab.report.__main__", "lab.bench.contender"],
+    [
+        *("lab.train", "lab.launch.worker", "lab.export", "lab.replay", "lab.report.__main__", "lab.bench.contender"),
+        "lab.suggest.__main__",
+    ],
 )
 def test_the_runtime_that_torch_loads_has_read_a_short_wait(module):
     found = runtime_settings(f"import {module}; import torch; torch.ones(9) + 1")

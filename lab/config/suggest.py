@@ -7,12 +7,12 @@ from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
-from lab.config import CONF, GROUPS, RunConfig
+from lab.config import CONF, GROUPS, ConfigError, RunConfig, compose
 from lab.config.instantiate import NAMES
-from lab.errors import closest, nearest
+from lab.errors import UsageError, closest, nearest
 
 # What transformers, peft and Lightning call our keys where their word is another.
 ELSEWHERE = {
@@ -32,6 +32,16 @@ ELSEWHERE = {
 QUOTE = "write KEY=VALUE, and a value with other characters in quotes of its own: \"KEY='VALUE'\"."
 MAP = "a map"
 ALL = "python -m lab.train --cfg job lists all."
+
+
+def composed(overrides: Sequence[str]) -> RunConfig:
+    """The checked config of a command line; raises UsageError with the sentence that answers a mistake in it."""
+    try:
+        return compose(*overrides)
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+    except HydraException as error:
+        raise UsageError(explain(error, overrides)) from None
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:

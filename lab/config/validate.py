@@ -55,8 +55,8 @@ AT_MOST = {
 ABOVE_ZERO = ("alpha", "optim.lr", "optim.eps", "optim.lora_plus_ratio")
 ABOVE_ZERO_OR_NULL = ("hardware.timeout_s", "optim.matrix_lr", "optim.embedding_lr", "optim.head_lr")
 BELOW_ONE = ("optim.momentum", "optim.momentum_start", "adapter.dropout")  # and at least 0
-DEFAULTS = {  # by group: the option that stands for none
-    "init": {"_target_": "lab.init.random.Random", "distribution": "kaiming", "filled": "A"},
+DEFAULTS: dict[str, dict[str, Any]] = {  # by group: the option that stands for none
+    "init": {"_target_": "lab.init.random.Random", "distribution": "kaiming", "filled": "A", "gain": 1.0},
     "rank_strategy": {"_target_": "lab.rank_strategy.uniform.Uniform"},
 }
 # A key, its value that a choice refuses beside it (`other`: any init or rank strategy but the default), and the reason.

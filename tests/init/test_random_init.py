@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import Generator
 
+from lab.errors import UsageError
 from lab.init.random import Random
 from lab.layer import Evidence, Target
 
 TARGET = Target("layer", "mlp", 0, (64, 96), False)
 
 
-def fill(distribution, filled, rank=8, seed=0):
-    init = Random(distribution=distribution, filled=filled)
+def fill(distribution, filled, rank=8, seed=0, gain=1.0):
+    init = Random(distribution=distribution, filled=filled, gain=gain)
     return init.factors(TARGET, torch.zeros(64, 96), rank, 2.0, Evidence(), Generator().manual_seed(seed))
 
 
@@ -40,3 +41,26 @@ def test_gaussian_deviation_is_one_over_the_rank():
 def test_init_b_fans_in_from_the_rank():
     B = fill("kaiming", "B", rank=16).B
     assert 0.9 / 4 < float(B.abs().max()) <= 1 / 4
+
+
+@pytest.mark.parametrize("distribution", ["kaiming", "gaussian"])
+@pytest.mark.parametrize("filled", ["A", "B"])
+def test_the_gain_multiplies_the_noise_and_nothing_else(distribution, filled):
+    one, two = fill(distribution, filled), fill(distribution, filled, gain=2.0)
+    assert torch.equal(two.A, 2 * one.A)
+    assert torch.equal(two.B, 2 * one.B)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, math.inf, math.nan])
+def test_a_gain_that_is_no_size_is_refused(gain):
+    with pytest.raises(UsageError, match=f"init.gain={gain} is not positive and finite"):
+        Random(distribution="kaiming", filled="A", gain=gain)
+
+
+def test_a_run_of_before_there_was_a_gain_has_one_of_1():
+    assert Random(distribution="kaiming", filled="A") == Random(distribution="kaiming", filled="A", gain=1.0)
+
+
+def test_reports_name_a_gain():
+    labels = [Random(distribution="kaiming", filled=filled, gain=gain).label for filled in "AB" for gain in (1.0, 2.0)]
+    assert labels == ["random", "random[gain 2]", "random[B]", "random[B, gain 2]"]
