@@ -148,7 +148,10 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("-m", "rank=interval(1,2)"), "BasicSweeper does not support sweep type"),
     (("-m", "rank=4,8", "hydra.sweep.dir=afile"), "afile is none; choose another place."),
     (("-m", "rank=4", "hydra/launcher=slurm"), "this machine has no Slurm"),
-    ((*STUDY, "seed=4294967292,4294967293,4294967294,4294967295"), "arm r64 of rank_sweep cannot run: seed must be at most 4294967295; got 4294968295."),
+    (
+        (*STUDY, "seed=4294967292,4294967293,4294967294,4294967295"),
+        "arm r64 of rank_sweep cannot run: seed must be at most 4294967295; got 4294968295.",
+    ),
     ((*STUDY, "seed=-7"), "arm r64 of rank_sweep cannot run: seed must be at least 0; got -7."),
     ((*STUDY, "rank=0"), "arm rank=0 of rank_sweep cannot run: rank must be at least 1; got 0."),
     ((*STUDY, "optim.lr=-1"), "learning rates [-1.0] of r64 must be positive"),

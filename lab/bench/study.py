@@ -44,7 +44,7 @@ def run(quick: bool) -> list[BenchRow]:
         done = [record.read(path) for path in runs if record.read(path).status == "completed"]
         losses = json.loads(taken[-1][2].splitlines()[-1])
     like = [each.metrics["test_loss"] for each in done if each.arm == f"r{RANK}"]
-    cpu, wall = (statistics.median(each[i] for each in taken) for i in (0, 1))
+    cpu, wall = statistics.median(each[0] for each in taken), statistics.median(each[1] for each in taken)
     common = {"device": cpu_name(), "cores": len(os.sched_getaffinity(0))}
     rows: list[dict[str, Any]] = [
         {

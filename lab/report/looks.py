@@ -95,7 +95,9 @@ def with_rates(study: Study, chosen: Chosen, arms: Sequence[Arm]) -> tuple[list[
     every = [replace(arm, tuned=chosen.tuned.get(arm.name)) for arm in arms]
     again = [arm for arm in every if arm.name == AA and study.twin_seeds]
     others = [arm for arm in every if arm not in again]
-    if again:
-        twins = {"twins": again[0].runs, "diverged_twins": again[0].diverged}
-        others = [replace(arm, **twins) if arm.name == study.baseline else arm for arm in others]
-    return others, again
+    return [
+        replace(arm, twins=again[0].runs, diverged_twins=again[0].diverged)
+        if again and arm.name == study.baseline
+        else arm
+        for arm in others
+    ], again

@@ -49,7 +49,10 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
             )
     baseline = plain["baseline"] if plain["baseline"] in arms or not given else next(iter(arms))
     looks = len(seeds) >= FIRST_LOOK
-    rules = Rules(**{key: int(plain[key]) for key in ("horizon", "budget") if key in plain})
+    rules = Rules(
+        horizon=int(plain.get("horizon", Rules.horizon)),
+        budget=int(plain.get("budget", Rules.budget)),
+    )
     again = looks and plain.pop("aa", True)
     plain.pop("aa", None)
     contrasts = _contrasts(plain, set(block["arms"]), arms, baseline)
