@@ -81,6 +81,11 @@ def standings(analysis: Analysis) -> list[str]:
         f"Best mean {metric}: {order[0][0].name} ({number(order[0][1])}). Best single run: {run.name} of {arm.name} "
         f"({number(value)}); one run is no evidence. Order of the means, which is no verdict: {listed}."
     ]
+    seeds = {len(arm.values(analysis.judgement.metric)) for arm, _ in order}
+    if len(seeds) > 1:
+        lines.append(
+            "Arms took different numbers of seeds: their means are not over the same ones, the differences are."
+        )
     lost = [each for arm in analysis.arms if (each := arm.lost(analysis.judgement.metric))]
     lines += [f"A mean is that of the seeds an arm kept: {'; '.join(lost)}."] if lost else []
     counts = {each.runs[0].record.trainable_params for each, _ in order}

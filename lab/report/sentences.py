@@ -76,7 +76,7 @@ def aa_paragraph(analysis: Analysis) -> str:
         return (
             f"The baseline went through the whole procedure once more, on tuning and verdict seeds of its own: it came "
             f"out {came_out}. {sentence(aa)}{more} One such arm calibrates nothing; those of many studies do: "
-            "`lab.report --calibration DIR…` counts them."
+            "lab.report --calibration counts them."
         )
     s = aa.statistics
     spread = f"standard deviation {number(s.sd)}, " if s.sd is not None else ""

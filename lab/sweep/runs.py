@@ -110,17 +110,21 @@ def describe(study: Study, seen: Iterable[Seen] = ()) -> str:
         lines.append(f"  verdict  none: numbers of {len(study.seeds)} seeds, and four are the fewest to judge by")
     else:
         lines.append(
-            f"  verdict  {FIRST_LOOK} to {study.budget} seeds an arm: a look after each from the {FIRST_LOOK}th on, "
+            f"  verdict  {_range(FIRST_LOOK, study.budget)} seeds an arm: a look after each from the {FIRST_LOOK}th on, "
             f"and no more for what is decided"
         )
     if AA in study.arms:
         lines.append(f"  A/A      {study.baseline} once more as arm {AA}, tuned and judged on seeds of its own")
     margin = study.margin if isinstance(study.margin, str) else f"{study.margin:g}"
     lines.append(f"  judged by {study.metric}, equivalent within {margin}")
-    count = f"{cost.jobs}" if cost.most == cost.jobs else f"{cost.jobs} to {cost.most}"
+    count = _range(cost.jobs, cost.most)
     hours = dict.fromkeys((_hours(cost.hours), _hours(cost.most_hours)))
     lines.append(f"  {count} jobs, {cost.done} done; {' to '.join(hours)} hours one after another; {disk} GB of disk")
     return visible("\n".join(lines))
+
+
+def _range(fewest: int, most: int | None) -> str:
+    return str(fewest) if most in (None, fewest) else f"{fewest} to {most}"
 
 
 def _hours(hours: float | None) -> str:

@@ -95,8 +95,10 @@ def learning_rates(analysis: Analysis) -> Figure | None:
             "label": style.short(arm.name),
         }
         axes.plot(list(points), list(points.values()), **marker, **line)
-        if arm.learning_rate in points:
-            _ring(axes, arm.learning_rate, points[arm.learning_rate], marker["color"], style.points(12))
+        if arm.learning_rate is not None and points and min(points) <= arm.learning_rate <= max(points):
+            # A vertex lies between the rates that were run, and is ringed where the line passes it.
+            height = np.interp(math.log(arm.learning_rate), [math.log(rate) for rate in points], list(points.values()))
+            _ring(axes, arm.learning_rate, float(height), marker["color"], style.points(12))
         above += [(rate, "^", marker["color"]) for rate, mean in points.items() if mean > top]
         above += [(rate, "x", marker["color"]) for rate, values in (arm.outcomes or {}).items() if None in values]
     if above:
@@ -161,8 +163,8 @@ def _at_the_top(figure: Figure, axes: Axes, above: Sequence[tuple[float, str, st
 
 LEARNING_RATES = Drawing(
     learning_rates,
-    caption="The selection metric at every learning rate tried; the chosen one is ringed. What lies above the dotted "
-    "line is marked at the top and not drawn to scale.",
-    section="Training",
+    caption="The selection metric at every learning rate tried; the chosen one is ringed, on the line where it lies "
+    "between two that were run. What lies above the dotted line is marked at the top and not drawn to scale.",
+    section="Learning rates",
     nothing="one learning rate per arm",
 )

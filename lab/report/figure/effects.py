@@ -60,7 +60,8 @@ def effect_sizes(analysis: Analysis) -> Figure | None:
     axes.set_xlabel(f"{what}\n{reference}{better} is better")
     for colour, kind, text in ((JUDGED, "contrast", "judged"), (DESCRIBED, "described", "described, not judged")):
         if any(row.kind == kind for row in rows):
-            label = f"{text}: mean, 90 % thick, 95 % thin"
+            repeated = any(row.looked for row in rows if row.kind == kind)
+            label = f"{text}: mean, {'repeated 95 % interval' if repeated else '90 % thick, 95 % thin'}"
             handles.append(Line2D([], [], color=colour, marker="|", markersize=style.points(10), label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False)
     return figure
@@ -99,10 +100,11 @@ def _interval(axes: Axes, y: float, row: Comparison, colour: str) -> None:
         axes.annotate(text, (edge, y), **where, color=colour, fontsize=rcParams["legend.fontsize"])
         return
     if s.sd is not None and s.ci_low is not None:
-        ninety = half_width(s.sd, s.pairs, alpha=0.10)
         axes.plot(ends, [y, y], color=colour, linewidth=style.points(1.4), marker="|", markersize=style.points(5))
-        thick: dict[str, Any] = {"linewidth": style.points(5), "solid_capstyle": "butt"}
-        axes.plot([s.mean - ninety, s.mean + ninety], [y, y], color=colour, **thick)
+        if row.looked is None:
+            ninety = half_width(s.sd, s.pairs, alpha=0.10)
+            thick: dict[str, Any] = {"linewidth": style.points(5), "solid_capstyle": "butt"}
+            axes.plot([s.mean - ninety, s.mean + ninety], [y, y], color=colour, **thick)
     axes.plot(s.mean, y, "|", color=colour, markersize=style.points(13), markeredgewidth=style.points(1.4))
     for beyond, edge, shape in ((ends[0] < low, low, "<"), (ends[1] > high, high, ">")):
         if beyond:
@@ -111,8 +113,9 @@ def _interval(axes: Axes, y: float, row: Comparison, colour: str) -> None:
 
 EFFECT_SIZES = Drawing(
     effect_sizes,
-    caption="Difference of each arm from the baseline, paired by seed. Thick: the 90 % interval, which TOST compares "
-    "with the margin at its own level, before Holm; thin: 95 %. An arrow leads to what lies beyond the axis.",
+    caption="Difference of each arm from the baseline, paired by seed. Thin: the 95 % interval, the repeated one where "
+    "seeds were taken one at a time; thick, where their number was fixed: the 90 % interval, which TOST compares with "
+    "the margin at its own level, before Holm. An arrow leads to what lies beyond the axis.",
     section="Contrasts",
     nothing="no arm shares a completed seed with the baseline",
 )
