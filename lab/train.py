@@ -44,7 +44,7 @@ def job(cfg: DictConfig) -> float:
             choices={key: str(value) for key, value in hydra_cfg.runtime.choices.items() if "/" not in key},
             overrides=overrides,
             alone=hydra_cfg.mode == RunMode.RUN,
-            beside=str(hydra_cfg.launcher.get("_target_")).endswith("BesideLauncher"),
+            beside=str(hydra_cfg.launcher.get("_target_")).endswith(("BesideLauncher", "JoblibLauncher")),
             start=start,
         )
     except Exception as error:

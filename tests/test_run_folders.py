@@ -162,13 +162,11 @@ def test_a_study_goes_on_from_elsewhere_where_it_was_started(project):
     said = call(train.main, *asked, f"hydra.sweep.dir={name}", cwd=here)
     assert said.code == 0, said.err
     runs = sorted(path.parent for path in (here / name).glob("*/result.json"))
-    assert [run.name for run in runs] == [
-        "0_verdict_r=4,(a)_lr=0.001_seed=1", "1_verdict_r=4,(a)_lr=0.001_seed=1001", "2_verdict_r{2}_lr=0.001_seed=1",
-    ]  # fmt: skip
-    shutil.rmtree(runs[2])  # as if the machine had failed before it
+    assert [run.name for run in runs] == ["0_verdict_r=4,(a)_lr=0.001_seed=1", "1_verdict_r{2}_lr=0.001_seed=1"]
+    shutil.rmtree(runs[1])  # as if the machine had failed before it
     said = call(train.main, f"resume_study={os.path.relpath(here / name, elsewhere)}", cwd=elsewhere)
     assert said.code == 0, said.err
-    assert "2 done" in said.out
+    assert "1 done" in said.out
     assert {record.read(run).status for run in runs} == {"completed"}
     assert list(elsewhere.iterdir()) == []
     said = call(lab.report.__main__.main, str(here / name), cwd=elsewhere)

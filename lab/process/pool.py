@@ -12,6 +12,9 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Of this process. A pool that was collected just before the end would close its pipes while Python, which ends all
+# pools then, still writes to them.
+_pools: list["Pool"] = []
 _busy = threading.Lock()  # in a process of a pool: held while it works on a task
 
 
@@ -29,6 +32,7 @@ class Pool:
     def __init__(self, count: int) -> None:
         self.count = count
         self._slots: list[_Slot] = []
+        _pools.append(self)
 
     def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What became of each task: the function's value, or the exception it raised, Died or NotBegun.

@@ -30,7 +30,7 @@ def main() -> None:
     if options.calibration and (options.study or options.baseline or options.margin or options.to):
         parser.error("--calibration reads the studies named behind it, and takes nothing else.")
     if not (options.study or options.calibration):
-        parser.error("name a study directory, or a single run's.")
+        parser.error("the following arguments are required: study")
     if options.calibration:
         try:
             _calibrate(options.calibration)

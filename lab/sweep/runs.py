@@ -110,7 +110,7 @@ def describe(study: Study, seen: Iterable[Seen] = ()) -> str:
         lines.append(f"  verdict  none: numbers of {len(study.seeds)} seeds, and four are the fewest to judge by")
     else:
         lines.append(
-            f"  verdict  {_range(FIRST_LOOK, study.budget)} seeds an arm: a look after each from the {FIRST_LOOK}th on, "
+            f"  verdict  {_range(FIRST_LOOK, study.budget)} seeds an arm: a look after each from the 4th on, "
             f"and no more for what is decided"
         )
     if AA in study.arms:

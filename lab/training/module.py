@@ -38,6 +38,10 @@ class CausalLM(LightningModule):
         self.step_batch: dict[str, Any] = {}
         self.grad_norm = float("nan")
 
+    def on_train_start(self) -> None:
+        """A base comes in evaluation mode, in which its dropout and its gradient checkpointing would do nothing."""
+        self.train()
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """This micro-batch's part of the loss, scaled so that Lightning's averages give the sum."""
         if batch_idx % self.hardware.accumulate == 0:

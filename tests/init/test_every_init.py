@@ -39,12 +39,15 @@ CONTROLLED = [name for name in NAMES if "magnitude" in config(name)]
 SPECTRAL = [name for name in CONTROLLED if name != "eva"]  # eva never looks at the weight, and its product is zero
 
 
+LATER = ("gain",)  # options that configs of earlier runs do not have
+
+
 @pytest.mark.parametrize("path", YAMLS, ids=NAMES)
 def test_the_yaml_holds_every_default_and_the_class_none(path):
     given = OmegaConf.to_container(OmegaConf.load(path))
     fields = dataclasses.fields(get_class(given.pop("_target_")))
     assert set(given) == {field.name for field in fields}
-    assert all(field.default is dataclasses.MISSING for field in fields)
+    assert all(field.default is dataclasses.MISSING for field in fields if field.name not in LATER)
     assert path.read_text().startswith("# ")
 
 

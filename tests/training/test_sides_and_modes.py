@@ -11,6 +11,7 @@ from lab.adapter.layer import adapted_layers
 from lab.config import instantiate
 from lab.data.encode import encode
 from lab.training.callbacks import Checkpoints, StopOnRequest
+from lab.training.module import CausalLM
 
 DROPOUT = ("adapter.dropout=0.5", "optim.lr=0.1", "schedule.max_steps=3", "evaluate.accuracy=false")
 
@@ -106,3 +107,18 @@ def test_a_checkpoint_without_hashes_of_its_files_cuts_them_back_to_its_step(tmp
     assert run(tmp_path / "cut", *given).status == "completed"
     assert differing(tmp_path / "whole", tmp_path / "cut") == []
     assert record.read(tmp_path / "cut").files.keys() == record.read(tmp_path / "whole").files.keys()
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_module_trains_in_training_mode_before_and_after_evaluations(method, tmp_path, monkeypatch):
+    """A base comes in evaluation mode: its own dropout would draw nothing, its checkpointing would keep everything."""
+    real, seen = CausalLM.training_step, []
+
+    def step(self, *args):
+        seen.append({module.training for module in self.net.modules()})
+        return real(self, *args)
+
+    monkeypatch.setattr(CausalLM, "training_step", step)
+    run(tmp_path, f"method={method}", "schedule.max_epochs=1", "schedule.eval_every_n_steps=2")
+    assert len(seen) == 4
+    assert all(modes == {True} for modes in seen)
