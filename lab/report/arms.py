@@ -8,7 +8,7 @@ from typing import Any
 
 from lab.record.study import best_learning_rate
 from lab.report.study import LoadedStudy, Run
-from lab.verdict.tuning import Tuned
+from lab.verdict.choice import Tuned
 
 # What may differ between two runs of one arm: the seeds that pair them, the learning rate that is chosen among,
 # and where and how fast they ran.

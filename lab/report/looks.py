@@ -7,9 +7,9 @@ from lab.record.study import AA, Study
 from lab.report.arms import Arm
 from lab.report.study import Run
 from lab.verdict import procedure
+from lab.verdict.choice import Tuned
 from lab.verdict.family import Judged
 from lab.verdict.procedure import Chosen
-from lab.verdict.tuning import Tuned
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lab.paths import quoted
 from lab.record.study import Study
-from lab.verdict.tuning import Tuned
+from lab.verdict.choice import Tuned
 
 MOST_ATTEMPTS = 2  # a failed job is retried once
 

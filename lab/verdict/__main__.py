@@ -11,9 +11,9 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
+from lab.verdict.choice import Scale
 from lab.verdict.family import Rules
 from lab.verdict.simulate import Procedure, World, simulate
-from lab.verdict.tuning import Scale
 
 CURVATURES = (1.0, 2.6, 6.0, 13.0)  # measured: 2.6 to 6 about the optimum, more towards the cliff
 HEADS = (

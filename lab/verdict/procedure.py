@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lab.record.study import AA, Study, tune_seeds_of, verdict_seeds_of
-from lab.verdict import family, margin, tuning
+from lab.verdict import choice, family, margin, tuning
+from lab.verdict.choice import Scale, Tuned
 from lab.verdict.family import Judged, Rules
 from lab.verdict.null_table import FIRST_LOOK
-from lab.verdict.tuning import MOST_EXTENSIONS, Scale, Tuned
+from lab.verdict.tuning import MOST_EXTENSIONS
 
 Losses = list[float | None]  # of a rate, per tuning seed: None where it diverged, and empty where a run failed
 Ran = Callable[[str, float, Sequence[int]], Losses | None]  # arm, rate, tuning seeds; None while a run is missing
@@ -63,10 +64,10 @@ def choose(study: Study, ran: Ran, ends: Ends) -> Chosen:
         if follows(study, arm):
             if first is None:
                 continue
-            around = tuning.best_rate(study.learning_rates[own], {rate: [loss] for rate, loss in first.curve.items()})
-        choice = search(arm, around, Scale.of(value))
-        if choice is not None and first is not None:
-            tuned[arm] = choice
+            around = choice.best_rate(study.learning_rates[own], {rate: [loss] for rate, loss in first.curve.items()})
+        found = search(arm, around, Scale.of(value))
+        if found is not None and first is not None:
+            tuned[arm] = found
     return Chosen(tuned=tuned, margin=value)
 
 

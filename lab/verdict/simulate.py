@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lab.verdict import family
+from lab.verdict.choice import Scale, Tuned, best_rate
 from lab.verdict.family import EQUIVALENT, Rules
 from lab.verdict.sequential import LEVEL
-from lab.verdict.tuning import Scale, Tuned, Wanted, best_rate, tune
+from lab.verdict.tuning import Wanted, tune
 
 GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 CORRELATION = 0.35  # of two contrasts, through the baseline they share

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
+from lab.verdict.choice import Scale
 from lab.verdict.simulate import GRID, Procedure, Rates, World, simulate
-from lab.verdict.tuning import Scale
 
 STUDIES = 1000
 MEASURED = [(2.6, 5.0), (6.0, 5.0), (2.6, 1.0), (6.0, 1.0)]  # curvature left of the optimum, how much steeper right

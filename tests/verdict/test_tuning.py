@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lab.verdict.tuning import Scale, Tuned, Wanted, first_rates, neighbour, tune, vertex
+from lab.verdict.choice import Scale, Tuned, vertex
+from lab.verdict.tuning import Wanted, first_rates, neighbour, tune
 
 GRID = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 
