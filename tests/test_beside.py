@@ -13,8 +13,10 @@ import psutil
 import pytest
 from jobs import SMALL, shell
 
+from hydra_plugins.lab_launchers.beside import BesideLauncher
 from lab import config, record
 from lab.launch import beside
+from lab.process.pool import Pool
 
 QUICK = ("evaluate.accuracy=false", "evaluate.num_samples=0", "schedule.max_steps=2", "schedule.max_epochs=null")
 GB = 1e9
@@ -89,6 +91,26 @@ def test_a_forecast_holds_the_step_and_the_process_and_a_config_that_cannot_run_
     assert beside.PROCESS_BYTES < beside.forecast_bytes(small) < beside.forecast_bytes(wide)
     broken = config.compose(*SMALL, *QUICK, "adapter.target_modules=[nothing_of_that_name]")
     assert beside.forecast_bytes(broken) == beside.PROCESS_BYTES
+
+
+def test_a_pool_whose_count_is_lowered_does_one_task_at_a_time(tmp_path):
+    pool = Pool(2)
+    assert len(set(pool.map(os.getpid, [()] * 8))) == 2
+    pool.count = 1
+    assert len(set(pool.map(os.getpid, [()] * 8))) == 1
+
+
+def test_what_cannot_be_forecast_runs_one_at_a_time_and_is_said(machine, capsys):
+    class Broken:
+        def map(self, function, tasks):
+            return [AttributeError("'Mine' object has no attribute 'skeleton'")]
+
+    launcher = BesideLauncher(None)
+    launcher._pool = Broken()
+    assert beside.jobs_at_once([wanting(threads=1)], launcher._forecast) == 1
+    assert (
+        "jobs run one at a time: what one takes cannot be forecast (AttributeError: 'Mine'" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.slow

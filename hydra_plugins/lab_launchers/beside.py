@@ -1,5 +1,6 @@
 """conf/hydra/launcher/beside: jobs beside each other on this machine, as many as fit."""
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,12 +58,22 @@ class Beside(Launcher):
         return [_returned(each) for each in outcomes]
 
     def _forecast(self, configs: Sequence[Any]) -> list[float]:
-        """In the processes that the jobs run in later, which have then imported what they need."""
+        """In the processes that the jobs run in later, which have then imported what they need.
+
+        Infinite, and said, where a dry run cannot tell, as of a user's own model: then jobs run one at a time.
+        """
         from lab.launch import beside
 
         assert self._pool is not None
         forecasts = self._pool.map(beside.forecast_bytes, [(config,) for config in configs])
         for each in forecasts:
+            if isinstance(each, Exception):
+                print(
+                    f"jobs run one at a time: what one takes cannot be forecast ({type(each).__name__}: {each}); give "
+                    "hydra.launcher.n_jobs to run more.",
+                    file=sys.stderr,
+                )
+                return [math.inf]
             if isinstance(each, BaseException):
                 raise each
         return forecasts

@@ -52,7 +52,7 @@ def _number(path: Path) -> float | None:
 
 
 def forecast_bytes(config: RunConfig) -> float:
-    """Bytes a job will take, by a dry run of its step; a config that cannot run takes none, and its job says why."""
+    """Bytes a job will take, by a dry run of its step; where the config cannot run, a process's: its job says why."""
     from lab.launch import worker
     from lab.run import dry_run
 

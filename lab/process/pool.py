@@ -27,7 +27,10 @@ class Died(Exception):
 
 
 class Pool:
-    """`count` processes, each started when there is a task for it and kept for later ones, until ours ends."""
+    """`count` processes, each started when there is a task for it and kept for later ones, until ours ends.
+
+    A `count` that is lowered leaves the processes beyond it without tasks.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -45,7 +48,8 @@ class Pool:
         self._slots += [_Slot() for _ in range(self.count - len(self._slots))]
         with self._handing_on() as received:
             while running or (left and not received):
-                free = [slot for slot in self._slots if slot not in [used for _, used in running.values()]]
+                used = [slot for _, slot in running.values()]
+                free = [slot for slot in self._slots[: self.count] if slot not in used]
                 while free and left and not received:
                     slot, (number, task) = free.pop(0), left.pop(0)
                     running[slot.submit(function, task)] = number, slot

@@ -1,7 +1,7 @@
 """Analysis of a study: its arms and every comparison, computed once from the run directories."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from lab.report import statistics
 from lab.report.arms import Arm, arms
 from lab.report.comparison import Comparison, compare
 from lab.report.judgement import Judgement, judgement_of
-from lab.report.looks import Looked, chosen_rates, looks, with_rates
+from lab.report.looks import chosen_rates, looks, with_rates
 from lab.report.ranks import RankAnswers, rank_answers
 from lab.report.statistics import mean_sd
 from lab.report.study import LoadedStudy, Run, load_study
@@ -65,16 +65,15 @@ def analyse(study_dir: str | Path, *, baseline: str | None = None, margin: str |
 
 def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str | None = None) -> Analysis:
     """The analysis of a study already loaded; raises UsageError for a baseline or margin that is none."""
-    every, again, looked = arms(study), list[Arm](), dict[str, Looked]()
-    declared = study.declared
-    if declared is not None and declared.procedure > 1:
-        chosen = chosen_rates(declared, study.runs)
-        if baseline in (None, declared.baseline) and margin in (None, declared.margin):
-            looked = looks(declared, chosen, every)
+    every, again, declared = arms(study), list[Arm](), study.declared
+    chosen = chosen_rates(declared, study.runs) if declared is not None and declared.procedure > 1 else None
+    if declared is not None and chosen is not None:
         every, again = with_rates(declared, chosen, every)
     if not every and baseline is not None:
         raise UsageError(f"--baseline {baseline!r}: {study.path} holds no run to compare.")
-    judgement = judgement_of(declared, every, baseline=baseline, margin=margin)
+    judgement, looked = judgement_of(declared, every, baseline=baseline, margin=margin), None
+    if declared is not None and chosen is not None and declared.horizon and judgement.baseline == declared.baseline:
+        looked = looks(declared, replace(chosen, margin=judgement.margin), [*every, *again])
     rows = compare(every, judgement, looked, again[0] if again else None)
     return Analysis(
         study=study,

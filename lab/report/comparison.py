@@ -90,7 +90,8 @@ def compare(
 ) -> list[Comparison]:
     """The A/A row, the judged contrasts, then what is only described; empty without a baseline.
 
-    `looked` are the contrasts of a study that took its seeds one at a time, `again` its A/A arm.
+    `looked` are the contrasts of a study that took its seeds one at a time, None of any other: a test of a fixed number
+    of seeds would not hold for seeds that were looked at. `again` is its A/A arm.
     """
     by_name = {arm.name: arm for arm in arms}
     if judgement.baseline is None:
@@ -108,9 +109,12 @@ def compare(
     equivalent = statistics.holm([s.p_equivalence if s else None for s in tested])
     rows = [] if aa is None else [aa]
     for contrast, p_adjusted, p_equivalence in zip(judged, different, equivalent, strict=True):
-        if looked and contrast.arm_a in looked:
+        if looked is not None:
             a, b = by_name[contrast.arm_a], by_name[contrast.arm_b]
-            rows.append(_by_looks(a, b, judgement, looked[a.name]))
+            unseen = replace(
+                contrast, verdict="withheld", reason="its learning rate is not known yet, so nothing was looked at"
+            )
+            rows.append(_by_looks(a, b, judgement, looked[a.name]) if a.name in looked else unseen)
             continue
         verdict, reason = statistics.verdict(
             contrast.statistics,
@@ -156,11 +160,9 @@ def compare(
 def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked) -> Comparison:
     """A contrast as its looks left it: on the seeds that were looked at, with the repeated interval."""
     own, kind = looked.judged, "aa" if a.name not in judgement.contrasts else "contrast"
-    orders = {run.pair[1] for run in b.runs}
-    used = sorted(orders, key=lambda seed: judgement.seeds.index(seed) if seed in judgement.seeds else 0)[: own.seeds]
     first = {run.pair[1]: value for run in a.runs if (value := run.value(judgement.metric)) is not None}
     second = {run.pair[1]: value for run in b.runs if (value := run.value(judgement.metric)) is not None}
-    shared = [seed for seed in used if seed in first and seed in second]
+    shared = [seed for seed in judgement.seeds[: own.seeds] if seed in first and seed in second]
     result = statistics.paired_t([first[s] for s in shared], [second[s] for s in shared], judgement.margin)
     verdict = {"better": "a_better", "worse": "b_better", "open": "inconclusive"}.get(own.verdict, own.verdict)
     forbidden = refusal(a, b) if kind == "contrast" else ""

@@ -77,7 +77,7 @@ def looks(study: Study, chosen: Chosen, arms: Iterable[Arm]) -> dict[str, Looked
     def ended(arm: str, rate: float, seed: int) -> tuple[bool, float | None]:
         own = by_name[arm]
         for run in (*own.runs, *own.unfinished):
-            if run.record.seed == seed or run.pair[0] == seed:
+            if run.pair[0] == seed:
                 if run.status == "completed":
                     return True, run.value(study.metric)
                 return run.status in ("diverged", "stopped", "failed"), None

@@ -97,7 +97,7 @@ def limits(analysis: Analysis) -> list[str]:
         )
         if n < 8:
             lines.append(
-                "Below eight seeds no test that does without a distribution could say any of this (2⁻⁷ > 0.05 / 4)."
+                "Below eight seeds no test that does without a distribution could say any of this (2⁻⁶ > 0.05 / 4)."
             )
         if any(not each.at_best for each in looked):
             lines.append(

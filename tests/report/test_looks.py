@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 
@@ -143,10 +144,29 @@ def test_a_study_cut_short_is_reported_as_undecided(tmp_path, most):
     assert decision(analysis)["recommended"] == []
 
 
-def test_a_declaration_replaced_after_the_runs_is_judged_as_such(whole):
-    analysis = analyse(whole, margin="0.5")
-    assert all(row.looked is None for row in analysis.contrasts)
+def test_a_margin_replaced_after_the_runs_is_looked_at_as_the_seeds_were_and_said(whole):
+    analysis = analyse(whole, margin="0.6")
+    assert {row.verdict for row in analysis.contrasts} == {"equivalent"}, "the effect of 0.4 lies inside it"
+    assert all(row.looked.horizon == 20 for row in analysis.contrasts)
     assert not analysis.judgement.declared
+
+
+def test_seeds_that_were_looked_at_earn_no_verdict_of_a_fixed_number(whole, tmp_path):
+    """Without its tuning runs the looks at an arm cannot be replayed."""
+    copied = shutil.copytree(whole, tmp_path / "study")
+    for path in copied.glob("*_tune_better_*"):
+        shutil.rmtree(path)
+    rows = {row.arm_a: row for row in analyse(copied).contrasts}
+    assert (rows["better"].verdict, rows["better"].looked) == ("withheld", None)
+    assert "its learning rate is not known yet" in sentence(rows["better"])
+
+
+def test_a_seed_that_the_baseline_lost_is_not_made_up_for_by_a_later_one(tmp_path):
+    study_dir(tmp_path, diverged={("random", 2)})
+    row = next(row for row in analyse(tmp_path).contrasts if row.arm_a == "near")
+    own = row.looked.judged
+    assert row.statistics.pairs == len(row.differences) == own.seeds - 1 == own.contrast.pairs
+    assert row.statistics.mean == pytest.approx(own.contrast.mean)
 
 
 def test_the_files_say_what_may_be_said(whole, tmp_path):
