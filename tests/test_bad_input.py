@@ -24,6 +24,7 @@ MICRO = ("model=micro", "hardware=cpu", "hardware.threads=1", "hardware.precisio
 JSONL = ("data=jsonl", "data.path=good.jsonl")
 PRETRAINED = ("model=pretrained",)
 SVD = ("init=svd", "init.source=teacher")
+BESIDE = "hydra/launcher=beside"
 STUDY = ("experiment=rank_sweep",)
 
 # Arguments of lab-train beside MICRO, and what the sentence says.
@@ -78,6 +79,9 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("method=qlora",), "method=qlora is not one of lora, full; did you mean lora?"),
     (("schedule.lr_scheduler=",), "schedule.lr_scheduler= is not one of linear, cosine, constant, warmdown."),
     (("hardware.precision=16",), "hardware.precision=16 is not one of auto"),
+    (("-m", "seed=1,2", BESIDE, "hydra.launcher.n_jobs=0"), "hydra.launcher.n_jobs=0 is no number of jobs"),
+    (("-m", "seed=1,2", BESIDE, "hydra.launcher.n_jobs=-3"), "hydra.launcher.n_jobs=-3 is no number of jobs"),
+    (("-m", "seed=1,2", BESIDE, "hydra.launcher.n_jobs=two"), "hydra.launcher.n_jobs=two is no number of jobs"),
     (("study_budget=0",), "study_budget must be at least 1 (or null); got 0."),
     (("experiment=rank_sweep", "study_budget=30"), "a budget of 30 seeds cannot be kept"),
     (("study_size=huge",), "study_size=huge is not one of quick, default, full."),

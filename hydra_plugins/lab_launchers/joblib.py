@@ -9,4 +9,4 @@ class JoblibLauncher(BesideLauncher):
     """Takes joblib's other settings, and needs none of them."""
 
     def __init__(self, n_jobs: int | None, **joblibs: Any) -> None:
-        super().__init__(n_jobs)
+        super().__init__(None if n_jobs == -1 else n_jobs)  # joblib's for as many as it likes
