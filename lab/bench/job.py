@@ -43,10 +43,10 @@ def run(quick: bool, busy: bool = False) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     for name, (arguments, limit) in ANSWERS.items():
-        seconds = [_time(arguments, works=name == "--help")[0] for _ in range(1 if quick else 5)]
+        seconds = [seconds_of(arguments, works=name == "--help")[0] for _ in range(1 if quick else 5)]
         rows.append({"asked": name, "seconds": statistics.median(seconds), "target": limit})
     if not quick:
-        seconds_of_job, record = _time(list(JOB), works=True)
+        seconds_of_job, record = seconds_of(list(JOB), works=True)
         job = {"asked": " ".join(JOB), "seconds": seconds_of_job, "target": JOB_SECONDS, "target_mb": JOB_MB}
         rows.append({**job, "peak_mb": record["peak_memory_bytes"] / 1e6, "parts": record["seconds"]})
     table = Table(title=f"From command to answer, {cpu_name()}")
@@ -73,7 +73,7 @@ def beside_others(repeats: int) -> list[dict[str, Any]]:
             console.print(f"repeat {repeat + 1} of {repeats}: beside {neighbours} busy processes")
             others = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(neighbours)]
             try:
-                taken.append(_time(list(JOB), works=True)[0])
+                taken.append(seconds_of(list(JOB), works=True)[0])
             finally:
                 for other in others:
                     other.kill()
@@ -92,7 +92,7 @@ def beside_others(repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _time(arguments: list[str], works: bool) -> tuple[float, dict[str, Any]]:
+def seconds_of(arguments: list[str], works: bool) -> tuple[float, dict[str, Any]]:
     """Seconds of one `python -m lab.train`, and the record it left; raises where it ends other than it should."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

@@ -39,16 +39,7 @@ def run(quick: bool) -> list[BenchRow]:
     allocator on a GPU, else by the tensors alive. `mfu` is of a product measured on the device.
     """
     steps, words = (4, 8192) if quick else (9, 65536)
-    settings = config.compose(
-        "model=nanochat_d4",
-        f"model.vocab_size={words}",
-        "method=full",
-        "optim=nanochat",
-        "schedule.max_steps=1000",
-        "schedule.batch_size=1",
-        "schedule.warmup_steps=0",
-        "schedule.lr_scheduler=constant",
-    )
+    settings = settings_of(words)
     hardware = resolve_hardware(settings)
     device = hardware.device
     nets = on_device(instantiate.make(settings.model), 3, device)
@@ -92,6 +83,20 @@ def run(quick: bool) -> list[BenchRow]:
     ]
     console.print(table(rows))
     return rows
+
+
+def settings_of(words: int) -> Any:
+    """NanoChat at depth 4 with a vocabulary of that many words, trained in full by its own optimizer."""
+    return config.compose(
+        "model=nanochat_d4",
+        f"model.vocab_size={words}",
+        "method=full",
+        "optim=nanochat",
+        "schedule.max_steps=1000",
+        "schedule.batch_size=1",
+        "schedule.warmup_steps=0",
+        "schedule.lr_scheduler=constant",
+    )
 
 
 def on_device(model: Model, count: int, device: torch.device) -> list[Any]:

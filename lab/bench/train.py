@@ -26,11 +26,12 @@ def run(quick: bool, model: str = "base", batch: int | None = None) -> list[Benc
     for repeat in range(repeats):
         for name in ground.contenders if repeat == 0 else reversed(ground.contenders):
             console.print(f"repeat {repeat + 1} of {repeats}: {name}")
-            results[name].append(_measure(name, steps, model, examples))
+            results[name].append(measure(name, steps, model, examples))
     return _rows(results, {"model": model, "batch": examples, "repeats": repeats, "same_batches": ground.same_batches})
 
 
-def _measure(name: str, steps: int, model: str, batch: int) -> dict[str, Any]:
+def measure(name: str, steps: int, model: str, batch: int) -> dict[str, Any]:
+    """What `lab.bench.contender` prints of one contender."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-m", "lab.bench.contender", name, str(steps), folder, model, str(batch)],
