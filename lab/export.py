@@ -17,7 +17,8 @@ from lab.launch.worker import quiet_not_ours
 from lab.run import selected
 from lab.run.selected import Selected
 
-FORMATS = ("adapter", "portable", "merged")
+FORMATS = ("adapter", "portable", "merged", "factored")
+STRUCTURE = "structure.json"  # of a factored export: the form of each layer that switched
 
 
 def load_model(run_dir: Path) -> tuple[Any, Any]:
@@ -40,6 +41,8 @@ def export_run(run_dir: Path, to: Path, format: str, rank: int | None) -> dict[s
     with _refusals_of_the_disk(to), new_folder(to.resolve()) as folder:
         if format == "merged":
             account = _write_whole(chosen, folder)
+        elif format == "factored":
+            account = _write_factored(chosen, folder)
         else:
             account = _write_adapter(chosen, folder, to.resolve(), format == "portable", rank)
         chosen.model.tokenizer().save_pretrained(folder)
@@ -96,13 +99,15 @@ def _write_whole(chosen: Selected, folder: Path) -> dict[str, Any]:
     Raises Mismatch where the files hold another dtype.
     """
     from lab.adapter.delta import merged
+    from lab.adapter.switched import dense
     from lab.errors import Mismatch
     from lab.model.stored import load_as_stored, stored_dtype, weight_files
 
     whole = chosen.net
     if chosen.weights.structure.pairs:
         whole = merged(chosen.net, load_as_stored(chosen.model, chosen.config.seed))
-    whole.save_pretrained(folder)
+    with dense(whole):
+        whole.save_pretrained(folder)
     share_weights(folder)
     held = stored_dtype(weight_files(str(folder), None))
     if held != whole.dtype:
@@ -110,12 +115,41 @@ def _write_whole(chosen: Selected, folder: Path) -> dict[str, Any]:
     return {"notes": [f"its weights are {str(held).removeprefix('torch.')}"]}
 
 
+def _write_factored(chosen: Selected, folder: Path) -> dict[str, Any]:
+    """The weights as the run holds them, A, B and what stands beside them by layer, and each layer's form.
+
+    Raises UsageError where no layer is low-rank, and Mismatch where a saved factor has another rank than its form says.
+    """
+    import json
+
+    from safetensors import safe_open
+    from safetensors.torch import save_model
+
+    from lab.errors import Mismatch
+
+    forms = chosen.weights.structure.switched
+    if not forms:
+        raise UsageError("no layer of this run's selected weights is low-rank, so nothing is factored; use merged.")
+    save_model(chosen.net, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    chosen.net.config.save_pretrained(folder)
+    plain = {name: form for name, form in chosen.weights.structure.to_plain().items() if name in forms}
+    (folder / STRUCTURE).write_text(json.dumps(plain, indent=2) + "\n")
+    with safe_open(folder / "model.safetensors", "pt") as saved:
+        for name, form in forms.items():
+            held = saved.get_slice(f"{name}.A").get_shape()[0], saved.get_slice(f"{name}.B").get_shape()[1]
+            if held != (form.rank, form.rank):
+                raise Mismatch(f"{name}: {folder} holds factors of rank {held}, asked {form.rank}.")
+    return {"notes": [f"{len(forms)} layers are factored; {STRUCTURE} says how each acts"]}
+
+
 def _check_asked(run_dir: Path, config: RunConfig, format: str, rank: int | None) -> None:
     """Refuse what the config alone says this run cannot give."""
     if rank is not None and rank < 1:
         raise UsageError(f"--rank must be at least 1; got {rank}.")
-    if config.method == "full" and (format != "merged" or rank is not None):
+    if config.method == "full" and (format not in ("merged", "factored") or rank is not None):
         raise UsageError(f"{run_dir} trained every weight (method=full), so it has no adapter; use --format merged.")
+    if config.method != "full" and format == "factored":
+        raise UsageError(f"{run_dir} trained adapters; --format factored is for method=full, use --format adapter.")
     if format == "merged" and rank is not None:
         raise UsageError("--rank re-truncates an adapter; with --format merged there is none.")
     if format == "merged" and config.method == "lora" and (quantised := config.model.get("quantization")):
@@ -172,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
         choices=FORMATS,
         default="adapter",
         help="adapter: for peft; portable: the same with one rank and one alpha, for llama.cpp and others; merged: a "
-        "whole model in the dtype of the base's files",
+        "whole model in the dtype of the base's files; factored: the same with layers that switched as factors",
     )
     parser.add_argument("--rank", type=int, metavar="R", help="re-truncate each layer's change to rank R")
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE", help=command.TRUST)

@@ -119,6 +119,12 @@ def _check_matches(key: str, patterns: str | Sequence[str], names: Sequence[str]
         )
 
 
+def matching(names: Sequence[str], patterns: str | Sequence[str], key: str) -> list[str]:
+    """The names that a pattern names, as `find_targets` has it; raises UsageError naming `key` where one names none."""
+    _check_matches(key, patterns, names)
+    return [name for name in names if _matches(name, patterns)]
+
+
 def find_targets(
     net: nn.Module,
     target_modules: str | Sequence[str] = "all-linear",

@@ -15,6 +15,8 @@ NAMES = {  # of a form's fields, as sentences have them
     "offset": "the offset",
     "base_replaced": "the base's replacement",
     "active": "the number of directions that act",
+    "step": "the factor on Muon's step",
+    "since": "the step of its switch",
 }
 
 
@@ -33,6 +35,8 @@ class LayerForm:
     offset: Offset = "none"  # of the pair at step 0
     base_replaced: bool = False  # True where the frozen weight is not the base's own (LoftQ)
     active: int | None = None  # directions left, where values between the factors can cut some; None without values
+    step: float | None = None  # factor on Muon's step of the pair; None where no switch made it
+    since: int | None = None  # optimizer steps taken when a switch gave it this form; None where it began so
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,18 @@ class Structure:
 
     @property
     def pairs(self) -> dict[str, LayerForm]:
-        """Those that hold a low-rank pair."""
-        return {name: layer for name, layer in self.layers.items() if layer.rank is not None}
+        """Those that an adapter was given to before step 0."""
+        return {name: layer for name, layer in self.layers.items() if layer.rank is not None and layer.since is None}
+
+    @property
+    def switched(self) -> dict[str, LayerForm]:
+        """Those that a switch has made low-rank, and that are so still."""
+        held = self.layers.items()
+        return {name: layer for name, layer in held if layer.rank is not None and layer.since is not None}
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Rank of each pair."""
+        """Rank of each low-rank pair, whatever made it."""
         return {name: layer.rank for name, layer in self.layers.items() if layer.rank is not None}
 
     @property
@@ -58,7 +68,7 @@ class Structure:
 
     @property
     def scalings(self) -> dict[str, float]:
-        """The s of each pair."""
+        """The s of each low-rank pair."""
         return {name: layer.scaling for name, layer in self.layers.items() if layer.scaling is not None}
 
     @property

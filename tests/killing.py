@@ -120,7 +120,15 @@ def _watch_writes(run_dir: Path, last: int | None, log: Path | None) -> None:
 def facts(run_dir: Path) -> dict[str, Any]:
     """All that a run leaves behind and that a kill must not change, by file; times are left out."""
     found: dict[str, Any] = {"result.json": _record(run_dir), "metrics.csv": _rows(run_dir / "metrics.csv")}
-    for name in ("decisions.jsonl", "learned.csv", "adalora.csv", "first_step.csv", "init.csv", "ledger/rows.jsonl"):
+    for name in (
+        "decisions.jsonl",
+        "learned.csv",
+        "adalora.csv",
+        "first_step.csv",
+        "init.csv",
+        "ledger/rows.jsonl",
+        "switches.jsonl",
+    ):
         path = run_dir / name
         found[name] = (_rows(path) if path.suffix == ".csv" else path.read_text()) if path.exists() else None
     for path in sorted(run_dir.glob("*/*.safetensors")):

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
+from lab.adapter.switched import install, install_full, switched_layers
 from lab.errors import UsageError
 from lab.layer import Target
 from lab.rank_strategy import RankPlan
@@ -86,7 +87,8 @@ def build(net: nn.Module, structure: Structure, dropout: float = 0.0) -> Any:
     """Give a frozen base its structure, in place: what trains in full trains, and pairs are wrapped around the others.
 
     Returns the PeftModel around it where there are pairs. Their factors are float32 and random until `initialise` or a
-    checkpoint fills them, and brings their offsets. The global random state is left as it was: what a run draws later
+    checkpoint fills them, and brings their offsets; layers that have switched stay empty until one fills them. The
+    global random state is left as it was: what a run draws later
     must not depend on how many adapters it has.
     """
     modules = dict(net.named_modules())
@@ -96,9 +98,12 @@ def build(net: nn.Module, structure: Structure, dropout: float = 0.0) -> Any:
     for name in structure.layers.keys() - structure.pairs.keys():
         for parameter in _own(modules[name]):
             parameter.requires_grad_(True)
+    for name, form in structure.switched.items():
+        install(net, name, form)
     if not structure.pairs:
         return net
-    (scaling,) = set(structure.scalings.values())  # one for all: they are planned so
+    (scaling,) = {layer.scaling for layer in structure.pairs.values()}  # one for all: they are planned so
+    assert scaling is not None, "a pair without a scaling"
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         target_modules="|".join(map(re.escape, structure.pairs)),  # peft takes a full match
@@ -107,7 +112,7 @@ def build(net: nn.Module, structure: Structure, dropout: float = 0.0) -> Any:
         bias="none",
         init_lora_weights=True,
         fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in structure.pairs),
-        **rank_settings(structure.ranks, scaling),
+        **rank_settings({name: structure.ranks[name] for name in structure.pairs}, scaling),
     )
     config._register_custom_module({nn.Linear: LowRankLinear, Conv1D: LowRankLinear})
     with torch.random.fork_rng(devices=[]):
@@ -116,6 +121,18 @@ def build(net: nn.Module, structure: Structure, dropout: float = 0.0) -> Any:
         if structure.layers[name].active is not None:
             layer.add_values()
     return model
+
+
+def reshape(net: nn.Module, structure: Structure) -> None:
+    """Give the layers that switch the forms of a structure, in place, empty where the form is another than now."""
+    live = switched_layers(net)
+    for name in live.keys() - structure.switched.keys():
+        install_full(net, name)
+    for name, form in structure.switched.items():
+        if name in live and live[name].form != form:
+            install_full(net, name)
+        if name not in live or live[name].form != form:
+            install(net, name, form)
 
 
 def _own(module: nn.Module) -> list[nn.Parameter]:

@@ -1,6 +1,6 @@
 """Reading of a live model's structure: what trains, in which form, and whether each pair is whole."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
+from lab.adapter.switched import SwitchedLinear, switched_layers
 from lab.errors import Mismatch
 from lab.layer import shape_of
 from lab.model import base_of
@@ -18,7 +19,7 @@ def read(net: Any) -> Structure:
     """The structure of a model, named as in its pristine base.
 
     Raises Mismatch where a pair is not whole: of another shape or dtype than it states, frozen, switched off, merged,
-    with another dropout than the others, or with half an offset.
+    with another dropout than the others, or with half an offset; a switched one also where what it froze would train.
     """
     structure = _forms(net)
     _check_whole(net)
@@ -32,9 +33,19 @@ def _forms(net: Any) -> Structure:
     for name, module in base_of(net).named_modules():
         if name in pairs:
             forms[name] = form_of(pairs[name])
+        elif isinstance(module, SwitchedLinear):
+            forms[name] = module.form
         elif any(p.requires_grad and id(p) not in trained for p in module.parameters(recurse=False)):
             forms[name] = LayerForm("full")
     return Structure(forms)
+
+
+def form_at(net: Any, name: str) -> LayerForm:
+    """The form of one module, read from what it holds."""
+    layer = base_of(net).get_submodule(name)
+    if isinstance(layer, LowRankLinear):
+        return form_of(layer)
+    return layer.form if isinstance(layer, SwitchedLinear) else LayerForm("full")
 
 
 def form_of(layer: LowRankLinear) -> LayerForm:
@@ -84,6 +95,22 @@ def _check_whole(net: Any) -> None:
     dropout = net.peft_config[ADAPTER].lora_dropout if pairs else 0.0
     faults = (fault for name, layer in pairs.items() for fault in _faults(name, layer, dropout))
     refuse(faults, len(pairs))
+    check_switched(switched_layers(base_of(net)))
+
+
+def check_switched(layers: Mapping[str, SwitchedLinear]) -> None:
+    """Raises Mismatch where factors do not fit each other or do not train, or a residual does."""
+    for name, layer in layers.items():
+        out, inner = layer.shape
+        facts = {
+            "the rank of B": (layer.A.shape[0], layer.B.shape[1]),
+            "A.requires_grad": (True, layer.A.requires_grad),
+            "B.requires_grad": (True, layer.B.requires_grad),
+        }
+        if layer.E is not None:
+            facts |= {"the shape of E": ((out, inner), tuple(layer.E.shape))}  # type: ignore[dict-item]
+            facts |= {"E.requires_grad": (False, layer.E.requires_grad)}
+        refuse((Difference(name, what, *pair) for what, pair in facts.items() if pair[0] != pair[1]), len(layers))
 
 
 def refuse(faults: Iterable[Difference], total: int | None = None) -> None:

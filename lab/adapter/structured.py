@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lab.adapter.build import reshape
 from lab.adapter.layer import adapted_layers
-from lab.adapter.read import form_of, refuse
+from lab.adapter.read import check_structure, form_at, refuse
 from lab.adapter.state import load_model_state, model_state
+from lab.adapter.switched import SwitchedLinear, switched_layers
+from lab.model import base_of
 from lab.structure import LayerForm, Structure, differences
 
 
@@ -23,7 +26,7 @@ class Structured:
     def change(self, name: str, form: LayerForm) -> None:
         """Take up the form that a module was given; raises Mismatch where the live module has another."""
         self.structure = self.structure.changed(name, **vars(form))
-        live = Structure({name: form_of(adapted_layers(self.net)[name])})
+        live = Structure({name: form_at(self.net, name)})
         refuse(differences(self.structure, live, [name]))
 
     def saved_structure(self) -> dict[str, Any]:
@@ -41,6 +44,22 @@ class Structured:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave; raises where tensors are missing or unexpected."""
         load_model_state(self.net, state)
+
+    def restore(self, saved: Mapping[str, Any], state: dict[str, Tensor]) -> None:
+        """Take the structure and the weights of a checkpoint of this run, whose layers may have other forms.
+
+        Raises Mismatch where the live model is not what the checkpoint holds.
+        """
+        if "layers" in saved:
+            self.structure = Structure.from_plain(saved["layers"])
+            reshape(base_of(self.net), self.structure)
+        self.load_state_dict(state)
+        if not self.structure.pairs:
+            check_structure(self.net, self.structure)
+
+    def switched(self) -> Sequence[SwitchedLinear]:
+        """The layers that a switch has made low-rank, in module order."""
+        return list(switched_layers(base_of(self.net)).values())
 
     def fast_parameters(self) -> Sequence[nn.Parameter]:
         """Each pair's B, as LoRA+ has it (arXiv:2402.12354)."""

@@ -13,7 +13,7 @@ from lab.bench import BUDGET, MODELS, SPECTRA, lacks
 from lab.errors import UsageError
 from lab.paths import CONF
 
-SUITES = ("train", "job", "init", "spectral", "pretrain", "study", "waits", "gpu")
+SUITES = ("train", "job", "init", "spectral", "pretrain", "study", "waits", "switch", "gpu")
 RESULTS = "multirun/bench"
 LEAST_SIDE = 32  # of a layer of the suite `init`: lora_ga takes twice the rank of 16
 OWN = {  # options of one suite

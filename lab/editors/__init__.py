@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,4 +45,13 @@ class Editor(Protocol):
 
     def finish(self, record: RunRecord) -> None:
         """Record what it left, read back; raises Mismatch where it has not acted as scheduled."""
+        ...
+
+
+@runtime_checkable
+class EditsAtStart(Protocol):
+    """An editor that may act before the first step, too, when the optimizer has no states yet."""
+
+    def before_first_step(self, optimizer: torch.optim.Optimizer) -> Sequence[Edit]:
+        """The edits it made."""
         ...

@@ -4,25 +4,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from lab.adapter.structured import Structured
+from lab.adapter.switched import why_not
 from lab.editors import Editor
 from lab.editors.adalora import AdaloraEditor
 from lab.editors.adalora_file import AdaloraFile
 from lab.errors import UsageError
 from lab.init import InitScheme
 from lab.init.adalora import Triplets
-from lab.layer import Target
+from lab.layer import Target, find_targets
 from lab.rank_strategy import RankStrategy
 from lab.rank_strategy.adalora import Adalora
+from lab.svd_policy import SvdPolicy
+from lab.svd_policy.switching import Switching
 from lab.training.step import Instrument
 
 
 @dataclass
 class Started:
-    """Editors, and the instruments that show what they do."""
+    """Editors, and the boards that show what they do."""
 
     editors: list[Editor] = field(default_factory=list)
-    instruments: list[Instrument] = field(default_factory=list)
+    boards: list[Instrument] = field(default_factory=list)
 
 
 def first_scheme(strategy: RankStrategy, scheme: InitScheme) -> tuple[InitScheme, bool]:
@@ -48,3 +54,33 @@ def start(
         return Started()
     editor = AdaloraEditor(model.net, targets, strategy, rank, steps)
     return Started([editor], [AdaloraFile(run_dir, editor)])
+
+
+def switchable(
+    skeleton: nn.Module, policy: SvdPolicy, weights: torch.dtype, adapters: bool, total_steps: int
+) -> dict[str, tuple[int, int]]:
+    """The layers that a policy may switch, (out, in), of a model without weights; none where it switches nothing.
+
+    `weights` is the dtype in which the run will hold them. Raises UsageError for adapters, for weights that are not
+    float32, for a layer that cannot switch, and for a schedule that cannot be carried out.
+    """
+    if not isinstance(policy, Switching):
+        return {}
+    kind = type(policy).__name__
+    if adapters:
+        raise UsageError(
+            f"svd_policy {kind} switches layers that train in full, and method=lora has none; use method=full, or "
+            f"svd_policy=observe."
+        )
+    if weights != torch.float32:
+        raise UsageError(
+            f"svd_policy {kind} factors float32 weights, and hardware.precision=bf16-true holds them in "
+            f"{str(weights).removeprefix('torch.')}; use hardware.precision=bf16-mixed."
+        )
+    targets = find_targets(skeleton, policy.target_modules, key="svd_policy.target_modules")
+    for target in targets:
+        if (reason := why_not(skeleton, target.name)) is not None:
+            raise UsageError(f"{target.name} {reason}; leave it out of svd_policy.target_modules.")
+    shapes = {target.name: target.shape for target in targets}
+    policy.check_schedule(shapes, total_steps)
+    return shapes

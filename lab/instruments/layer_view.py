@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lab.adapter.delta import effective_weight, pristine_weight
-from lab.adapter.layer import LowRankLinear, adapted_layers
+from lab.adapter.layer import adapted_layers
+from lab.adapter.switched import SwitchedLinear
 from lab.instruments.initial_weights import Lazy, OnDisk
 from lab.layer import Target, weight_of
 from lab.model import base_of
@@ -25,7 +26,8 @@ class FullWeightView:
     """A layer whose whole weight trains: everything is there to be read."""
 
     def __init__(self, module: Any, transposed: bool) -> None:
-        self._module, self._transposed = module, transposed
+        self.module = self._module = module
+        self._transposed = transposed
         self._kept: Tensor | None = None
 
     def listen(self) -> None:
@@ -69,8 +71,8 @@ class LowRankView:
     gradient checkpointing runs the layer's forward twice.
     """
 
-    def __init__(self, layer: LowRankLinear) -> None:
-        self._layer = layer
+    def __init__(self, layer: Any) -> None:
+        self.module = self._layer = layer
         self._kept: tuple[Tensor, ...] = ()
 
     def listen(self) -> None:
@@ -126,8 +128,31 @@ class LowRankView:
         return None
 
 
+class SwitchedView(LowRankView):
+    """A layer that a switch made low-rank, seen as the weight it acts with, s B A and what is left beside it."""
+
+    def weight(self) -> Tensor:
+        """The weight that the layer acts with."""
+        weight: Tensor = self._layer.weight_now()
+        return weight
+
+    def keep(self) -> int:
+        """Remember A and B: what is frozen, or fades, is no step of the optimizer."""
+        self._kept = self._layer.A.detach().clone(), self._layer.B.detach().clone()
+        return sum(tensor.nbytes for tensor in self._kept)
+
+    def update(self) -> Tensor:
+        """The change of the product, s B₁A₁ − s B₀A₀."""
+        (A, B), self._kept, layer = self._kept, (), self._layer
+        change: Tensor = layer.scaling * (layer.B.detach() @ layer.A.detach() - B @ A)
+        return change
+
+
+View = FullWeightView | LowRankView
+
+
 class LayerViews:
-    """Layers of a model in training, each through the view of its form.
+    """Layers of a model in training, each through the view of its form, which is read anew at every tick.
 
     Where blocks are compiled (`compiled`), a step whose gradients are listened for runs eagerly.
     """
@@ -136,14 +161,10 @@ class LayerViews:
     directions: Mapping[str, Tensor]  # W₀'s left singular vectors, likewise
 
     def __init__(self, net: Any, targets: Sequence[Target], run_dir: Path, compiled: bool) -> None:
-        self._pairs, modules = adapted_layers(net), dict(base_of(net).named_modules())
+        self._pairs, self._net = adapted_layers(net), base_of(net)
+        self._transposed = {target.name: target.transposed for target in targets}
         self._on_disk, self._compiled = OnDisk(run_dir), compiled
-        self._views: dict[str, FullWeightView | LowRankView] = {
-            target.name: LowRankView(self._pairs[target.name])
-            if target.name in self._pairs
-            else FullWeightView(modules[target.name], target.transposed)
-            for target in targets
-        }
+        self._views: dict[str, View] = {name: self._view(name) for name in self._transposed}
         self.initial = Lazy(self._views, self._initial)
         self.directions = Lazy(self._views, self._directions)
 
@@ -155,6 +176,7 @@ class LayerViews:
 
     def listen(self, names: Sequence[str]) -> None:
         """Before a step's first micro-batch: these layers' gradients will be asked for."""
+        self._views |= {name: self._view(name) for name in names if not self._stands(name)}
         self._run_eagerly(names, "force_eager")  # a compiled block would not call the hooks of its parts
         for name in names:
             self._views[name].listen()
@@ -181,6 +203,16 @@ class LayerViews:
         """The optimizer's first moments of the weights themselves, where it holds them."""
         return _present({name: self._views[name].momentum(optimizer) for name in names})
 
+    def _view(self, name: str) -> View:
+        module = self._net.get_submodule(name)
+        if isinstance(module, SwitchedLinear):
+            return SwitchedView(module)
+        return LowRankView(module) if name in self._pairs else FullWeightView(module, self._transposed[name])
+
+    def _stands(self, name: str) -> bool:
+        """True while the module that a view is of is still in its place."""
+        return self._views[name].module is self._net.get_submodule(name)
+
     def _initial(self, name: str) -> Tensor:
         layer = self._pairs.get(name)
         return self._on_disk.weight(name) if layer is None else pristine_weight(layer)
@@ -192,7 +224,7 @@ class LayerViews:
         return left_directions(pristine_weight(layer).to(layer.A.device))
 
     def _run_eagerly(self, names: Sequence[str], stance: str) -> None:
-        if self._compiled and not self._pairs.keys().isdisjoint(names):
+        if self._compiled and any(isinstance(self._views[name], LowRankView) for name in names):
             torch.compiler.set_stance(stance)
 
 

@@ -21,9 +21,10 @@ from lab.process import heartbeat
 from lab.spectral.cadence import analysis_flops, cohorts, due, owners
 from lab.spectral.diagnosis import Diagnosis
 from lab.spectral.tracker import Tracker
-from lab.svd_policy import State, decisions
+from lab.svd_policy import Decision, State, decisions
 from lab.svd_policy.reachability import reachability_record
 from lab.svd_policy.summary import approaches, summarise
+from lab.svd_policy.switching import Move, Switching
 from lab.svd_policy.tables import approach_table, chance_table, measures_table, reach_table, summary_table
 from lab.training.distributed import at_rank_0, from_rank_0, of_all, rank, world
 from lab.training.interrupt import Diverged
@@ -63,6 +64,7 @@ class SpectralObserver(Instrument):
         self.states: dict[str, State] = {}
         self.first: dict[str, Row] = {}
         self.recent: deque[decisions.Decided] = deque(maxlen=TREND * len(self.targets))
+        self.asked: list[Move] = []
         self.bytes = 0  # held beside what training holds, at most
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -162,21 +164,29 @@ class SpectralObserver(Instrument):
             raise Diverged("a weight", self.step + 1, batch["examples"], broken[0])
 
     def _row(self, name: str, diagnosis: Diagnosis) -> Row:
-        trainable = self.model.structure.layers[name].rank
-        mode: Mode = "full" if trainable is None else "low_rank"
-        return row_of(diagnosis, step=self.step, layer=name, mode=mode, rank=trainable)
+        form = self.model.structure.layers[name]
+        mode: Mode = "full" if form.rank is None else "probation" if form.form == "fading" else "low_rank"
+        return row_of(diagnosis, step=self.step, layer=name, mode=mode, rank=form.rank)
 
     def _write(self, rows: list[Row]) -> list[Row]:
         """The main process: the ledger first, since decisions follow from it."""
         self.ledger.append(rows)
-        decisions.append(self.run_dir, [self._decide(row) for row in rows])
+        decided = [self._decide(row) for row in rows]
+        decisions.append(self.run_dir, [decisions.decision_row(*pair) for pair in decided])
+        if isinstance(self.policy, Switching):
+            self.asked = [move for pair in decided if (move := self.policy.move(*pair)) is not None]
         return rows
 
-    def _decide(self, row: Row) -> decisions.Decided:
+    def take_moves(self) -> list[Move]:
+        """On the main process: the switches that the last tick's decisions ask for, once."""
+        moves, self.asked = self.asked, []
+        return moves
+
+    def _decide(self, row: Row) -> tuple[Row, Decision]:
         decision, self.states[row.layer] = self.policy.decide(row, self.states.get(row.layer, {}))
         self.first.setdefault(row.layer, row)
         self.recent.append(decisions.decision_row(row, decision))
-        return self.recent[-1]
+        return row, decision
 
     def _show(self, trainer: Trainer, module: CausalLM, rows: Sequence[Row]) -> None:
         """A tick on the console and the dashboard; once every layer was seen, what can happen at all."""

@@ -12,12 +12,15 @@ from transformers import PreTrainedTokenizerBase
 
 from lab import record
 from lab.adapter.export import BASE, export, verify_export
+from lab.adapter.switched import dense
 from lab.adapter.verify import verify_frozen
 from lab.config import RunConfig, instantiate
 from lab.data.corpus import Corpus, load_corpus
 from lab.data.encode import Sample, preview
 from lab.editors import start
-from lab.editors.editing import Editing
+from lab.editors.editing import Editing, batch_loss
+from lab.editors.switch import Switcher
+from lab.editors.switch_board import SwitchBoard
 from lab.files import share_weights
 from lab.instruments import learned, per_module_csv
 from lab.instruments.first_step import FirstStepWatch, bytes_of, sample_of
@@ -25,7 +28,7 @@ from lab.instruments.rank_plan import RankPlanFigure, print_plan
 from lab.instruments.spectra import SpectralObserver
 from lab.instruments.targets import SpectralTargets, spectral_targets
 from lab.layer import Target
-from lab.model import hub
+from lab.model import base_of, hub
 from lab.record import RunRecord, run_files
 from lab.run import summary
 from lab.run.parts import Parts
@@ -39,6 +42,7 @@ from lab.run.setup import (
     readapt,
     resolve_hardware,
 )
+from lab.svd_policy.switching import Switching
 from lab.training import checkpoint, hardware, memory
 from lab.training.answers import Answers
 from lab.training.base_loss import base_loss, probe_loss
@@ -76,6 +80,9 @@ class Host:
     owner: Run
     module: CausalLM
     editing: Editing
+    plan: BatchPlan
+    total: int  # optimizer steps
+    switchable: dict[str, tuple[int, int]]  # layers that the policy may switch, (out, in)
     monitor: Monitor
 
     def __init__(self, run_dir: Path, config: RunConfig, result: RunRecord, main: bool) -> None:
@@ -102,6 +109,9 @@ class Host:
         self.corpus = load_corpus(data, self.tokenizer, config.evaluate.max_examples)
         adapters = adapter_targets(model, config) if self.parts.rank_strategy is not None else None
         self.spectra = spectral_targets(model, self.parts.svd_policy, adapters)
+        self.plan, self.total = self._batches()
+        held, lora = self.hardware.weight_dtype, adapters is not None
+        self.switchable = start.switchable(model.skeleton(), self.parts.svd_policy, held, lora, self.total)
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
         check_fits(model.skeleton(), self.corpus, config.evaluate, judged=bool(self.answers.judged))
         net, targets = load_base(model, config, self.hardware)
@@ -158,9 +168,7 @@ class Host:
     def _fit(self, saved: checkpoint.Found | None) -> None:
         """Train to the last step, from the checkpoint where there is one; then the model is on its device."""
         config, corpus, adapted = self.config, self.corpus, self.adapted
-        lengths = [len(sample.input_ids) for sample in corpus.train.samples]
-        plan = BatchPlan(lengths, config.schedule.batch_size, config.data_seed)
-        total = total_steps(config.schedule, plan.steps_per_epoch)
+        plan, total = self.plan, self.total
         if config.hardware.compile:
             log.info("%d blocks compiled", compile_blocks(adapted.net, self.hardware.accelerator))
         self.owner = Run(config, self.run_dir, self.result, adapted.model, total, self.clock)
@@ -169,7 +177,8 @@ class Host:
         )
         self.editing = Editing(started.editors, adapted.model)
         self.module = CausalLM(self.owner, self.hardware, self.editing.loss_terms)
-        instruments = [*started.instruments, *self._instruments(sum(lengths) / plan.steps_per_epoch)]
+        instruments = self._instruments(float(plan.lengths.sum()) / plan.steps_per_epoch)
+        boards = [*started.boards, *self._boards(instruments)]
         split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
         done = saved[1]["progress"]["step"] if saved else 0
@@ -181,7 +190,7 @@ class Host:
             self.monitor = Monitor(self.run_dir, self._val, self._show_samples, bar)
             checkpoints = Checkpoints(self.run_dir)
             stop = StopOnRequest(self.request, checkpoints)
-            order = StepOrder(self.editing, instruments, self.monitor, checkpoints, stop)
+            order = StepOrder(instruments, self.editing, boards, self.monitor, checkpoints, stop)
             trainer = Trainer(
                 accelerator=self.hardware.accelerator,
                 devices=self.hardware.devices,
@@ -213,8 +222,14 @@ class Host:
                 self.editing.on_load_checkpoint(trainer, self.module, saved[1])
                 self._count()
         self.module.to(self.hardware.device)
-        for instrument in instruments:
+        for instrument in [*instruments, *boards]:
             instrument.finish(saved[1] if saved and done == total else None)
+
+    def _batches(self) -> tuple[BatchPlan, int]:
+        """The batches of an epoch, and the optimizer steps of the run."""
+        lengths = [len(sample.input_ids) for sample in self.corpus.train.samples]
+        plan = BatchPlan(lengths, self.config.schedule.batch_size, self.config.data_seed)
+        return plan, total_steps(self.config.schedule, plan.steps_per_epoch)
 
     def _instruments(self, tokens_per_step: float) -> Sequence[Instrument]:
         """What reads this run in training."""
@@ -223,9 +238,25 @@ class Host:
             settings, account = self.config.svd_policy, self.result.spectral
             instruments.append(SpectralObserver(self.run_dir, self.spectra, settings, tokens_per_step, account))
         if (pairs := self.adapted.targets) and self.config.evaluate.test:
-            instruments.append(RankPlanFigure(pairs, edited=bool(self.editing.editors)))
             instruments.append(FirstStepWatch(self.run_dir, pairs))
         return instruments
+
+    def _boards(self, instruments: Sequence[Instrument]) -> Sequence[Instrument]:
+        """What shows this run as its editors leave it; the one that switches layers hears what the policy decides."""
+        boards: list[Instrument] = []
+        policy = self.parts.svd_policy
+        if isinstance(policy, Switching):
+            dtype = self.hardware.compute_dtype
+            switcher = Switcher(self.adapted.model, policy, self.switchable, self.run_dir, dtype)
+            switcher.loss = partial(batch_loss, self.module)
+            for each in instruments:
+                if isinstance(each, SpectralObserver):
+                    switcher.asked = each.take_moves
+            self.editing.editors.append(switcher)
+            boards.append(SwitchBoard(switcher))
+        if (pairs := self.adapted.targets) and self.config.evaluate.test:
+            boards.append(RankPlanFigure(pairs, edited=bool(self.editing.editors)))
+        return boards
 
     def _count(self) -> None:
         """Put what has been done so far into the record, whatever the ending."""
@@ -245,10 +276,11 @@ class Host:
         self._stop_if_asked()
         progress, adapted = self.owner.progress, self.adapted
         if self.config.select == "best" and progress.best_step != progress.step:
-            self.module.load_state_dict(checkpoint.best(self.run_dir)["state_dict"])
+            best = checkpoint.best(self.run_dir)
+            self.adapted.model.restore(best["structure"], best["state_dict"])
             self.monitor.final = None
         self.editing.finish(self.result)
-        if self.main and self.editing.editors:
+        if self.main and self.editing.editors and adapted.targets:
             print_plan(self.result.ranks, adapted.targets)
         if adapted.frozen:
             verify_frozen(adapted.net, adapted.frozen)
@@ -318,7 +350,8 @@ class Host:
                 base = str((folder / BASE).resolve())
             verify_export(folder, model.structure, base=base, revision=revision, model=model.net)
         else:
-            model.net.save_pretrained(self.run_dir / "model")
+            with dense(base_of(model.net)):
+                model.net.save_pretrained(self.run_dir / "model")
             share_weights(self.run_dir / "model")
             self.tokenizer.save_pretrained(self.run_dir / "model")
 

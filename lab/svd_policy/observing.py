@@ -16,7 +16,7 @@ from lab.svd_policy import Decision, Reach, State
 class Observing(ABC):
     """The settings of the measurement; base of every policy that has ticks."""
 
-    every_n_steps: int  # optimizer steps between ticks
+    every_n_steps: int | None  # optimizer steps between ticks; None: none ever
     target_modules: str | Sequence[str]
     log_layers: int
     k: int  # principal directions; not a LoRA rank
@@ -31,7 +31,7 @@ class Observing(ABC):
 
     def __post_init__(self) -> None:
         for name, least in (("every_n_steps", 1), ("k", 1), ("oversample", 2), ("exact_every_n_ticks", 1)):
-            if getattr(self, name) < least:
+            if (value := getattr(self, name)) is not None and value < least:
                 raise UsageError(f"svd_policy.{name}={getattr(self, name)} is too small; it must be at least {least}.")
         if self.engine not in ("warm", "exact"):
             raise UsageError(f"svd_policy.engine={self.engine!r} is none of warm, exact.")

@@ -40,7 +40,8 @@ def complete(
         **_cache(model),
     )
     ends = torch.tensor(list(end_ids))
-    with _only(model, greedy):
+    # Eagerly: a cache makes a graph of each layer's index, and they would use up what blocks may have of graphs.
+    with _only(model, greedy), torch.compiler.set_stance("force_eager"):
         for start in range(0, len(order), PROMPTS_PER_BATCH):
             chosen = order[start : start + PROMPTS_PER_BATCH]
             longest = max(len(prompts[i]) for i in chosen)

@@ -10,7 +10,8 @@ from torch import Tensor
 from lab.training.hardware import Resolved
 from lab.training.interrupt import Diverged
 from lab.training.loss import Scorer, first_bad_module
-from lab.training.optim import make_lr_lambda, make_optimizer, verify_trained
+from lab.training.optim import make_lr_lambda, make_optimizer, set_pairs, verify_trained
+from lab.training.pairs import decay_once, total_norm
 from lab.training.run import Run
 
 LossTerms = Callable[[int], Iterable[Tensor]]  # of the editors, each times a number
@@ -72,9 +73,10 @@ class CausalLM(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Measure the global norm, refuse what is not finite, and clip."""
+        """Measure the global norm, refuse what is not finite, and clip; a switched layer counts as one weight."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        switched = self.run.model.switched()
+        norm = total_norm(parameters, switched)
         self.grad_norm = float(norm)
         if not torch.isfinite(norm):
             bad = next(n for n, p in self.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all())
@@ -82,6 +84,7 @@ class CausalLM(LightningModule):
         limit = self.run.config.optim.max_grad_norm
         if limit > 0 and self.grad_norm + 1e-6 > limit:  # else torch would multiply every gradient by 1
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        decay_once(optimizer, switched)
 
     def configure_optimizers(self) -> Any:
         """The config's optimizer over all that trains, with a per-step schedule."""
@@ -89,6 +92,7 @@ class CausalLM(LightningModule):
         dtype = self.hardware.compute_dtype
         optimizer = make_optimizer(self.net, config.optim, self.device, model.fast_parameters(), dtype)
         verify_trained(self.net, optimizer)
+        set_pairs(optimizer, model.switched())
         self.run.groups = optimizer.param_groups
         factor = make_lr_lambda(config.schedule, self.run.total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from lab.training.pairs import Pair, whitened_gradients
 
 FUSED = ("cpu", "cuda")  # devices for which torch has one kernel for the whole of AdamW
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al., "Muon", 2024
@@ -76,8 +78,12 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Muon: m ← β m + (1 − β) g, Nesterov, W ← (1 − lr·wd) W − lr √max(1, out/in) · orthogonalise (Jordan et al., 2024);
     β rises linearly from `momentum_start` to `momentum` over `momentum_warmup_steps` (nanochat).
+    A pair in `pairs` is stepped as the weight it stands for: ΔB = orthogonalise(M_B S_A^-½) S_A^-½ with S_A = A Aᵀ, and
+    ΔA likewise (LoRA-Muon, arXiv:2606.12921), so that only the product counts, and not how it is split; B alone decays.
     AdamW: Loshchilov & Hutter, arXiv:1711.05101, torch's own kernel.
     """
+
+    pairs: Sequence[Pair] = ()
 
     def __init__(self, groups: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype  # of Muon's products
@@ -102,22 +108,35 @@ class MuonAdamW(torch.optim.Optimizer):
             group["taken"] += 1
         return loss
 
-    def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        beta, updates = _momentum(group), []
-        for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
-            assert gradient is not None
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(gradient, 1 - beta)
-            updates.append(gradient.lerp(state["momentum"], beta))
-        directions = orthogonalise(updates, self.dtype)
-        for parameter, direction in zip(parameters, directions, strict=True):
-            out, inner = parameter.shape
+    def _muon(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+        beta, in_group = _momentum(group), {id(parameter) for parameter in parameters}
+        pairs = [pair for pair in self.pairs if id(pair.A) in in_group and id(pair.B) in in_group]
+        in_pairs = {id(parameter) for pair in pairs for parameter in (pair.A, pair.B)}
+        alone = [parameter for parameter in parameters if id(parameter) not in in_pairs]
+        updates = [self._update(parameter, beta) for parameter in alone]
+        splits = [whitened_gradients(pair, self._update(pair.B, beta), self._update(pair.A, beta)) for pair in pairs]
+        directions = orthogonalise([*updates, *(white for split in splits for white in split[:2])], self.dtype)
+        for parameter, direction in zip(alone, directions, strict=False):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(direction, alpha=-group["lr"] * max(1.0, out / inner) ** 0.5)
+            parameter.add_(direction, alpha=-group["lr"] * oblong(*parameter.shape))
+        for i, (pair, (_, _, L_A, L_B)) in enumerate(zip(pairs, splits, strict=True)):
+            X, Y = directions[len(alone) + 2 * i :][:2]
+            dB, dA = unwhitened(X, Y, L_A, L_B)
+            rate = group["lr"] * oblong(pair.B.shape[0], pair.A.shape[1]) * (pair.step or 1.0) / pair.scaling
+            pair.B.mul_(1 - group["lr"] * group["weight_decay"])
+            pair.B.add_(dB, alpha=-rate)
+            pair.A.add_(dA, alpha=-rate)
 
-    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, parameter: nn.Parameter, beta: float) -> Tensor:
+        """Take a gradient into the momentum; the look ahead that is to be orthogonalised."""
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(gradient, 1 - beta)
+        return gradient.lerp(state["momentum"], beta)
+
+    def _adamw(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 step = torch.zeros((), dtype=torch.float32, device=parameter.device if group["fused"] else "cpu")
@@ -140,6 +159,17 @@ class MuonAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def unwhitened(X: Tensor, Y: Tensor, L_A: Tensor, L_B: Tensor) -> tuple[Tensor, Tensor]:
+    """ΔB = X L_A⁻¹ and ΔA = L_B⁻ᵀ Y: each moves the product by an orthonormal basis times a direction."""
+    dB = torch.linalg.solve_triangular(L_A, X, upper=False, left=False)
+    return dB, torch.linalg.solve_triangular(L_B.T, Y, upper=True)
+
+
+def oblong(out: int, inner: int) -> float:
+    """Muon's factor √max(1, out/in) on a matrix's step."""
+    return max(1.0, out / inner) ** 0.5
 
 
 def _momentum(group: dict[str, Any]) -> float:

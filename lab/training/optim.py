@@ -1,7 +1,7 @@
 """The optimizer and the learning-rate schedule."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 from lab.config import Optim, Schedule
 from lab.errors import Mismatch
 from lab.training.muon import MuonAdamW
+from lab.training.pairs import Pair
 
 WARMDOWN = 0.2  # share of the steps
 
@@ -63,6 +64,12 @@ def make_muon(net: Any, optim: Optim, dtype: torch.dtype = torch.float32) -> Muo
             outside = 1 if id(parameter) in embeddings else 2 if id(parameter) in heads else None
             groups[outside or (3 if parameter.ndim == 2 else 0)]["params"].append(parameter)
     return MuonAdamW([group for group in groups if group["params"]], dtype)
+
+
+def set_pairs(optimizer: torch.optim.Optimizer, pairs: Sequence[Pair]) -> None:
+    """Tell Muon which of its matrices are pairs in a weight's place; AdamW steps each factor by itself."""
+    if isinstance(optimizer, MuonAdamW):
+        optimizer.pairs = pairs
 
 
 def verify_trained(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:

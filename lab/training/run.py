@@ -1,7 +1,7 @@
 """Run: what one run owns, apart from what its process holds, and the clock of its seconds."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lab.config import RunConfig
 from lab.record import RunRecord
 from lab.structure import Structure
+from lab.training.pairs import Pair
 
 Account = Literal["init", "train", "eval", "analysis", "log"]
 
@@ -33,6 +34,14 @@ class StructuredModel(Protocol):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave; raises where tensors are missing or unexpected."""
+        ...
+
+    def restore(self, saved: Mapping[str, Any], state: dict[str, Tensor]) -> None:
+        """Take structure and weights of a checkpoint of the same run, whose layers may have other forms."""
+        ...
+
+    def switched(self) -> Sequence[Pair]:
+        """Pairs that stand in a weight's place."""
         ...
 
     def fast_parameters(self) -> Sequence[nn.Parameter]:

@@ -27,15 +27,17 @@ class Instrument(AfterStep):
 class StepOrder:
     """All who act after a step, each seeing what those before it have done."""
 
+    instruments: Sequence[Instrument]  # what they measure, editors may decide by
     editors: AfterStep  # the only writers of structure
-    instruments: Sequence[Instrument]
+    boards: Sequence[Instrument]  # show what the editors did
     monitor: Monitor
     checkpoints: Checkpoints
     stop: StopOnRequest
 
     def callbacks(self) -> list[Callback]:
         """For the Trainer: the step, and each part's own starts, ends and state."""
-        return [Step(self), self.editors, *self.instruments, self.monitor, self.checkpoints, self.stop]
+        readers = [*self.instruments, self.editors, *self.boards]
+        return [Step(self), *readers, self.monitor, self.checkpoints, self.stop]
 
 
 class Step(Callback):
@@ -66,13 +68,15 @@ class Step(Callback):
     # 6. The optimizer steps, then the schedule of the learning rate.
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """7. Editors change the structure, instruments read, the monitor evaluates and logs; then all is saved."""
+        """7. Instruments read, editors change the structure, the monitor evaluates and logs; then all is saved."""
         if (batch_idx + 1) % pl_module.hardware.accumulate != 0:
             return
         order = self.order
-        order.editors.after_step(trainer, pl_module, batch)
         for instrument in order.instruments:
             instrument.after_step(trainer, pl_module, batch)
+        order.editors.after_step(trainer, pl_module, batch)
+        for board in order.boards:
+            board.after_step(trainer, pl_module, batch)
         order.monitor.after_step(trainer, pl_module, batch)
         order.checkpoints.after_step(trainer, pl_module, batch)
         order.stop.after_step(trainer, pl_module, batch)

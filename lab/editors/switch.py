@@ -1,0 +1,290 @@
+"""Editor that switches layers between full and low rank: rank 0 decides and factors, the optimizer goes on."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lab.adapter.structured import Structured
+from lab.adapter.switched import SwitchedLinear, install, install_full, switched_layers
+from lab.editors import Edit
+from lab.editors.factoring import Split, leading, minor, onto
+from lab.editors.moments import Adam, Factors, State, joined, joined_adam, scaling_for_adam, split_adam, step_for_muon
+from lab.errors import Mismatch
+from lab.model import base_of
+from lab.record import RunRecord, strict
+from lab.structure import LayerForm
+from lab.svd_policy.switching import Move, Shapes, Switching
+from lab.training.distributed import from_rank_0, rank, world
+from lab.training.optim import set_pairs, verify_trained
+
+FILE = "switches.jsonl"
+Row = dict[str, Any]  # of switches.jsonl
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A layer's new form, made on rank 0."""
+
+    form: LayerForm
+    tensors: Mapping[str, Tensor]  # A, B, and E where it stays
+    states: tuple[State, State]  # of A and of B; empty before the first step
+    tail: float  # ‖W − s B A‖_F / ‖W‖_F
+
+
+class Switcher:
+    """Carries out a policy's moves after a step, on weights and optimizer, and lets residuals fade."""
+
+    name = "switches"
+
+    def __init__(self, model: Structured, policy: Switching, shapes: Shapes, run_dir: Path, dtype: torch.dtype) -> None:
+        self.model, self.net, self.policy, self.shapes = model, base_of(model.net), policy, shapes
+        self.run_dir, self.dtype = run_dir, dtype  # of Muon's products
+        self.asked: Callable[[], Sequence[Move]] = tuple  # the moves that the last tick's decisions ask for, on rank 0
+        self.loss: Callable[[], float | None] = lambda: None  # of the step's last micro-batches, as the weights are
+        self.rows: list[Row] = []  # of the last event
+        self.waiting: list[str] = []  # layers of zeros, which the last event was to factor
+
+    def loss_term(self, scale: int) -> None:
+        """None: a switch adds nothing to the objective."""
+
+    def before_first_step(self, optimizer: torch.optim.Optimizer) -> list[Edit]:
+        """Begin the file, and carry out what the policy asks for at step 0."""
+        if rank() == 0:
+            (self.run_dir / FILE).unlink(missing_ok=True)
+        return self.after_step(0, optimizer)
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> list[Edit]:
+        """Fade, then carry out what the policy asks for, as one event; raises Mismatch for a move that cannot be."""
+        self.rows, self.waiting = [], []
+        faded = self._fade(step)
+        asked = from_rank_0(lambda: [asdict(move) for move in (*self.policy.due(step, self.shapes), *self.asked())])
+        moves = [Move(**move) for move in asked if not self._waits(Move(**move), step)]
+        if not faded and not moves:
+            return []
+        before = self.loss()
+        for name in faded:
+            self._drop(name, step, optimizer)
+        for move in moves:
+            self._carry_out(move, step, optimizer)
+        set_pairs(optimizer, self.model.switched())
+        verify_trained(self.net, optimizer)
+        after = self.loss()
+        for row in self.rows:
+            row |= {"loss_before": before, "loss_after": after, "layers_at_once": len(self.rows)}
+        if rank() == 0:
+            with open(self.run_dir / FILE, "a") as file:
+                file.write("".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in self.rows))
+        return [Edit(row["layer"], _form_at(self.net, row["layer"])) for row in self.rows]
+
+    def _waits(self, move: Move, step: int) -> bool:
+        """True for a weight of zeros after the first step: it has no directions, and will have some."""
+        module: Any = self.net.get_submodule(move.layer)
+        if move.to == "full" or step == 0 or not isinstance(module, nn.Linear) or bool(module.weight.any()):
+            return False
+        self.waiting.append(move.layer)
+        return True
+
+    def _fade(self, step: int) -> list[str]:
+        """Let each residual fade one step further; the layers whose residual has come to its end."""
+        ended = []
+        for name, layer in switched_layers(self.net).items():
+            if layer.fade is not None:
+                assert layer.since is not None, "a fading layer that never switched"
+                left = 1 - (step - layer.since) / self.policy.fade_steps
+                layer.fade.fill_(max(0.0, left))
+                if left <= 0:
+                    ended.append(name)
+        return ended
+
+    def _drop(self, name: str, step: int, optimizer: torch.optim.Optimizer) -> None:
+        layer = _switched(self.net, name)
+        assert layer.E is not None, "nothing is left to drop"
+        cost = self._cost(name, optimizer)
+        tail = _share(layer.E, layer.weight_now() + layer.E)
+        layer.drop_residual()
+        self._note(step, name, "fading", layer.form, "faded", tail, cost, optimizer)
+
+    def _carry_out(self, move: Move, step: int, optimizer: torch.optim.Optimizer) -> None:
+        before = _form_at(self.net, move.layer)
+        if (before.form == "full") == (move.to == "full"):
+            raise Mismatch(f"{move.layer} is {before.form} at step {step}, and is asked to become {move.to}.")
+        cost = self._cost(move.layer, optimizer)
+        if move.to == "full":
+            tail = None
+            self._to_full(move.layer, optimizer)
+        else:
+            tail = self._to_low_rank(move, step, optimizer)
+        self._note(step, move.layer, before.form, _form_at(self.net, move.layer), move.reason, tail, cost, optimizer)
+
+    def _note(
+        self,
+        step: int,
+        name: str,
+        before: str,
+        form: LayerForm,
+        reason: str,
+        tail: float | None,
+        cost: tuple[int, int],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        after = self._cost(name, optimizer)
+        self.rows.append(
+            {
+                **{"step": step, "layer": name, "from": before, "to": form.form, "reason": reason, "rank": form.rank},
+                **{"scaling": form.scaling, "muon_step": form.step, "tail": tail},
+                **{"parameters_before": cost[0], "parameters_after": after[0]},
+                **{"state_bytes_before": cost[1], "state_bytes_after": after[1]},
+            }
+        )
+
+    def _cost(self, name: str, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+        """Trained entries of a layer's matrices, and the bytes of the optimizer's state of them."""
+        held = [p for p in self.net.get_submodule(name).parameters(recurse=False) if p.requires_grad and p.ndim == 2]
+        return sum(p.numel() for p in held), sum(_bytes(optimizer.state.get(p, {})) for p in held)
+
+    def _to_low_rank(self, move: Move, step: int, optimizer: torch.optim.Optimizer) -> float:
+        """Factor on rank 0, give the pair to every process, and put it in the optimizer where the weight was."""
+        old: Any = self.net.get_submodule(move.layer)
+        group, place = _place(optimizer, old.weight)
+        made = self._factor(move, old.weight.detach(), group, optimizer.state.get(old.weight, {}), step)
+        shared = from_rank_0(lambda: {"form": vars(made.form), "tail": made.tail, "keys": sorted(made.states[0])})
+        layer = install(self.net, move.layer, LayerForm(**shared["form"]))
+        layer.train(old.training)
+        with torch.no_grad():
+            for key, tensor in made.tensors.items():
+                getattr(layer, key).copy_(_from_0(tensor.to(torch.float32)))
+        states = [{key: _from_0(state[key]) for key in shared["keys"]} for state in made.states]
+        _replace(optimizer, group, place, [old.weight], {layer.A: states[0], layer.B: states[1]}, ("A", "B"))
+        return float(shared["tail"])
+
+    def _factor(self, move: Move, W: Tensor, group: dict[str, Any], state: State, step: int) -> Factored:
+        """The same on every process but for the last bits of a decomposition; rank 0's is taken."""
+        assert move.rank is not None, "a low-rank move without a rank"
+        split, kind = self._split(move, W, state), move.to
+        pair = Factors(split.A.float(), split.B.float())
+        states: tuple[State, State] = ({}, {})
+        if group.get("kind") == "muon":
+            momentum = state.get("momentum")
+            pair.step = step_for_muon(momentum, pair, self.dtype)
+            if momentum is not None:
+                states = ({"momentum": pair.B.T @ momentum}, {"momentum": momentum @ pair.A.T})
+        else:
+            adam = Adam.of(state, group) if state else None
+            s = scaling_for_adam(adam, pair)
+            pair = Factors((split.A / math.sqrt(s)).float(), (split.B / math.sqrt(s)).float(), s)
+            if adam is not None:
+                of_B, of_A = split_adam(adam, pair)
+                states = (of_A.state(state["step"], group), of_B.state(state["step"], group))
+        fades = kind == "compress" and self.policy.residual == "fade"
+        form = LayerForm(
+            "delta" if kind == "delta" else "fading" if fades else "low_rank",
+            rank=move.rank,
+            scaling=pair.scaling,
+            step=pair.step,
+            since=step,
+        )
+        tensors = {"A": pair.A, "B": pair.B}
+        if form.form != "low_rank":
+            tensors["E"] = W - (pair.scaling * (pair.B.double() @ pair.A.double())).float()
+        return Factored(form, tensors, states, split.tail)
+
+    def _split(self, move: Move, W: Tensor, state: State) -> Split:
+        assert move.rank is not None, "a low-rank move without a rank"
+        if (move.to == "delta" and self.policy.start == "zero") or not bool(W.any()):
+            directions = state.get("momentum", state.get("exp_avg"))
+            return onto(W, directions, move.rank, crc32(move.layer.encode()))
+        return (leading if move.to == "compress" else minor)(W, move.rank)
+
+    def _to_full(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        layer = _switched(self.net, name)
+        group, place = _place(optimizer, layer.A)
+        of_A, of_B = optimizer.state.get(layer.A, {}), optimizer.state.get(layer.B, {})
+        state: State = {}
+        if "momentum" in of_B:
+            state = {"momentum": joined(layer, of_B["momentum"], of_A["momentum"])}
+        elif of_B:
+            adam = joined_adam(layer, Adam.of(of_B, group), Adam.of(of_A, group))
+            state = adam.state(of_B["step"], group)
+        weight = install_full(self.net, name).weight
+        with torch.no_grad():
+            weight.copy_(_from_0(weight.detach().clone()))
+        state = {key: _from_0(tensor) for key, tensor in state.items()}
+        _replace(optimizer, group, place, [layer.A, layer.B], {weight: state}, ("weight",))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what a fade needs is in the structure, and what a policy remembers with its decisions."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take up."""
+
+    def finish(self, record: RunRecord) -> None:
+        """Record the ranks that are left, read back, and how many parameters train now."""
+        record.ranks = {name: layer.A.shape[0] for name, layer in switched_layers(self.net).items()}
+        record.scalings = {name: layer.scaling for name, layer in switched_layers(self.net).items()}
+        record.trainable_params = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
+
+
+def _form_at(net: nn.Module, name: str) -> LayerForm:
+    module = net.get_submodule(name)
+    return module.form if isinstance(module, SwitchedLinear) else LayerForm("full")
+
+
+def _switched(net: nn.Module, name: str) -> SwitchedLinear:
+    layer = net.get_submodule(name)
+    assert isinstance(layer, SwitchedLinear), f"{name} was not switched"
+    return layer
+
+
+def _place(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[dict[str, Any], int]:
+    """The group of a parameter and its place there."""
+    for group in optimizer.param_groups:
+        for place, held in enumerate(group["params"]):
+            if held is parameter:
+                return group, place
+    raise Mismatch(f"a weight of shape {tuple(parameter.shape)} is to switch, and the optimizer does not hold it.")
+
+
+def _replace(
+    optimizer: torch.optim.Optimizer,
+    group: dict[str, Any],
+    place: int,
+    old: Sequence[nn.Parameter],
+    new: Mapping[nn.Parameter, State],
+    leaves: Sequence[str],
+) -> None:
+    """Parameters in the place of others, which lie side by side, with their states; all else stays as it is."""
+    for i, parameter in enumerate(old):
+        assert group["params"][place + i] is parameter, "the factors of a layer lie side by side"
+        optimizer.state.pop(parameter, None)
+    group["params"][place : place + len(old)] = list(new)
+    if "param_names" in group:
+        stem = group["param_names"][place].rpartition(".")[0]
+        group["param_names"][place : place + len(old)] = [f"{stem}.{leaf}" for leaf in leaves]
+    for parameter, state in new.items():
+        if state:
+            optimizer.state[parameter] = dict(state)
+
+
+def _from_0(tensor: Tensor) -> Tensor:
+    """The tensor of rank 0, on every rank."""
+    if world() > 1:
+        dist.broadcast(tensor := tensor.contiguous(), src=0)
+    return tensor
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    norm = float(torch.linalg.vector_norm(whole.double()))
+    return float(torch.linalg.vector_norm(part.double())) / norm if norm > 0 else 0.0
+
+
+def _bytes(state: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in state.values() if isinstance(value, Tensor) and value.ndim > 0)

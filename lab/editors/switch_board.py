@@ -1,0 +1,62 @@
+"""Board of a run's switches: a line for each on the console, and markers on the dashboard."""
+
+from collections import Counter
+from typing import Any
+
+from lightning.pytorch import Trainer
+from rich.text import Text
+
+from lab.editors.switch import Row, Switcher
+from lab.training.module import CausalLM
+from lab.training.progress import console
+from lab.training.step import Instrument
+
+
+class SwitchBoard(Instrument):
+    """Shows each switch where it happens; the file of switches is the editor's own."""
+
+    def __init__(self, editor: Switcher) -> None:
+        self.editor = editor
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """What switched before the first step."""
+        if pl_module.run.progress.step == 0:
+            self._show(trainer, pl_module, 0)
+
+    def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
+        """What switched after this step."""
+        self._show(trainer, module, trainer.global_step)
+
+    def _show(self, trainer: Trainer, module: CausalLM, step: int) -> None:
+        rows, waiting = self.editor.rows, self.editor.waiting
+        if not trainer.is_global_zero or not (rows or waiting):
+            return
+        for line in [*map(sentence, rows), *(f"step {step}: {name} waits: zero_matrix" for name in waiting)]:
+            console.print(Text(line, style="bold"))
+        if not rows:
+            return
+        forms = Counter(form.form for form in module.run.model.structure.layers.values())
+        scalars = {f"switch/layers_{form}": float(forms[form]) for form in ("fading", "low_rank", "delta")}
+        scalars["switch/trainable_params"] = float(sum(p.numel() for p in module.net.parameters() if p.requires_grad))
+        if rows[0]["loss_before"] is not None:
+            scalars["switch/loss_jump"] = rows[0]["loss_after"] - rows[0]["loss_before"]
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=step)
+            add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
+            if add_text is not None:
+                add_text("switch", "\n\n".join(map(sentence, rows)), step)
+
+
+def sentence(row: Row) -> str:
+    """A switch in words, with its numbers."""
+    parts = [f"step {row['step']}: {row['layer']} {row['from']} → {row['to']} ({row['reason']})"]
+    if row["rank"] is not None:
+        parts.append(f"rank {row['rank']}")
+    if row["tail"] is not None:
+        parts.append(f"leaves {row['tail']:.1%} of the weight's norm")
+    parts.append(f"{row['parameters_before']:,} → {row['parameters_after']:,} parameters")
+    parts.append(f"state {row['state_bytes_before'] / 1e6:.2f} → {row['state_bytes_after'] / 1e6:.2f} MB")
+    if row["loss_before"] is not None:
+        shared = f" ({row['layers_at_once']} layers at once)" if row["layers_at_once"] > 1 else ""
+        parts.append(f"loss on the step's batch {row['loss_before']:.4f} → {row['loss_after']:.4f}{shared}")
+    return ", ".join(parts)

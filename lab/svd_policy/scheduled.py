@@ -1,0 +1,93 @@
+"""A policy that switches at fixed steps, whatever the spectra say: the control of every policy that decides."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lab.errors import UsageError, nearest
+from lab.layer import matching
+from lab.ledger import Row
+from lab.svd_policy import Decision, Reach, State
+from lab.svd_policy.observing import default_decision
+from lab.svd_policy.switching import TARGETS, Move, Shapes, Switching, check_saves, rank_for
+
+KEYS = ("step", "layers", "action", "rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheduled(Switching):
+    """Switches given layers after given optimizer steps; step 0 is before the first."""
+
+    schedule: Sequence[Mapping[str, Any]]  # of {step, layers, action, rank}, in any order
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for i, entry in enumerate(self.schedule):
+            where = f"svd_policy.schedule[{i}]"
+            strange = [key for key in entry if key not in KEYS]
+            if strange:
+                raise UsageError(f"{where} has {strange[0]!r}{nearest(strange[0], KEYS)}; keys: {', '.join(KEYS)}.")
+            step, action = entry.get("step"), entry.get("action")
+            if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+                raise UsageError(f"{where}.step={step!r} is no number of optimizer steps from 0.")
+            if action not in TARGETS:
+                raise UsageError(f"{where}.action={action!r} is none of {', '.join(TARGETS)}.")
+            if (entry.get("rank") is None) != (action == "full"):
+                wanted = "needs no rank" if action == "full" else "needs a rank"
+                raise UsageError(f"{where}: {action} {wanted}, and has rank={entry.get('rank')!r}.")
+
+    def check_schedule(self, shapes: Shapes, total_steps: int) -> None:
+        """Raises UsageError for a step at or after the end, a layer that is not there, and events that contradict."""
+        low: dict[str, int] = {}  # layers that are low-rank, since which step
+        seen: set[tuple[int, str]] = set()
+        for i, entry in sorted(enumerate(self.schedule), key=lambda item: item[1]["step"]):
+            where, step, action = f"svd_policy.schedule[{i}]", entry["step"], entry["action"]
+            if step >= total_steps:
+                raise UsageError(f"{where}.step={step} is not before the run's end, step {total_steps}; lower it.")
+            for move in self._moves(entry, shapes, where):
+                name = move.layer
+                if (step, name) in seen:
+                    raise UsageError(f"{where} switches {name} at step {step}, as another entry does; keep one.")
+                seen.add((step, name))
+                if action == "full" and name not in low:
+                    raise UsageError(f"{where} makes {name} full at step {step}, and it is full then; take it out.")
+                if action != "full" and name in low:
+                    raise UsageError(
+                        f"{where} makes {name} low-rank at step {step}, and it is so since step {low[name]}; "
+                        f"make it full in between."
+                    )
+                low.pop(name, None)
+                if move.rank is not None:
+                    low[name] = step
+                    if action == "compress":
+                        check_saves(move.rank, name, shapes[name], f"{where}.rank")
+
+    def due(self, step: int, shapes: Shapes) -> Sequence[Move]:
+        """The moves of the entries for this step, in module order."""
+        moves = [move for entry in self.schedule if entry["step"] == step for move in self._moves(entry, shapes, "")]
+        place = list(shapes).index
+        return sorted(moves, key=lambda move: place(move.layer))
+
+    def _moves(self, entry: Mapping[str, Any], shapes: Shapes, where: str) -> Iterator[Move]:
+        asked = entry.get("layers", "all")
+        for name in list(shapes) if asked == "all" else matching(list(shapes), asked, f"{where}.layers"):
+            full = entry["action"] == "full"
+            rank = None if full else rank_for(entry["rank"], shapes[name], f"{where}.rank")
+            yield Move(name, entry["action"], rank, "scheduled")
+
+    @property
+    def rules(self) -> Mapping[str, tuple[str, ...]]:
+        """Empty: no measurement makes it act."""
+        return {}
+
+    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
+        """Keep the layer as it is: its steps are not the ticks'."""
+        return default_decision(row) or Decision(row.mode, "none", row.rank, (), "scheduled"), state
+
+    def move(self, row: Row, decision: Decision) -> Move | None:
+        """None: see `due`."""
+        return None
+
+    def reach(self, row: Row) -> tuple[Reach, ...]:
+        """Empty: there is no clause to hold."""
+        return ()

@@ -1,0 +1,84 @@
+"""Policies that switch layers: the move that one asks for, how it is carried out, and what a schedule may not ask."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lab.errors import UsageError
+from lab.ledger import Row
+from lab.svd_policy import Decision
+from lab.svd_policy.observing import Observing
+
+To = Literal["compress", "delta", "full"]
+TARGETS: tuple[To, ...] = ("compress", "delta", "full")
+Shapes = Mapping[str, tuple[int, int]]  # of the layers that may switch, (out, in), in module order
+
+
+@dataclass(frozen=True)
+class Move:
+    """A change of one layer's form that a policy asks for."""
+
+    layer: str
+    to: To  # compress: the pair in the weight's place; delta: the pair on the frozen weight; full: back
+    rank: int | None  # None for full
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switching(Observing):
+    """The settings of a switch; base of every policy that makes layers low-rank and full again."""
+
+    residual: Literal["fade", "drop"]  # what a compressed layer's pair leaves of the weight: fades, or goes at once
+    fade_steps: int  # optimizer steps through which it fades
+    start: Literal["zero", "minor"]  # of a delta's pair: a product of 0, or the weight's smallest directions
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (("residual", ("fade", "drop")), ("start", ("zero", "minor"))):
+            if (value := getattr(self, name)) not in allowed:
+                raise UsageError(f"svd_policy.{name}={value!r} is none of {', '.join(allowed)}.")
+        if self.fade_steps < 1:
+            raise UsageError(f"svd_policy.fade_steps={self.fade_steps} must be at least 1; use residual=drop for none.")
+
+    def check_schedule(self, shapes: Shapes, total_steps: int) -> None:
+        """Raises UsageError where what the policy plans cannot be done in a run of so many steps on these layers."""
+
+    def due(self, step: int, shapes: Shapes) -> Sequence[Move]:
+        """Moves that follow from the number of optimizer steps taken alone; 0 is before the first."""
+        return ()
+
+    @abstractmethod
+    def move(self, row: Row, decision: Decision) -> Move | None:
+        """The move that a decision at a tick asks for, None where it asks for none."""
+
+
+def break_even(shape: tuple[int, int]) -> float:
+    """m·n/(m + n): the rank above which two factors cost more than the weight."""
+    return math.prod(shape) / sum(shape)
+
+
+def rank_for(rank: Any, shape: tuple[int, int], key: str) -> int:
+    """A rank of a layer: a whole number as it is, or a share of break-even, rounded down and at least 1.
+
+    Raises UsageError for what is neither, and for more than the smaller side.
+    """
+    if isinstance(rank, float) and 0 < rank <= 1:
+        return max(1, int(rank * break_even(shape)))
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise UsageError(
+            f"{key}={rank!r} is no rank; give a whole number from 1, or a share of the break-even rank such as 0.5."
+        )
+    if rank > min(shape):
+        raise UsageError(f"{key}={rank} is more than the smaller side of a {shape[0]}x{shape[1]} layer; lower it.")
+    return rank
+
+
+def check_saves(rank: int, layer: str, shape: tuple[int, int], key: str) -> None:
+    """Raises UsageError for a rank of `compress` at which two factors cost more than the weight that they replace."""
+    if rank > break_even(shape):
+        raise UsageError(
+            f"{key}={rank} is above the break-even rank {break_even(shape):.0f} of {layer} ({shape[0]}x{shape[1]}), so "
+            f"compressing it would cost memory and time; lower it, or use delta."
+        )
