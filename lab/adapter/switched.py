@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.structure import LayerForm
+from lab.structure import Form, LayerForm
 
 
 class SwitchedLinear(nn.Module):
@@ -31,7 +31,7 @@ class SwitchedLinear(nn.Module):
         self.scale = nn.Parameter(torch.tensor(form.scaling, device=device), requires_grad=False)
         self.A = nn.Parameter(torch.zeros(form.rank, inner, device=device))
         self.B = nn.Parameter(torch.zeros(out, form.rank, device=device))
-        self.register_parameter("bias", bias)
+        self.bias = bias
         self.E: nn.Parameter | None = None
         self.fade: nn.Parameter | None = None
         if form.form != "low_rank":
@@ -47,10 +47,8 @@ class SwitchedLinear(nn.Module):
     @property
     def form(self) -> LayerForm:
         """Read from what the layer holds."""
-        kind = "low_rank" if self.E is None else "delta" if self.fade is None else "fading"
-        return LayerForm(  # type: ignore[arg-type]
-            kind, rank=self.A.shape[0], scaling=self.scaling, step=self.step, since=self.since
-        )
+        kind: Form = "low_rank" if self.E is None else "delta" if self.fade is None else "fading"
+        return LayerForm(kind, rank=self.A.shape[0], scaling=self.scaling, step=self.step, since=self.since)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out); scaled between the factors, where it is cheapest."""
@@ -126,7 +124,7 @@ def _linear(layer: SwitchedLinear) -> nn.Linear:
     out, inner = layer.shape
     linear: nn.Linear = torch.nn.utils.skip_init(nn.Linear, inner, out, bias=False, device=layer.A.device)
     linear.weight = nn.Parameter(layer.weight_now())
-    linear.bias = layer.bias
+    linear.register_parameter("bias", layer.bias)
     linear.train(layer.training)
     return linear
 

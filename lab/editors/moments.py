@@ -60,7 +60,7 @@ def product_change(factors: Pair, dB: Tensor, dA: Tensor) -> Tensor:
 
 def rms(x: Tensor) -> float:
     """Root mean square."""
-    return float(x.double().square().mean().sqrt())
+    return float(x.detach().double().square().mean().sqrt())
 
 
 def split_adam(weight: Adam, pair: Factors) -> tuple[Adam, Adam]:

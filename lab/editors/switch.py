@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from lab.model import base_of
 from lab.record import RunRecord, strict
 from lab.structure import LayerForm
 from lab.svd_policy.switching import Move, Shapes, Switching
+from lab.training.compile import allow_graphs
 from lab.training.distributed import from_rank_0, rank, world
 from lab.training.optim import set_pairs, verify_trained
 
@@ -45,12 +47,14 @@ class Switcher:
     name = "switches"
 
     def __init__(self, model: Structured, policy: Switching, shapes: Shapes, run_dir: Path, dtype: torch.dtype) -> None:
+        self.layouts: set[frozenset[tuple[str, str, int | None]]] = set()  # that blocks have had, each a graph or two
         self.model, self.net, self.policy, self.shapes = model, base_of(model.net), policy, shapes
         self.run_dir, self.dtype = run_dir, dtype  # of Muon's products
         self.asked: Callable[[], Sequence[Move]] = tuple  # the moves that the last tick's decisions ask for, on rank 0
         self.loss: Callable[[], float | None] = lambda: None  # of the step's last micro-batches, as the weights are
         self.rows: list[Row] = []  # of the last event
-        self.waiting: list[str] = []  # layers of zeros, which the last event was to factor
+        self.waiting: list[Move] = []  # of layers of zeros: carried out as soon as they have directions
+        self.new_waiting: list[str] = []  # layers that have begun to wait after this step
 
     def loss_term(self, scale: int) -> None:
         """None: a switch adds nothing to the objective."""
@@ -63,10 +67,8 @@ class Switcher:
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> list[Edit]:
         """Fade, then carry out what the policy asks for, as one event; raises Mismatch for a move that cannot be."""
-        self.rows, self.waiting = [], []
-        faded = self._fade(step)
-        asked = from_rank_0(lambda: [asdict(move) for move in (*self.policy.due(step, self.shapes), *self.asked())])
-        moves = [Move(**move) for move in asked if not self._waits(Move(**move), step)]
+        self.rows, faded = [], self._fade(step)
+        moves = self._moves(step)
         if not faded and not moves:
             return []
         before = self.loss()
@@ -74,6 +76,7 @@ class Switcher:
             self._drop(name, step, optimizer)
         for move in moves:
             self._carry_out(move, step, optimizer)
+        self._allow_graphs()
         set_pairs(optimizer, self.model.switched())
         verify_trained(self.net, optimizer)
         after = self.loss()
@@ -84,13 +87,31 @@ class Switcher:
                 file.write("".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in self.rows))
         return [Edit(row["layer"], _form_at(self.net, row["layer"])) for row in self.rows]
 
+    def _allow_graphs(self) -> None:
+        """Where blocks are compiled, each layout of a block is compiled anew."""
+        blocks: dict[str, set[tuple[str, str, int | None]]] = {}
+        for name in self.shapes:
+            block, _, leaf = re.sub(r"^(.*?\.\d+)\.", r"\1|", name).rpartition("|")
+            form = _form_at(self.net, name)
+            blocks.setdefault(block, set()).add((leaf, form.form, form.rank))
+        self.layouts |= {frozenset(block) for block in blocks.values()}
+        allow_graphs(len(self.layouts))
+
+    def _moves(self, step: int) -> list[Move]:
+        """What is to be carried out now: what is due, what was asked for, and what need not wait any longer."""
+        asked = from_rank_0(lambda: [asdict(move) for move in (*self.policy.due(step, self.shapes), *self.asked())])
+        new = [Move(**move) for move in asked]
+        named, waited = {move.layer for move in new}, {move.layer for move in self.waiting}
+        moves = [*(move for move in self.waiting if move.layer not in named), *new]
+        self.waiting = [move for move in moves if self._waits(move, step)]
+        self.new_waiting = [move.layer for move in self.waiting if move.layer not in waited]
+        kept = {move.layer for move in self.waiting}
+        return [move for move in moves if move.layer not in kept and not (move.layer in waited and move.to == "full")]
+
     def _waits(self, move: Move, step: int) -> bool:
         """True for a weight of zeros after the first step: it has no directions, and will have some."""
         module: Any = self.net.get_submodule(move.layer)
-        if move.to == "full" or step == 0 or not isinstance(module, nn.Linear) or bool(module.weight.any()):
-            return False
-        self.waiting.append(move.layer)
-        return True
+        return move.to != "full" and step > 0 and isinstance(module, nn.Linear) and not bool(module.weight.any())
 
     def _fade(self, step: int) -> list[str]:
         """Let each residual fade one step further; the layers whose residual has come to its end."""
@@ -155,7 +176,9 @@ class Switcher:
         old: Any = self.net.get_submodule(move.layer)
         group, place = _place(optimizer, old.weight)
         made = self._factor(move, old.weight.detach(), group, optimizer.state.get(old.weight, {}), step)
-        shared = from_rank_0(lambda: {"form": vars(made.form), "tail": made.tail, "keys": sorted(made.states[0])})
+        shared: dict[str, Any] = from_rank_0(
+            lambda: {"form": vars(made.form), "tail": made.tail, "keys": sorted(made.states[0])}
+        )
         layer = install(self.net, move.layer, LayerForm(**shared["form"]))
         layer.train(old.training)
         with torch.no_grad():
@@ -213,18 +236,19 @@ class Switcher:
         elif of_B:
             adam = joined_adam(layer, Adam.of(of_B, group), Adam.of(of_A, group))
             state = adam.state(of_B["step"], group)
-        weight = install_full(self.net, name).weight
+        weight: Any = install_full(self.net, name).weight
         with torch.no_grad():
             weight.copy_(_from_0(weight.detach().clone()))
         state = {key: _from_0(tensor) for key, tensor in state.items()}
         _replace(optimizer, group, place, [layer.A, layer.B], {weight: state}, ("weight",))
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: what a fade needs is in the structure, and what a policy remembers with its decisions."""
-        return {}
+        """The moves that wait; what a fade needs is in the structure."""
+        return {"waiting": [asdict(move) for move in self.waiting]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take up."""
+        """Take up the moves that waited."""
+        self.waiting = [Move(**move) for move in state["waiting"]]
 
     def finish(self, record: RunRecord) -> None:
         """Record the ranks that are left, read back, and how many parameters train now."""

@@ -28,7 +28,7 @@ class SwitchBoard(Instrument):
         self._show(trainer, module, trainer.global_step)
 
     def _show(self, trainer: Trainer, module: CausalLM, step: int) -> None:
-        rows, waiting = self.editor.rows, self.editor.waiting
+        rows, waiting = self.editor.rows, self.editor.new_waiting
         if not trainer.is_global_zero or not (rows or waiting):
             return
         for line in [*map(sentence, rows), *(f"step {step}: {name} waits: zero_matrix" for name in waiting)]:

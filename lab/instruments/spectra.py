@@ -79,6 +79,7 @@ class SpectralObserver(Instrument):
         flops = {name: analysis_flops(shape, *how) for name, shape in shapes.items()}
         self.owner = owners(flops, world())
         allowance = None
+        assert policy.every_n_steps is not None, "a policy without ticks"
         if policy.budget is not None:
             allowance = policy.budget * policy.every_n_steps * self.step_flops
         self.groups = cohorts(flops, allowance, policy.layers_per_tick)

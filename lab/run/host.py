@@ -47,7 +47,7 @@ from lab.training import checkpoint, hardware, memory
 from lab.training.answers import Answers
 from lab.training.base_loss import base_loss, probe_loss
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
-from lab.training.compile import compile_blocks
+from lab.training.compile import compile_blocks, graphs_made
 from lab.training.distributed import any_of, check_equal, rank, world
 from lab.training.evaluate import Evaluation, evaluate
 from lab.training.hardware import Resolved
@@ -264,6 +264,8 @@ class Host:
         self.result.steps, self.result.labelled_tokens = progress.step, progress.labelled_tokens
         self.result.tokens = progress.tokens + (init.get("tokens") or 0)  # looked at before step 0, too
         self.result.switches = self.editing.switches
+        if self.config.hardware.compile:
+            self.result.environment["compiled_graphs"] = graphs_made()
         self.result.metrics |= {"best_val_loss": progress.best_val_loss, "best_step": progress.best_step}
         self.result.metrics["train_loss"] = progress.train_loss
         spent = {account: self.clock.of(account) for account in ("train", "eval", "analysis")}

@@ -26,7 +26,7 @@ class Scheduled(Switching):
             where = f"svd_policy.schedule[{i}]"
             strange = [key for key in entry if key not in KEYS]
             if strange:
-                raise UsageError(f"{where} has {strange[0]!r}{nearest(strange[0], KEYS)}; keys: {', '.join(KEYS)}.")
+                raise UsageError(f"{where} has {strange[0]!r}{nearest(strange[0], KEYS)} (keys: {', '.join(KEYS)}).")
             step, action = entry.get("step"), entry.get("action")
             if not isinstance(step, int) or isinstance(step, bool) or step < 0:
                 raise UsageError(f"{where}.step={step!r} is no number of optimizer steps from 0.")

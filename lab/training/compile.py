@@ -10,6 +10,8 @@ from torch import nn
 from lab.errors import UsageError
 from lab.model import base_of
 
+SLACK = 8  # graphs beside those of the layouts: other lengths of text, a batch of one
+
 
 def compile_blocks(net: Any, accelerator: str) -> int:
     """Compile every block of a causal language model in place, for any length of text; returns their number.
@@ -28,3 +30,23 @@ def compile_blocks(net: Any, accelerator: str) -> int:
     for block in blocks:
         block.compile(dynamic=True)
     return len(blocks)
+
+
+def allow_graphs(layouts: int) -> None:
+    """Let a block's code have two graphs, to train and to score, for each layout that blocks have had, and some more.
+
+    All blocks share one code object, and torch would go on without compiling, in silence, behind its limit of 8.
+    """
+    import torch._dynamo
+
+    limit = 2 * layouts + SLACK
+    for name in ("recompile_limit", "cache_size_limit"):
+        if hasattr(torch._dynamo.config, name):
+            setattr(torch._dynamo.config, name, max(limit, getattr(torch._dynamo.config, name)))
+
+
+def graphs_made() -> int:
+    """Graphs that this process has compiled so far."""
+    import torch._dynamo.utils
+
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])

@@ -144,7 +144,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 self.state[parameter] |= {"step": step, **moments}
         states = [self.state[parameter] for parameter in parameters]
         adamw(
-            parameters,
+            [*parameters],
             [p.grad for p in parameters if p.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],

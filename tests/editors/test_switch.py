@@ -151,7 +151,7 @@ def test_a_switch_edits_the_optimizer_in_its_place_and_leaves_all_other_state_as
         ("lab.training.checkpoint:save", 2),  # in a fade, and after a switch that no checkpoint holds
         ("lab.instruments.spectra:SpectralObserver._write", 4),  # inside a tick
         ("lab.editors.switch:install_full", 1),
-        ("lab.adapter.export:verify_export", 1),
+        ("lab.run.host:Host._finish", 1),  # behind the last checkpoint
     ],
 )
 def test_a_killed_run_goes_on_to_the_bit(optim, place, call, tmp_path, trained):
@@ -159,7 +159,7 @@ def test_a_killed_run_goes_on_to_the_bit(optim, place, call, tmp_path, trained):
         pytest.skip("of the other optimizer")
     overrides = (*FULL, *OPTIMS[optim], *scheduled())
     killed = start(tmp_path, *overrides, kill_before=place, call=call)
-    assert killed == -9 or place == "lab.adapter.export:verify_export"
+    assert killed == -9
     run(tmp_path, *overrides)
     assert differing(trained[0], tmp_path) == []
 
@@ -183,14 +183,25 @@ def test_step_0_switches_before_there_are_states_and_zeros_start_from_a_product_
     assert result.switches == len(result.ranks) == 14
 
 
-def test_a_matrix_of_zeros_waits_after_the_first_step(tmp_path, capsys):
-    from lab.editors import switch
+def test_a_matrix_of_zeros_waits_until_it_has_directions(tmp_path, capsys, monkeypatch):
+    """Its gradient is held at 0 for four steps, so that AdamW leaves it as it is."""
+    real, passes = Host._fresh, []
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(switch.Switcher, "_waits", lambda self, move, step: self.waiting.append(move.layer) is None)
-        run(tmp_path, *FULL, *scheduled())
-    assert rows(tmp_path) == [] or not (tmp_path / "switches.jsonl").exists()
-    assert f"{UP} waits: zero_matrix" in capsys.readouterr().out
+    def held(gradient):
+        passes.append(None)
+        return gradient * (len(passes) > 4)
+
+    def zeroed(self, net, targets):
+        weight = net.get_submodule(UP).weight
+        weight.data.zero_()
+        weight.register_hook(held)
+        return real(self, net, targets)
+
+    monkeypatch.setattr(Host, "_fresh", zeroed)
+    events = [{"step": 2, "layers": ["0.mlp.up_proj"], "action": "compress", "rank": 0.5}]
+    run(tmp_path, *FULL, *scheduled(events, fade_steps=1), "hardware.micro_batch_size=8")
+    assert capsys.readouterr().out.count(f"step 2: {UP} waits: zero_matrix") == 1
+    assert [(row["step"], row["to"]) for row in rows(tmp_path)] == [(5, "fading"), (6, "low_rank")]
 
 
 def test_a_drop_says_its_tail_and_what_it_cost_on_the_batch(tmp_path):
@@ -257,7 +268,7 @@ def test_two_processes_switch_as_one(optim, tmp_path):
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
     if optim == "adamw":
         for key, tensor in one["state_dict"].items():
-            assert torch.allclose(tensor, two["state_dict"][key], atol=1e-4), key
+            assert torch.allclose(tensor, two["state_dict"][key], atol=1e-5), key
 
 
 def refusal(tmp_path, *overrides):
@@ -279,7 +290,7 @@ def refusal(tmp_path, *overrides):
         ([{"step": 1, "action": "full", "rank": 3}], "full needs no rank"),
         ([{"step": 1, "action": "shrink", "rank": 3}], "action='shrink' is none of compress, delta, full"),
         ([{"step": -1, "action": "full"}], "step=-1 is no number of optimizer steps"),
-        ([{"stop": 1, "action": "full"}], "has 'stop' (did you mean step?)"),
+        ([{"stop": 1, "action": "full"}], "has 'stop'; did you mean step?"),
         ([{"step": 1, "layers": ["q_pro"], "action": "full"}], "'q_pro' matches no linear layer"),
         ([{"step": 1, "action": "delta", "rank": 3}, {"step": 2, "action": "delta", "rank": 4}], "since step 1"),
         ([{"step": 1, "action": "delta", "rank": 3}] * 2, "at step 1, as another entry does"),
@@ -297,7 +308,7 @@ def test_a_schedule_that_cannot_be_is_refused_in_one_sentence(events, said, tmp_
         (("method=full", *scheduled(residual="keep")), "svd_policy.residual='keep' is none of fade, drop"),
         (("method=full", *scheduled(fade_steps=0)), "svd_policy.fade_steps=0 must be at least 1"),
         (("method=full", *scheduled(start="half")), "svd_policy.start='half' is none of zero, minor"),
-        (("method=full", "svd_policy=random", "svd_policy.probability=2"), "probability=2.0 is no probability"),
+        (("method=full", "svd_policy=random", "svd_policy.probability=2"), "probability=2 is no probability"),
         (("method=full", "svd_policy=random", "svd_policy.k=4", "svd_policy.rank=60"), "above the break-even rank"),
     ],
 )
@@ -305,11 +316,13 @@ def test_what_cannot_switch_is_refused_in_one_sentence(overrides, said, tmp_path
     assert said in refusal(tmp_path, *QUIET, *overrides)
 
 
-def test_a_run_is_not_resumed_with_another_policy(trained, tmp_path):
+def test_a_run_is_not_resumed_with_another_policy(trained):
+    from omegaconf import OmegaConf
+
     from lab.launch import resume
 
-    with pytest.raises(UsageError, match="svd_policy"):
-        resume.overrides([f"resume={trained[0]}", "svd_policy=observe"])
+    with pytest.raises(UsageError, match="'svd_policy=observe' is not allowed beside it"):
+        resume.config_of(OmegaConf.create({"resume": str(trained[0])}), ["svd_policy=observe"])
     assert config.load(trained[0]).svd_policy["_target_"].endswith("Scheduled")
 
 

@@ -131,4 +131,4 @@ def test_weight_decay_acts_on_the_product_once(kind):
         optimizer = torch.optim.AdamW([pair.A, pair.B], lr=lr, weight_decay=decay, fused=True)
         decay_once(optimizer, [pair])
     optimizer.step()
-    assert torch.allclose(pair.product(), (1 - lr * decay) * before, rtol=1e-5)
+    assert torch.allclose(pair.product(), (1 - lr * decay) * before, atol=1e-5)  # of entries up to 4
