@@ -17,6 +17,8 @@ OTHERS = {
     "offset": ("fold", "the offset"),
     "base_replaced": (True, "the base's replacement"),
     "active": (2, "the number of directions that act"),
+    "step": (0.5, "the factor on Muon's step"),
+    "since": (7, "the step of its switch"),
 }
 
 
