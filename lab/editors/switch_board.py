@@ -1,6 +1,8 @@
 """Board of a run's switches: a line for each on the console, and markers on the dashboard."""
 
+import logging
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -10,6 +12,9 @@ from lab.editors.switch import Row, Switcher
 from lab.training.module import CausalLM
 from lab.training.progress import console
 from lab.training.step import Instrument
+
+log = logging.getLogger(__name__)
+FEW = 4  # switches of one event that the console tells one by one; the log has them all
 
 
 class SwitchBoard(Instrument):
@@ -32,6 +37,8 @@ class SwitchBoard(Instrument):
         if not trainer.is_global_zero or not (rows or waiting):
             return
         for line in [*map(sentence, rows), *(f"step {step}: {name} waits: zero_matrix" for name in waiting)]:
+            log.info("%s", line)
+        for line in [*lines(rows), *(f"step {step}: {name} waits: zero_matrix" for name in waiting)]:
             console.print(Text(line, style="bold"))
         if not rows:
             return
@@ -47,13 +54,38 @@ class SwitchBoard(Instrument):
                 add_text("switch", "\n\n".join(map(sentence, rows)), step)
 
 
+def lines(rows: Sequence[Row]) -> list[str]:
+    """A line for each switch; for each kind of switch where there are more than FEW."""
+    if len(rows) <= FEW:
+        return [sentence(row) for row in rows]
+    kinds: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault((row["from"], row["to"], row["reason"]), []).append(row)
+    return [together(alike) for alike in kinds.values()]
+
+
+def together(rows: Sequence[Row]) -> str:
+    """Switches of one kind in words: their sum, and the span of what differs."""
+    first, few = rows[0], ", ".join(row["layer"] for row in rows[:2])
+    more = f" and {len(rows) - 2} more" if len(rows) > 2 else ""
+    whole = {key: sum(row[key] for row in rows) for key in first if key.startswith(("para", "state"))}
+    shared = {**first, **whole, "layer": f"{few}{more}"}
+    for key, form in (("rank", "{:d}"), ("tail", "{:.1%}")):
+        values = sorted(row[key] for row in rows if row[key] is not None)
+        shared[key] = (
+            None if not values else " to ".join(dict.fromkeys(form.format(v) for v in (values[0], values[-1])))
+        )
+    return sentence(shared)
+
+
 def sentence(row: Row) -> str:
     """A switch in words, with its numbers."""
     parts = [f"step {row['step']}: {row['layer']} {row['from']} → {row['to']} ({row['reason']})"]
     if row["rank"] is not None:
         parts.append(f"rank {row['rank']}")
     if row["tail"] is not None:
-        parts.append(f"leaves {row['tail']:.1%} of the weight's norm")
+        tail = row["tail"] if isinstance(row["tail"], str) else f"{row['tail']:.1%}"
+        parts.append(f"leaves {tail} of the weight's norm")
     parts.append(f"{row['parameters_before']:,} → {row['parameters_after']:,} parameters")
     parts.append(f"state {row['state_bytes_before'] / 1e6:.2f} → {row['state_bytes_after'] / 1e6:.2f} MB")
     if row["loss_before"] is not None:

@@ -343,3 +343,16 @@ def test_factors_are_exported_as_they_are_with_the_rank_of_each(trained, tmp_pat
     assert torch.allclose(product, dense, atol=1e-5)
     with pytest.raises(UsageError, match="has no adapter"):
         export_run(folder, tmp_path / "adapter", "adapter", None)
+
+
+def test_many_switches_at_once_are_one_line_with_their_sum_and_the_log_has_each(tmp_path, capsys, caplog):
+    events = [{"step": 2, "layers": "all", "action": "compress", "rank": 0.5}]
+    with caplog.at_level("INFO"):
+        run(tmp_path, *FULL, *scheduled(events, residual="drop"))
+    out = " ".join(capsys.readouterr().out.split())
+    found = rows(tmp_path)
+    (line,) = [part for part in out.split("step 2: ")[1:] if "full → low_rank" in part]
+    before, after = (sum(row[f"parameters_{when}"] for row in found) for when in ("before", "after"))
+    assert "and 12 more full → low_rank (scheduled), rank 10 to 23, leaves" in line
+    assert f"{before:,} → {after:,} parameters" in line
+    assert caplog.text.count("full → low_rank (scheduled)") == 14
