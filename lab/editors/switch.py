@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,20 @@ class Switcher:
 
     def _moves(self, step: int) -> list[Move]:
         """What is to be carried out now: what is due, what was asked for, and what need not wait any longer."""
-        asked = from_rank_0(lambda: [asdict(move) for move in (*self.policy.due(step, self.shapes), *self.asked())])
-        new = [Move(**move) for move in asked]
-        named, waited = {move.layer for move in new}, {move.layer for move in self.waiting}
-        moves = [*(move for move in self.waiting if move.layer not in named), *new]
-        self.waiting = [move for move in moves if self._waits(move, step)]
+        waited = {move.layer for move in self.waiting}
+        now, waiting = from_rank_0(lambda: [[asdict(move) for move in moves] for moves in self._sorted(step, waited)])
+        self.waiting = [Move(**move) for move in waiting]
         self.new_waiting = [move.layer for move in self.waiting if move.layer not in waited]
-        kept = {move.layer for move in self.waiting}
-        return [move for move in moves if move.layer not in kept and not (move.layer in waited and move.to == "full")]
+        return [Move(**move) for move in now]
+
+    def _sorted(self, step: int, waited: Collection[str]) -> tuple[list[Move], list[Move]]:
+        """The moves for now, and those that wait; one that was to undo a move that waited has nothing to undo."""
+        new = [*self.policy.due(step, self.shapes), *self.asked()]
+        named = {move.layer for move in new}
+        moves = [*(move for move in self.waiting if move.layer not in named), *new]
+        waiting = [move for move in moves if self._waits(move, step)]
+        now = [move for move in moves if move not in waiting and not (move.layer in waited and move.to == "full")]
+        return now, waiting
 
     def _waits(self, move: Move, step: int) -> bool:
         """True for a weight of zeros after the first step: it has no directions, and will have some."""
@@ -175,21 +181,24 @@ class Switcher:
         """Factor on rank 0, give the pair to every process, and put it in the optimizer where the weight was."""
         old: Any = self.net.get_submodule(move.layer)
         group, place = _place(optimizer, old.weight)
-        made = self._factor(move, old.weight.detach(), group, optimizer.state.get(old.weight, {}), step)
-        shared: dict[str, Any] = from_rank_0(
-            lambda: {"form": vars(made.form), "tail": made.tail, "keys": sorted(made.states[0])}
-        )
-        layer = install(self.net, move.layer, LayerForm(**shared["form"]))
+        state = optimizer.state.get(old.weight, {})
+        made = self._factor(move, old.weight.detach(), group, state, step) if rank() == 0 else None
+        form, tail = from_rank_0(lambda: [vars(made.form), made.tail] if made is not None else [])
+        layer = install(self.net, move.layer, LayerForm(**form))
         layer.train(old.training)
         with torch.no_grad():
-            for key, tensor in made.tensors.items():
-                getattr(layer, key).copy_(_from_0(tensor.to(torch.float32)))
-        states = [{key: _from_0(state[key]) for key in shared["keys"]} for state in made.states]
-        _replace(optimizer, group, place, [old.weight], {layer.A: states[0], layer.B: states[1]}, ("A", "B"))
-        return float(shared["tail"])
+            for key in ("A", "B", "E"):
+                if (parameter := getattr(layer, key)) is not None:
+                    parameter.copy_(_from_0(made.tensors[key] if made is not None else parameter.detach()))
+        of_A, of_B = (
+            _state_from_0(state, parameter, None if made is None else made.states[i])
+            for i, parameter in enumerate((layer.A, layer.B))
+        )
+        _replace(optimizer, group, place, [old.weight], {layer.A: of_A, layer.B: of_B}, ("A", "B"))
+        return float(tail)
 
     def _factor(self, move: Move, W: Tensor, group: dict[str, Any], state: State, step: int) -> Factored:
-        """The same on every process but for the last bits of a decomposition; rank 0's is taken."""
+        """The pair, its optimizer states and what it leaves, from a weight and the state of that."""
         assert move.rank is not None, "a low-rank move without a rank"
         split, kind = self._split(move, W, state), move.to
         pair = Factors(split.A.float(), split.B.float())
@@ -230,16 +239,15 @@ class Switcher:
         layer = _switched(self.net, name)
         group, place = _place(optimizer, layer.A)
         of_A, of_B = optimizer.state.get(layer.A, {}), optimizer.state.get(layer.B, {})
-        state: State = {}
-        if "momentum" in of_B:
-            state = {"momentum": joined(layer, of_B["momentum"], of_A["momentum"])}
-        elif of_B:
-            adam = joined_adam(layer, Adam.of(of_B, group), Adam.of(of_A, group))
-            state = adam.state(of_B["step"], group)
+        made: State = {}
+        if rank() == 0 and "momentum" in of_B:
+            made = {"momentum": joined(layer, of_B["momentum"], of_A["momentum"])}
+        elif rank() == 0 and of_B:
+            made = joined_adam(layer, Adam.of(of_B, group), Adam.of(of_A, group)).state(of_B["step"], group)
         weight: Any = install_full(self.net, name).weight
         with torch.no_grad():
             weight.copy_(_from_0(weight.detach().clone()))
-        state = {key: _from_0(tensor) for key, tensor in state.items()}
+        state = _state_from_0(of_B, weight, made if rank() == 0 else None)
         _replace(optimizer, group, place, [layer.A, layer.B], {weight: state}, ("weight",))
 
     def state_dict(self) -> dict[str, Any]:
@@ -303,6 +311,12 @@ def _from_0(tensor: Tensor) -> Tensor:
     if world() > 1:
         dist.broadcast(tensor := tensor.contiguous(), src=0)
     return tensor
+
+
+def _state_from_0(before: State, parameter: nn.Parameter, made: State | None) -> State:
+    """Rank 0's state of a new parameter, on every rank: of the kinds that the one before had."""
+    empty = {key: torch.zeros_like(parameter) if value.ndim else value.clone() for key, value in before.items()}
+    return {key: _from_0(value if made is None else made[key]) for key, value in sorted(empty.items())}
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

@@ -68,3 +68,25 @@ def test_adapted_layers_are_observed_also_where_blocks_are_compiled(tmp_path, mo
     assert written[0] == written[1]
     assert losses(tmp_path / "compiled") == losses(tmp_path / "eager")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
+def test_a_switched_run_compiles_two_graphs_for_a_layout_and_none_for_generating(tmp_path, monkeypatch):
+    """Two layouts, all layers full and all low-rank: a graph each to train by and to score by, and of no layer more."""
+    from lab import record
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compile_block = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda block, **how: compile_block(block, backend="eager", **how))
+    policy = (
+        *("svd_policy=scheduled", "svd_policy.every_n_steps=null", "svd_policy.residual=drop"),
+        "svd_policy.schedule=[{step: 2, layers: all, action: compress, rank: 0.5}]",
+    )
+    short = ("method=full", *policy, "schedule.max_steps=4", "schedule.max_epochs=null", "evaluate.accuracy=false")
+    for name, compiled in (("eager", "false"), ("compiled", "true")):
+        run(tmp_path / name, *short, "evaluate.num_samples=2", f"hardware.compile={compiled}")
+    graphs = record.read(tmp_path / "compiled").environment["compiled_graphs"]
+    assert 4 <= graphs <= 2 * 2 + 2, graphs  # a batch of one, or an even length, may be told apart
+    assert "compiled_graphs" not in record.read(tmp_path / "eager").environment
+    for here, there in zip(losses(tmp_path / "eager"), losses(tmp_path / "compiled"), strict=True):
+        assert all(a == b or math.isclose(float(a), float(b), rel_tol=1e-4) for a, b in zip(here, there, strict=True))
