@@ -183,7 +183,8 @@ class Switcher:
         group, place = _place(optimizer, old.weight)
         state = optimizer.state.get(old.weight, {})
         made = self._factor(move, old.weight.detach(), group, state, step) if rank() == 0 else None
-        form, tail = from_rank_0(lambda: [vars(made.form), made.tail] if made is not None else [])
+        shared: list[Any] = from_rank_0(lambda: [vars(made.form), made.tail] if made is not None else [])
+        form, tail = shared
         layer = install(self.net, move.layer, LayerForm(**form))
         layer.train(old.training)
         with torch.no_grad():
