@@ -41,7 +41,7 @@ def job(cfg: DictConfig) -> float:
         return launch(
             config,
             folder,
-            choices={key: str(value) for key, value in hydra_cfg.runtime.choices.items() if "/" not in key},
+            choices={key: str(value) for key, value in hydra_cfg.runtime.choices.items() if not {"/", "@"} & set(key)},
             overrides=overrides,
             alone=hydra_cfg.mode == RunMode.RUN,
             beside=str(hydra_cfg.launcher.get("_target_")).endswith(("BesideLauncher", "JoblibLauncher")),

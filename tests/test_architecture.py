@@ -11,7 +11,7 @@ LAB = Path(__file__).resolve().parent.parent / "lab"
 # A room, a folder or a file of lab/, imports only from floors below its own: so every arrow runs down, and there are no
 # circles. `lab` is the package's own __init__.py, which imports the report when it is first asked to load one.
 FLOORS: dict[int, tuple[str, ...]] = {
-    10: ("train", "before", "export", "bench", "suggest"),
+    10: ("train", "before", "export", "bench", "suggest", "evaluate"),
     9: ("launch",),
     8: ("run",),
     7: ("evidence", "instruments", "editors", "replay", "testing", "assets"),

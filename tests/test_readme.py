@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lab import config, export
+from lab import config, evaluate, export
 from lab.suggest import __main__ as suggest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 LINES = [
     line.split(" #")[0].strip()
-    for page in (README, *((ROOT / f"docs/{name}.md").read_text() for name in ("observe", "suggest")))
+    for page in (README, *((ROOT / f"docs/{name}.md").read_text() for name in ("observe", "suggest", "data")))
     for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     for line in block.splitlines()
     if line.strip()
@@ -44,6 +44,14 @@ def test_every_export_command_is_taken(line, monkeypatch):
     asked = []
     monkeypatch.setattr(export, "export_run", lambda *given: asked.append(given) or {"to": given[1], "notes": []})
     export.main(shlex.split(line.split("lab.export", 1)[1]))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if "lab.evaluate" in line])
+def test_every_evaluate_command_is_taken(line, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda *given, **settings: asked.append(given) or {})
+    evaluate.main(shlex.split(line.split("lab.evaluate", 1)[1]))
     assert len(asked) == 1
 
 

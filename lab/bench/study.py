@@ -73,7 +73,7 @@ def _prepare(folder: Path) -> None:
     settings = config.compose(*STUDY, "data.test_examples=50", f"rank={RANK}", "optim.lr=0.003")
     model = instantiate.make(settings.model)
     tokenizer = model.tokenizer()
-    corpus = load_corpus(instantiate.make(settings.data), tokenizer)
+    corpus = load_corpus(instantiate.make_data(settings.data), tokenizer)
     model.load(torch.float32, 0).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     rows: dict[str, Any] = {side: _rows(getattr(corpus, side)) for side in ("train", "val", "test")}

@@ -103,8 +103,10 @@ def compose(*overrides: str) -> RunConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
+    from lab.config.arguments import with_test
+
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return check(hydra_compose("config", overrides=list(overrides)))
+        return check(hydra_compose("config", overrides=[with_test(override) for override in overrides]))
 
 
 def load(run_dir: Path, start: Path | None = None) -> RunConfig:

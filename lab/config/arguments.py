@@ -12,6 +12,8 @@ from hydra.errors import HydraException
 from lab import paths
 from lab.errors import UsageError
 
+TEST = "data.test"  # a data set within a data set: what a run is tested on, where that is another's
+
 
 def arrange(arguments: Sequence[str]) -> list[str]:
     """The arguments as Hydra takes them: overrides first, then options; each path one value of Hydra's grammar.
@@ -29,7 +31,7 @@ def arrange(arguments: Sequence[str]) -> list[str]:
             waiting.pop(0)
         else:
             options.append(_expand_home(argument))
-    return [*(with_path(override) for override in overrides), *options]
+    return [*(with_test(with_path(override)) for override in overrides), *options]
 
 
 def _overrides(arguments: Sequence[str]) -> list[str]:
@@ -77,6 +79,14 @@ def with_path(override: str) -> str:
     if whole and isinstance(parsed, list | dict | ChoiceSweep):
         return f"{key}={paths.quoted(value)}"
     return override
+
+
+def with_test(override: str) -> str:
+    """An override of `data.test` as Hydra takes it: the option of `data` that stands there, or none for null."""
+    key, equals, value = override.partition("=")
+    if key.lstrip("+") != TEST or not equals or value.lstrip().startswith(("{", "$")):
+        return override
+    return f"~data@{TEST}" if value.strip() in ("null", "") else f"data@{TEST}={value}"
 
 
 def _quote(place: str, key: str) -> str:

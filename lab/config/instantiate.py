@@ -14,8 +14,10 @@ from lab.errors import UsageError
 from lab.record import METRICS
 
 
-def make(node: dict[str, Any]) -> Any:
+def make(node: dict[str, Any], where: str | None = None) -> Any:
     """The object a `_target_` mapping describes; raises UsageError with the constructor's own sentence.
+
+    `where` is the key that the user wrote the values under, where it is not the group's.
 
     Where the target is a dataclass, values are first compared with the plain types that its fields name: a constructor
     would compare text with numbers, or count to 1.5, and say so in words that are not the user's.
@@ -24,7 +26,7 @@ def make(node: dict[str, Any]) -> Any:
     if not isinstance(target, str) or not target:
         raise UsageError(f"_target_={target!r} names no class, and {sorted(node)} need one, such as mypackage.Mine.")
     try:
-        _check_types(node, _group(node))
+        _check_types(node, where or _group(node))
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
@@ -36,6 +38,15 @@ def make(node: dict[str, Any]) -> Any:
             why = _innermost(error, target)
             raise UsageError(f"_target_={target} cannot be imported ({why}); mend the path.") from error
         raise UsageError(" ".join(str(error).split("\nfull_key")[0].split())) from error
+
+
+def make_data(node: dict[str, Any]) -> Any:
+    """The data set of a config; with `test`, the options of another, that one's test side instead of its own."""
+    test = node.get("test")
+    if not isinstance(test, dict):
+        return make(node)
+    own = make({key: value for key, value in node.items() if key != "test"})
+    return locate("lab.data.elsewhere.TestedElsewhere")(own, make(test, "data.test"))
 
 
 def _innermost(error: BaseException, target: str) -> str:

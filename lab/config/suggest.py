@@ -11,6 +11,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 
 from lab.config import CONF, GROUPS, ConfigError, RunConfig, compose
+from lab.config.arguments import TEST, with_test
 from lab.config.instantiate import NAMES
 from lab.errors import UsageError, closest, nearest
 
@@ -46,7 +47,7 @@ def composed(overrides: Sequence[str]) -> RunConfig:
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
     """Hydra's complaint about a command line in one sentence an override, with what may have been meant."""
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    overrides = [with_test(argument) for argument in arguments if "=" in argument and not argument.startswith("-")]
     complaint = str(error)
     sentences = [*suggestions(overrides, complaint), *_type_errors(complaint)]
     if not sentences and complaint.startswith("Config group override must be"):
@@ -61,7 +62,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
 def _is_refused(override: str, complaint: str) -> bool:
     """True where Hydra complains of this override; one it is content with may name an option of the user's own."""
     key, _, value = override.lstrip("+~").partition("=")
-    return any(f"'{name}'" in complaint for name in (key, f"{key}/{value}"))
+    return any(f"'{name}'" in complaint for name in (key, f"{key.partition('@')[0]}/{value}"))
 
 
 def suggestions(overrides: Sequence[str], complaint: str) -> Iterator[str]:
@@ -69,26 +70,30 @@ def suggestions(overrides: Sequence[str], complaint: str) -> Iterator[str]:
     chosen = {"experiment": ""}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        folder = CONF / key
+        group, _, package = key.partition("@")
+        folder = CONF / group
         if key and folder.is_dir() and not (folder / f"{value}.yaml").is_file():
             if _is_refused(override, complaint) and "," not in value:
-                yield _no_option(key, value)
+                yield _no_option(group, value, package)
+        elif package and f"'{key}.test'" in complaint:
+            yield f"{package}={value} is itself tested on another data set; name one that has a test side."
         elif folder.is_dir():
             chosen[key] = value
     keys = None
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if not key or key.startswith("hydra") or (CONF / key).is_dir() or not _is_refused(override, complaint):
+        is_group = (CONF / key.partition("@")[0]).is_dir()
+        if not key or key.startswith("hydra") or is_group or not _is_refused(override, complaint):
             continue
         keys = keys or [known for known in _keys(chosen) if not known.endswith("_target_")]
         if key not in keys:
             yield f"there is no key {key}{did_you_mean(key, keys) or '.'} {ALL}"
 
 
-def _no_option(group: str, value: str) -> str:
+def _no_option(group: str, value: str, package: str = "") -> str:
     options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     listed = f" There are {', '.join(options)}." if options and "/" not in group else ""
-    return f"{group}={value} is no option{nearest(value, options) or '.'}{listed}"
+    return f"{package or group}={value} is no option{nearest(value, options) or '.'}{listed}"
 
 
 def _no_options(overrides: Sequence[str]) -> Iterator[str]:
@@ -166,12 +171,18 @@ def _keys(chosen: dict[str, str]) -> Iterator[str]:
     defaults = OmegaConf.load(CONF / "config.yaml")
     picked = {name: option for item in defaults.defaults if OmegaConf.is_dict(item) for name, option in item.items()}
     for group in GROUPS:
-        path = CONF / group / f"{chosen.get(group) or picked[group]}.yaml"
-        if path.is_file():
-            loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-            known = tree.get(group)
-            tree[group] = {**(known if isinstance(known, dict) else {}), **(loaded if isinstance(loaded, dict) else {})}
+        known = tree.get(group)
+        loaded = _option(group, chosen.get(group) or picked[group])
+        tree[group] = {**(known if isinstance(known, dict) else {}), **loaded}
+    tree["data"]["test"] = _option("data", chosen.get(f"data@{TEST}"))
     yield from _flat(tree, "")
+
+
+def _option(group: str, name: Any) -> dict[str, Any]:
+    """The keys of an option; none where there is no such option of the lab's."""
+    path = CONF / group / f"{name}.yaml"
+    loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
+    return {str(k): v for k, v in loaded.items() if k != "defaults"} if isinstance(loaded, dict) else {}
 
 
 def _flat(tree: dict[str, Any], prefix: str) -> Iterator[str]:

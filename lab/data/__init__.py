@@ -33,6 +33,17 @@ class Pair:
     input: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Drawn(Pair):
+    """A pair that a seeded generator made, which gives the whole item back for its own scoring."""
+
+    seed: int
+    index: int
+
+    def __repr__(self) -> str:
+        return repr(Pair(self.prompt, self.response, self.input))  # its identity is its text
+
+
 @dataclass(frozen=True)
 class Chat:
     """Several turns, each (role, content); only the assistant's turns are labelled."""
@@ -50,6 +61,7 @@ class Splits:
     train: Sequence[Record]
     val: Sequence[Record]
     test: Sequence[Record] = field(default_factory=tuple)
+    dropped: int = field(default=0, kw_only=True)  # records that the source found to contradict themselves, and left out
 
     @property
     def sha256(self) -> str:
@@ -72,7 +84,7 @@ class DataSet(Protocol):
     template: str | None  # prompt template: `auto`, or text with {prompt}, {input} and the response behind it
     max_length: int  # tokens
     retention: str | None  # one of RETENTION
-    answer_pattern: str | None  # regular expression whose one group is the answer, for exact match
+    answer_pattern: str | None  # regular expression whose one group is the answer, for accuracy
 
     def load(self) -> Splits:
         """Read, generate or download the records."""

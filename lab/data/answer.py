@@ -40,13 +40,15 @@ def check_answer_pattern(pattern: str | None, running_text: bool = False) -> Non
         )
 
 
-def extract_answer(text: str, pattern: str) -> str | None:
+def extract_answer(text: str, pattern: str, tidy: bool = True) -> str | None:
     """The answer in the last match whose group holds one, whitespace normalised; None without one.
 
-    Raises TimeoutError after SECONDS_PER_SEARCH (in the main thread: only there can a search be interrupted).
+    Unless `tidy`, only the whitespace around it is dropped. Raises TimeoutError after SECONDS_PER_SEARCH (in the main
+    thread: only there can a search be interrupted).
     """
     with _time_limit(SECONDS_PER_SEARCH):
-        answers = [" ".join((match[1] or "").split()) for match in re.finditer(pattern, text)]
+        found = [match[1] or "" for match in re.finditer(pattern, text)]
+    answers = [" ".join(each.split()) if tidy else each.strip() for each in found]
     return next((answer for answer in reversed(answers) if answer), None)
 
 

@@ -22,6 +22,7 @@ class Corpus:
     test: Encoded
     retention: list[Sample]
     retention_name: str | None
+    test_name: str  # of the data set whose test side it is
     pad_id: int
     eos_id: int
     max_length: int
@@ -35,6 +36,7 @@ class Corpus:
         """The `data` field of a RunRecord."""
         return {
             "name": name,
+            "test_name": self.test_name,
             "sha256": self.splits.sha256,
             "train_examples": len(self.train.samples),
             "val_examples": len(self.val.samples),
@@ -44,11 +46,14 @@ class Corpus:
             "masked_fraction": self.train.masked_fraction,
             "val_bytes": sum(sample.num_bytes for sample in self.val.samples),
             "retention": self.retention_name,
+            "dropped": self.splits.dropped,
         }
 
     def losses(self) -> list[str]:
         """A sentence for every side that lost examples or their ends on the way, a warning where it is over a tenth."""
-        return [
+        dropped = self.splits.dropped
+        told = f"{dropped:,} examples contradict themselves and were dropped, others drawn instead"
+        return ([told] if dropped else []) + [
             sentence
             for side in ("train", "val", "test")
             if (sentence := _lost_sentence(getattr(self, side), side, self.max_length)) is not None
@@ -93,6 +98,7 @@ def _read(data: DataSet, tokenizer: Any, max_examples: int | None) -> Corpus:
         splits=splits,
         retention=retention,
         retention_name=data.retention,
+        test_name=getattr(data, "test_name", data.name),
         pad_id=tokenizer.pad_token_id,
         eos_id=tokenizer.eos_token_id,
         max_length=data.max_length,

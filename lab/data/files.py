@@ -13,6 +13,7 @@ from lab.data import Record, Splits, Text, check_retention
 from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields, Twice, rows_of
 from lab.data.holdout import hold_out
+from lab.data.judge import check_answer_as
 from lab.data.template import check_template
 from lab.errors import UsageError
 
@@ -58,6 +59,10 @@ class Files:
         if self.val_path:
             return Splits(train, self.side("val_path"), test)
         return Splits(*hold_out(train, self.val_fraction, f"data.path={self.path}"), test)
+
+    def for_test(self) -> list[Record]:
+        """What other data's run is tested on: the test side or, where there is none, all."""
+        return self.side("test_path") or [*self.side("path"), *self.side("val_path")]
 
     def files(self, key: str) -> list[Path]:
         """The files that `path`, `val_path` or `test_path` names; none where it is null."""
@@ -155,10 +160,12 @@ class Rows(Files):
     input_field: str | None
     messages_field: str | None
     text_field: str | None
+    answer_as: str = "text"  # one of lab.data.judge.ANSWER_AS
 
     def check(self) -> None:
         """Raises UsageError as for every file, and for an answer pattern that is none or is asked of running text."""
         check_answer_pattern(self.answer_pattern, running_text="text_field" in self.fields.named())
+        check_answer_as(self.answer_as)
         super().check()
 
     @property

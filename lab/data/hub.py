@@ -9,6 +9,7 @@ from lab.data import Record, Splits, check_retention
 from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields, rows_of
 from lab.data.holdout import hold_out
+from lab.data.judge import check_answer_as
 from lab.data.template import check_template
 from lab.errors import UsageError, nearest
 from lab.model.hub import REQUEST_SECONDS, ask, is_offline
@@ -40,6 +41,7 @@ class Hub:
     max_length: int
     retention: str | None
     answer_pattern: str | None
+    answer_as: str = "text"  # one of lab.data.judge.ANSWER_AS
 
     @property
     def fields(self) -> Fields:
@@ -51,6 +53,7 @@ class Hub:
         check_template(self.template)
         check_retention(self.retention)
         check_answer_pattern(self.answer_pattern, running_text="text_field" in self.fields.named())
+        check_answer_as(self.answer_as)
         if not self.path:
             raise UsageError(f"data={self.name} needs a data set; set data.path=owner/name.")
         if not Path(self.path).is_dir() and not is_cached(self.path):
@@ -69,6 +72,10 @@ class Hub:
         if self.val_split:
             return Splits(train, self.side(self.val_split), test)
         return Splits(*hold_out(train, self.val_fraction, f"data set {self.path}, split {self.train_split}"), test)
+
+    def for_test(self) -> list[Record]:
+        """What other data's run is tested on: the test side or, where there is none, all."""
+        return self.side(self.test_split) or [*self.side(self.train_split), *self.side(self.val_split)]
 
     def side(self, split: str | None) -> list[Record]:
         """The records of one split; none where no split is named."""

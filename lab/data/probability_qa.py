@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from lab.data import Pair, Splits, check_retention
 from lab.data.answer import check_answer_pattern
+from lab.data.judge import check_answer_as
 from lab.data.probability import KINDS
 from lab.data.probability.problem import Problem, Wording
 from lab.data.template import check_template
@@ -40,12 +41,14 @@ class ProbabilityQA:
     train_examples: int
     val_examples: int
     test_examples: int
+    answer_as: str = "text"  # one of lab.data.judge.ANSWER_AS
 
     def check(self) -> None:
         """Raises UsageError where template, retention text or answer pattern cannot be used."""
         check_template(self.template)
         check_retention(self.retention)
         check_answer_pattern(self.answer_pattern)
+        check_answer_as(self.answer_as)
 
     def load(self) -> Splits:
         """Generate and verify the records.

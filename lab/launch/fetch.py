@@ -21,9 +21,9 @@ def fetch(configs: Iterable[Mapping[str, Any]]) -> None:
     """
     done: set[str] = set()
     for config in configs:
-        for part in ("model", "data"):
+        for part, make in (("model", instantiate.make), ("data", instantiate.make_data)):
             key = json.dumps(config[part], sort_keys=True)
-            fetch_part = getattr(instantiate.make(config[part]), "fetch", None)
+            fetch_part = getattr(make(config[part]), "fetch", None)
             if fetch_part is not None and key not in done:
                 fetch_part()
             done.add(key)

@@ -252,8 +252,11 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
         yield partial(hub.check, str(config.init["teacher"]), None, key="init.teacher")
     yield partial(instantiate.make_measures, config.metrics)
     yield partial(instantiate.make, config.svd_policy)
-    for part, node, needed in (("model", config.model, "tokenizer"), ("data set", config.data, "load")):
-        made = instantiate.make(node)
+    for part, make, node, needed in (
+        ("model", instantiate.make, config.model, "tokenizer"),
+        ("data set", instantiate.make_data, config.data, "load"),
+    ):
+        made = make(node)
         if not hasattr(made, needed):
             raise UsageError(f"_target_={node['_target_']} is no {part}: it has no {needed}().")
         check = getattr(made, "check", None)

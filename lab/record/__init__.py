@@ -23,8 +23,9 @@ LOCK_SECONDS = 1.0
 
 METRICS = (  # what every run measures, as far as its data and method allow, in nats per token where it is a loss
     *("train_loss", "val_loss", "val_perplexity", "val_bpb", "best_val_loss", "best_val_bpb", "best_step"),
-    *("test_loss", "test_accuracy", "retention_loss", "forgetting"),
+    *("test_loss", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "retention_loss", "forgetting"),
     *("base_val_loss", "base_test_loss", "base_retention_loss"),
+    *("base_test_accuracy", "base_test_accuracy_low", "base_test_accuracy_high"),
 )
 
 
@@ -51,6 +52,7 @@ class RunRecord:
     budget: dict[str, int] = field(default_factory=dict)  # asked, used: Σ rank · (out + in)
     init: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # by lab.evaluate: task -> measures, and how
     failed_measures: dict[str, str] = field(default_factory=dict)  # what was asked for besides, and why it is missing
     steps: int | None = None
     tokens: int | None = None  # real tokens trained on, and looked at before step 0; padding is none

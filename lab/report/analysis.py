@@ -191,6 +191,7 @@ def run_row(run: Run) -> dict[str, Any]:
         "init_scheme": record.init.get("scheme"),
         "init_offset": record.init.get("offset"),
         **record.metrics,
+        **{f"evaluate.{name}": value for name, value in run.evaluations.items()},
         "steps": record.steps,
         "tokens": record.tokens,
         **{f"seconds.{part}": value for part, value in record.seconds.items()},

@@ -50,6 +50,8 @@ def card(run: Run) -> list[Block]:
         blocks.append(_table("measured", "Measured (losses in nats per token)", record.metrics))
     else:
         blocks.append(Paragraph("Nothing was measured yet."))
+    if run.evaluations:
+        blocks.append(_table("evaluated", "Evaluated afterwards, by lab.evaluate", run.evaluations))
     return [*blocks, Bullets(["One run gives numbers and no verdict: compare arms over seeds with a study."])]
 
 

@@ -27,7 +27,7 @@ def units(metric: str) -> str:
         return "bits per byte"
     if metric.startswith("seconds"):
         return "s"
-    return {"test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
+    return {"test_accuracy": "share", "base_test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ METRICS = "metrics.csv"
 _TEXT = ("study", "stage", "arm")
 _DICTS = (
     *("choices", "config", "model", "ranks", "metrics", "failed_measures"),
-    *("seconds", "environment", "data", "files"),
+    *("seconds", "environment", "data", "files", "evaluations"),
 )
 _COUNTS = (
     *("seed", "data_seed", "rung", "trainable_params", "total_params"),
@@ -92,6 +92,15 @@ class Run:
     @property
     def _asked(self) -> str | None:
         return (self.record.config.get("hardware") or {}).get("precision")
+
+    @property
+    def evaluations(self) -> dict[str, float]:
+        """What lab.evaluate measured: a number per task and measure, by both names."""
+        return {
+            f"{task} {name}": float(value)
+            for task, of_task in self.record.evaluations.items()
+            for name, value in of_task.get("measures", {}).items()
+        }
 
     def value(self, name: str) -> float | None:
         """A metric, or a number of the record by its dotted path (`seconds.train`); None where not measured."""
@@ -257,7 +266,11 @@ def _fault(read: RunRecord) -> str | None:
     for name in _TEXT:
         if not isinstance(getattr(read, name), str | None):
             return f"has {name} = {getattr(read, name)!r}, not text"
-    for group in (read.metrics, read.seconds, read.ranks):
+    for task, of_task in read.evaluations.items():
+        if not isinstance(of_task, dict) or not isinstance(of_task.get("measures"), dict):
+            return f"has evaluations of {task} without measures"
+    measured = [of_task["measures"] for of_task in read.evaluations.values()]
+    for group in (read.metrics, read.seconds, read.ranks, *measured):
         for name, value in group.items():
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 return f"has {name} = {value!r}, not a number"

@@ -219,7 +219,8 @@ def unfinished_table(analysis: Analysis) -> Table | None:
 def runs_table(analysis: Analysis) -> Table:
     """Every completed run that a mean or an A/A pair rests on."""
     metric = analysis.judgement.metric
-    shown = list(dict.fromkeys([metric, "test_loss", "val_loss", "train_loss", "test_accuracy", "forgetting"]))
+    measured = ["test_loss", "val_loss", "train_loss", "test_accuracy", "base_test_accuracy", "forgetting"]
+    shown = list(dict.fromkeys([metric, *measured]))
     pairs = [(arm, run) for arm in analysis.arms for run in (*arm.runs, *arm.twins)]
     kept = [name for name in shown if any(run.value(name) is not None for _, run in pairs)]
     rows = [

@@ -15,7 +15,7 @@ from tensorboard.util import tensor_util
 from lab.report.analysis import Analysis
 from lab.report.study import Run
 
-METRICS = ("val_loss", "test_loss", "test_accuracy", "forgetting")
+METRICS = ("val_loss", "test_loss", "test_accuracy", "base_test_accuracy", "forgetting")
 
 
 def write_events(analysis: Analysis, report: str, folder: Path) -> None:

@@ -194,7 +194,7 @@ def cost(config: RunConfig) -> tuple[Resolved, Cost, float, float]:
         )
     else:
         hardware = resolve(wanted, config.schedule.batch_size, trains_base=trains_base)
-    model, data = instantiate.make(config.model), instantiate.make(config.data)
+    model, data = instantiate.make(config.model), instantiate.make_data(config.data)
     tokenizer = model.tokenizer()
     corpus = load_corpus(data, tokenizer, config.evaluate.max_examples)
     answers = Answers(data, corpus, tokenizer, config.evaluate, torch.device("cpu"))

@@ -45,7 +45,7 @@ from lab.run.setup import (
 from lab.svd_policy.switching import Switching
 from lab.training import checkpoint, hardware, memory
 from lab.training.answers import Answers
-from lab.training.base_loss import base_loss, probe_loss
+from lab.training.base_loss import base_answers, base_loss, probe_loss
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
 from lab.training.compile import compile_blocks, graphs_made
 from lab.training.distributed import any_of, check_equal, rank, world
@@ -149,6 +149,9 @@ class Host:
                         known = base_loss(base, samples, corpus.pad_id, hashes.held, self.hardware)
                     metrics[f"base_{side}_loss"] = known.loss
             before = probe_loss(base, probe, corpus.pad_id, hashes.held, self.hardware)
+        if self.main and self.answers.judged and config.evaluate.test:
+            with self.clock.spent("eval"):
+                self._attempt("base_test_accuracy", lambda: self._base_accuracy(net, hashes.held))
         with self.clock.spent("init"):
             train = corpus.train.samples
             adapted = adapt(net, targets, self.parts, config, self.hardware, train, corpus.pad_id, hashes)
@@ -164,6 +167,9 @@ class Host:
             MetricsFile(self.run_dir).start({"step": 0, "tokens": 0, "val_loss": metrics["base_val_loss"]})
             record.write(self.run_dir, self.result)  # what was read back so far outlives a kill
         return adapted
+
+    def _base_accuracy(self, net: Any, weights_sha256: str) -> dict[str, float | None]:
+        return base_answers(self.answers, net, weights_sha256, self.hardware).accuracy("base_test_accuracy")
 
     def _fit(self, saved: checkpoint.Found | None) -> None:
         """Train to the last step, from the checkpoint where there is one; then the model is on its device."""
@@ -210,6 +216,7 @@ class Host:
                 default_root_dir=self.run_dir,
             )
             if done < total:
+                self.result.evaluations = {}  # those were of weights that change now
                 loader = TrainLoader(batches, config.hardware.num_workers)
                 try:
                     trainer.fit(self.module, loader, ckpt_path=str(saved[0]) if saved else None)
@@ -313,7 +320,6 @@ class Host:
     def _measure(self) -> None:
         """What is asked for besides the losses; one that fails is an entry in the record, and not the run's end."""
         net, judged = self.adapted.net, self.config.evaluate.test
-        self.result.failed_measures = {}
         with self.clock.spent("eval"):
             if self.config.evaluate.accuracy and judged and self.main:
                 self._attempt("test_accuracy", lambda: self.answers.accuracy(net))
@@ -327,6 +333,7 @@ class Host:
         """Take a measure; its failure is logged with the traceback, said, and recorded under its name."""
         try:
             self.result.metrics |= measure()
+            self.result.failed_measures.pop(name, None)  # of an earlier start
         except Interrupted:
             raise
         except Exception as error:

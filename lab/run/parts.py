@@ -30,7 +30,7 @@ class Parts:
         return cls(
             measures=instantiate.make_measures(config.metrics),
             model=instantiate.make(config.model),
-            data=instantiate.make(config.data),
+            data=instantiate.make_data(config.data),
             svd_policy=instantiate.make(config.svd_policy),
             rank_strategy=instantiate.make(config.rank_strategy) if adapts else None,
             init=instantiate.make(config.init) if adapts else None,

@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,15 +69,27 @@ def print_start(result: RunRecord, targets: Sequence[Target]) -> None:
         )
         for line in damping(min(result.scalings.values())):
             console.print(Text(line, style="yellow"))
-    console.print(f"base: validation loss {result.metrics['base_val_loss']:.4f} nats per token")
+    accuracy = share(result.metrics, "base_test_accuracy")
+    told = f", test accuracy {accuracy}" if accuracy else ""
+    console.print(f"base: validation loss {result.metrics['base_val_loss']:.4f} nats per token{told}")
 
 
 def print_end(result: RunRecord, run_dir: Path) -> None:
     """The last line of a run: its scores, its seconds, its folder."""
     metrics = result.metrics
-    shown = ("val_loss", "val_bpb", "best_val_bpb", "base_val_loss", "test_loss", "test_accuracy", "forgetting")
+    shown = ("val_loss", "val_bpb", "best_val_bpb", "base_val_loss", "test_loss", "forgetting")
     facts = [f"{name} {value:.4f}" for name in shown if (value := metrics.get(name)) is not None]
+    for name in ("base_test_accuracy", "test_accuracy"):
+        facts += [f"{name} {told}" for told in [share(metrics, name)] if told]
     console.print(f"{' · '.join(facts)} · {result.seconds['total']:.0f} s · {run_dir}")
+
+
+def share(metrics: Mapping[str, float | None], name: str) -> str:
+    """A share with its interval, such as `24.0 % (16.7 to 33.2 %)`; empty where it was not measured."""
+    value, low, high = (metrics.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None or low is None or high is None:
+        return ""
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)"
 
 
 def environment(resolved: Resolved) -> dict[str, Any]:

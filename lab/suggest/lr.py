@@ -153,7 +153,7 @@ def _steps(config: RunConfig) -> int:
     from lab.training.loader import BatchPlan
     from lab.training.optim import total_steps
 
-    corpus = load_corpus(instantiate.make(config.data), instantiate.make(config.model).tokenizer())
+    corpus = load_corpus(instantiate.make_data(config.data), instantiate.make(config.model).tokenizer())
     lengths = [len(sample.input_ids) for sample in corpus.train.samples]
     whole = total_steps(config.schedule, BatchPlan(lengths, config.schedule.batch_size, 0).steps_per_epoch)
     return min(whole, max(FEWEST, math.ceil(SHARE * whole)))

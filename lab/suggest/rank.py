@@ -83,7 +83,7 @@ def curve(run_dir: Path) -> Curve:
     from lab.training.loss import Scorer
 
     result, config = record.read(run_dir), chosen.config
-    corpus = load_corpus(instantiate.make(config.data), chosen.model.tokenizer(), config.evaluate.max_examples)
+    corpus = load_corpus(instantiate.make_data(config.data), chosen.model.tokenizer(), config.evaluate.max_examples)
     if corpus.splits.sha256 != result.data["sha256"]:
         raise UsageError(
             f"the data of {run_dir} have changed since it trained (sha256 {corpus.splits.sha256[:12]}, was "

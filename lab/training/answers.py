@@ -1,7 +1,9 @@
-"""Answers of a model: samples generated during a run, and exact match of extracted answers at its end."""
+"""Answers of a model: samples generated during a run, and the share of right answers before and after it."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from textwrap import indent
 from typing import Any
 
@@ -11,17 +13,37 @@ from torch import Tensor, nn
 
 from lab.config import Evaluate
 from lab.data import Pair, Record, Text
-from lab.data.answer import check_answer_pattern, closing, end_token, extract_answer, question_and_answer
+from lab.data.answer import check_answer_pattern, closing, end_token, question_and_answer
 from lab.data.corpus import Corpus
 from lab.data.encode import prompt_ids
+from lab.data.judge import judge_of
 from lab.errors import UsageError
 from lab.model import base_of
+from lab.record.proportion import wilson
 from lab.training.generate import complete
 from lab.training.positions import room_for_prompt
 from lab.training.progress import console
 
 log = logging.getLogger(__name__)
 TAIL = 60  # characters of a response that show how it ends, which is where answers stand
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Answers of a model to the test side, counted."""
+
+    judged: int
+    right: int
+    unmatched: int  # completions without an answer
+    cut: int  # prompts that lost their beginning
+
+    def accuracy(self, name: str) -> dict[str, float | None]:
+        """The share of right answers, with its 95 % interval over the examples (Wilson's), as metrics of a record."""
+        if not self.judged:
+            return {name: None}
+        share = self.right / self.judged
+        low, high = wilson(share, self.judged)
+        return {name: share, f"{name}_low": low, f"{name}_high": high}
 
 
 class Answers:
@@ -36,7 +58,8 @@ class Answers:
         self.settings, self.device = settings, device
         self.end_ids, self.unspoken = self._ends()
         self.unmatched = 0  # references without a match
-        self.judged = self._references() if settings.accuracy and data.answer_pattern is not None else []
+        self.judge = judge_of(data) if settings.accuracy else None
+        self.judged = self._references() if self.judge is not None else []
         self.cut: set[str] = set()  # settings under which the cut of a prompt has been told
 
     def samples(self, net: nn.Module) -> list[tuple[str, str]]:
@@ -59,28 +82,53 @@ class Answers:
                 add_text("samples", as_markdown(shown), step)
 
     def accuracy(self, net: nn.Module) -> dict[str, float | None]:
-        """Share of answers that equal the reference's, and how many it is a share of, as metrics of a record.
+        """Share of answers that are the reference's, and how many it is a share of, as metrics of a record.
+
+        `test_accuracy` is None where nothing is judged.
+        """
+        counted = self.count(net)
+        if not counted.judged:
+            return counted.accuracy("test_accuracy")
+        return counted.accuracy("test_accuracy") | {
+            "test_answers_judged": counted.judged,
+            "test_answers_unmatched": counted.unmatched,
+            "test_references_unmatched": self.unmatched,
+            "test_prompts_cut": counted.cut,
+        }
+
+    def count(self, net: nn.Module) -> Counted:
+        """Generate and judge.
 
         Judged are the test examples whose loss is measured and whose reference the pattern matches; a completion
-        without a match, or whose search takes too long, is wrong. `test_accuracy` is None where nothing is judged.
+        without a match, or whose search takes too long, is wrong.
         """
-        if not self.judged:
-            return {"test_accuracy": None}
-        prompts = self._prompt_ids([record for record, _ in self.judged])
-        completions, cut = self._complete(net, prompts, "max_new_tokens")
+        if not self.judged or self.judge is None:
+            return Counted(judged=0, right=0, unmatched=0, cut=0)
+        completions, cut = self._complete(net, self._judged_prompts(), "max_new_tokens")
         answers = [self._answer(completion) for completion in completions]
-        right = sum(answer == reference for answer, (_, reference) in zip(answers, self.judged, strict=True))
-        return {
-            "test_accuracy": right / len(self.judged),
-            "test_answers_judged": len(self.judged),
-            "test_answers_unmatched": answers.count(None),
-            "test_references_unmatched": self.unmatched,
-            "test_prompts_cut": cut,
-        }
+        right = sum(
+            answer is not None and self.judge.equal(record, answer, reference)
+            for answer, (record, reference) in zip(answers, self.judged, strict=True)
+        )
+        return Counted(judged=len(self.judged), right=right, unmatched=answers.count(None), cut=cut)
+
+    def sha256(self) -> str:
+        """Identity of what `count` asks and how it judges, whatever model answers."""
+        digest = hashlib.sha256(repr((self.end_ids, self.unspoken, self.settings.max_new_tokens)).encode())
+        if self.judge is not None:
+            judge = self.judge
+            digest.update(repr((judge.label, judge.of_references, judge.of_completions, judge.tidy)).encode())
+        for ids, judged in zip(self._judged_prompts(), self.judged, strict=True):
+            digest.update(ids.numpy().tobytes() + repr(judged).encode())
+        return digest.hexdigest()
+
+    def _judged_prompts(self) -> list[Tensor]:
+        return self._prompt_ids([record for record, _ in self.judged])
 
     def _references(self) -> list[tuple[Record, str]]:
         """The test records to be judged, up to their answers, each with the answer to be found."""
-        pattern = self.data.answer_pattern
+        assert self.judge is not None
+        pattern = self.judge.of_references
         if not self.corpus.splits.test:
             console.print("no accuracy: data.answer_pattern is set, and the data has no test side to judge answers on")
             return []
@@ -88,7 +136,7 @@ class Answers:
         given = [pair for pair in pairs if pair is not None]
         check_answer_pattern(pattern, running_text=not given)
         try:
-            answers = [extract_answer(response, pattern) for _, response in given]
+            answers = [self.judge.reference(response) for _, response in given]
         except TimeoutError as error:
             raise UsageError(
                 f"data.answer_pattern={pattern} backtracks without end on a reference of the test side ({error}); "
@@ -111,8 +159,9 @@ class Answers:
         return [(record, a) for (record, _), a in zip(given, answers, strict=True) if a is not None]
 
     def _answer(self, completion: str) -> str | None:
+        assert self.judge is not None
         try:
-            return extract_answer(completion, self.data.answer_pattern)
+            return self.judge.answer(completion)
         except TimeoutError as error:
             log.warning("%s in %r: no answer", error, completion)
             return None

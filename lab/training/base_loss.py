@@ -1,4 +1,4 @@
-"""The base's loss on a set of samples, kept between runs: the jobs of a study evaluate one base on one text once.
+"""The base's losses and answers, kept between runs: the jobs of a study evaluate one base on one text once.
 
 A file is named by all that decides the sums to their last bit: weights, architecture, tokens, labels, and how the
 machine computes. So a run that finds it records the same numbers as the run that made it.
@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+import transformers
+from torch import nn
 
 from lab import __version__
 from lab.cache import cache_dir, keep_json, read_json
 from lab.data.encode import Sample
 from lab.training import evaluate as evaluation
+from lab.training.answers import Answers, Counted
 from lab.training.distributed import from_rank_0
 from lab.training.evaluate import Evaluation
+from lab.training.generate import PROMPTS_PER_BATCH
 from lab.training.hardware import Resolved
 from lab.training.loss import Scorer
 
@@ -53,11 +57,34 @@ def probe_loss(
     return _probed[name]
 
 
-def _name(scorer: Scorer, samples: Sequence[Sample], weights_sha256: str, hardware: Resolved) -> str:
+def base_answers(answers: Answers, net: nn.Module, weights_sha256: str, hardware: Resolved) -> Counted:
+    """The answers of a pristine model whose weights have this digest, counted; kept as its losses are."""
+    digest = _computed(net, weights_sha256, hardware)
+    digest.update(f"{transformers.__version__} {PROMPTS_PER_BATCH} {answers.sha256()}".encode())
+    name = digest.hexdigest()[:32]
+    folder = cache_dir("base_loss")
+    path = folder and folder / f"{name}.json"
+    known = read_json(path)
+    if known is not None:
+        log.info("the base's answers to %d questions are known: %s", len(answers.judged), name)
+        return Counted(**known)
+    counted = answers.count(net)
+    keep_json(path, asdict(counted))
+    return counted
+
+
+def _computed(net: nn.Module, weights_sha256: str, hardware: Resolved) -> "hashlib._Hash":
+    """The digest of a model and of how this machine computes, to be gone on with."""
     digest = hashlib.sha256(weights_sha256.encode())
-    digest.update(scorer.net.config.to_json_string().encode())  # type: ignore[operator,union-attr]
+    digest.update(net.config.to_json_string().encode())  # type: ignore[operator,union-attr]
     computed = [hardware.device_name, hardware.precision, hardware.threads, hardware.devices]
-    digest.update(repr([*computed, __version__, torch.__version__, evaluation.TOKENS_PER_BATCH]).encode())
+    digest.update(repr([*computed, __version__, torch.__version__]).encode())
+    return digest
+
+
+def _name(scorer: Scorer, samples: Sequence[Sample], weights_sha256: str, hardware: Resolved) -> str:
+    digest = _computed(scorer.net, weights_sha256, hardware)
+    digest.update(repr(evaluation.TOKENS_PER_BATCH).encode())
     for sample in samples:
         digest.update(sample.input_ids.numpy().tobytes() + sample.labels.numpy().tobytes())
         digest.update(sample.num_bytes.to_bytes(8, "little"))

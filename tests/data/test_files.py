@@ -20,6 +20,7 @@ ROWS = [{"prompt": f"p{i}", "response": f"r{i}", "extra": i} for i in range(20)]
 def data(name, **overrides):
     node = yaml.safe_load((CONF / "data" / f"{name}.yaml").read_text())
     assert overrides.keys() <= node.keys()
+    node.pop("defaults", None)  # Hydra's
     return instantiate.make({**node, **overrides})
 
 

@@ -81,6 +81,8 @@ def test_accuracy_is_over_the_references_that_have_an_answer(plain, capsys):
     net = says(plain, "Answer: 1\nso", "Answer: 3", "I think: 3", "So, Answer: 0")  # the second is not asked
     assert answers.accuracy(net) == {
         "test_accuracy": 2 / 4,
+        "test_accuracy_low": pytest.approx(0.15004, abs=1e-5),  # Wilson's of 2 in 4, as scipy.stats.binomtest has it
+        "test_accuracy_high": pytest.approx(0.84996, abs=1e-5),
         "test_answers_judged": 4,
         "test_answers_unmatched": 1,
         "test_references_unmatched": 1,
