@@ -19,7 +19,7 @@ STUDIED := multirun/$(STUDY)/$(shell date +%Y-%m-%d_%H-%M-%S)
 .PHONY: help install train smollm2 study test faults lint bench dashboard base
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Make .venv and install the lab into it; PYTHON=python3.12 chooses the interpreter
 

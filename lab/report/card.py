@@ -20,6 +20,7 @@ def card(run: Run) -> list[Block]:
         "seed": record.seed,
         "data seed": record.data_seed,
         "learning rate": None if run.learning_rate is None else f"{run.learning_rate:g}",
+        "learning rate from": (record.config.get("optim") or {}).get("lr_from") or "the command",
     }
     facts = {
         "base": f"{record.model.get('name_or_path') or MISSING} {run.base[:12]} {record.model.get('dtype') or ''}",

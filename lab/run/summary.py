@@ -56,6 +56,8 @@ def print_start(result: RunRecord, targets: Sequence[Target]) -> None:
     """What was installed and initialised, and where the loss starts."""
     if origin := result.model["origin"]:
         console.print(Text(f"base: {origin['said']}"))
+    if (optim := result.config["optim"])["lr_from"] is not None:
+        console.print(Text(f"optim.lr={optim['lr']:g}: {optim['lr_from']}"))
     if unused := result.model["unused_ids"]:
         console.print(
             f"vocabulary: {result.model['vocab_size']:,} words, {unused:,} of them beyond the tokenizer's ids: "
