@@ -16,15 +16,18 @@ SIZE ?= quick
 STUDIED := multirun/$(STUDY)/$(shell date +%Y-%m-%d_%H-%M-%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train study test faults lint bench dashboard base
+.PHONY: help install train smollm2 study test faults lint bench dashboard base
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Make .venv and install the lab into it; PYTHON=python3.12 chooses the interpreter
 
 train: install  ## The main job; ARGS="init=pissa rank=8" for another
 	$(BIN)/python -m lab.train $(ARGS)
+
+smollm2: install  ## Fetch a real instruct model of 135 million parameters: 93 MB, 0.5 GB on disk; model=smollm2_135m uses it
+	$(BIN)/python -m lab.fetch smollm2_135m
 
 study: install  ## A quick study and its report; STUDY=init_comparison for another, SIZE=default for all of it
 	$(BIN)/python -m lab.train experiment=$(STUDY) study_size=$(SIZE) hydra.sweep.dir=$(STUDIED)

@@ -15,7 +15,7 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 
 INPUTS = ("path", "paths", "file", "files")  # read: what does not exist may be a hub name, and stays as it is
 OUTPUTS = ("dir", "dirs", "folder", "folders")  # written: made where they do not exist
-NAMED = ("teacher", "base", "resume", "resume_study")  # a model, a run, a study
+NAMED = ("teacher", "base", "retention", "resume", "resume_study")  # a model, a text, a run, a study
 WITHIN = ("subdir", "sub_dir")  # the end of a path that another key begins
 
 

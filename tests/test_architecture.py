@@ -11,15 +11,15 @@ LAB = Path(__file__).resolve().parent.parent / "lab"
 # A room, a folder or a file of lab/, imports only from floors below its own: so every arrow runs down, and there are no
 # circles. `lab` is the package's own __init__.py, which imports the report when it is first asked to load one.
 FLOORS: dict[int, tuple[str, ...]] = {
-    10: ("train", "before", "export", "bench", "suggest", "evaluate"),
+    10: ("train", "before", "export", "bench", "suggest", "evaluate", "fetch"),
     9: ("launch",),
     8: ("run",),
     7: ("evidence", "instruments", "editors", "replay", "testing", "assets"),
     6: ("adapter", "training", "svd_policy"),
     5: ("init", "rank_strategy", "ledger", "lab"),
-    4: ("sweep", "report"),
-    3: ("spectral", "config", "data", "verdict"),
-    2: ("layer", "model", "record", "cache", "process", "command"),
+    4: ("sweep", "report", "data"),
+    3: ("spectral", "config", "model", "verdict"),
+    2: ("layer", "record", "cache", "process", "command"),
     1: ("structure", "files", "paths", "errors"),
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import shell
+from jobs import SMALL, run, shell
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lab import config
-from lab.run import dry_run
+from lab.data.stdlib import corpus
+from lab.run import dry_run, forecast
 
 ROOT = Path(__file__).resolve().parent.parent
 # Trains two steps of a config on its longest examples, as the run would, then asks what dry_run would have said.
@@ -84,7 +85,9 @@ def test_dry_run_prints_what_a_step_takes_and_trains_nothing(tmp_path):
     for what in ("parameters train", "weights", "gradients", "optimizer", "activations", "peak"):
         assert what in done.stdout
     assert "FLOPs per step, 8 steps" in done.stdout
-    assert "hours" in done.stdout
+    assert "hours in all, by a probe of this machine" in done.stdout
+    for part in ("loading", "training", "evaluations", "answers at the end", "of disk"):
+        assert part in done.stdout
     assert not (tmp_path / "out/result.json").exists()
 
 
@@ -134,3 +137,25 @@ def test_a_machine_that_is_not_here_can_be_planned_for(monkeypatch):
     small = ("data.train_examples=28", "data.val_examples=28", "data.test_examples=28", "data.retention=null")
     said = dry_run.report(config.compose("model=micro", "hardware=a100x8", *small))
     assert said.startswith("dry run: 8 x A100, bf16-mixed, micro-batch 2 x 1 accumulated")
+    assert "hours of training alone (40% of the A100's bf16 peak)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [("method=lora",), ("method=full",), ("evaluate.accuracy=false", "schedule.eval_every_n_steps=4")],
+    ids=" ".join,
+)
+def test_the_forecast_of_a_run_is_within_a_factor_of_a_half_of_what_it_took(overrides, tmp_path, monkeypatch):
+    """On a machine that others use too, seconds of the two halves of one test may differ; so the factor is 1.5."""
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+    common = ("model=tiny", "schedule.max_epochs=null", "schedule.max_steps=12", *overrides)
+    corpus("docs")  # collected once a machine, in no run's seconds
+    planned = dry_run.plan(config.compose(*SMALL, *common))
+    expected = forecast.of(planned, forecast.probe(planned))
+    result = run(tmp_path / "run", *common)
+    taken = result.seconds["total"]
+    print(expected.seconds, result.seconds)
+    assert taken / 1.5 < expected.total < taken * 1.5
+    written = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
+    assert written / 1.5 < expected.exported + 3 * expected.checkpoint < written * 1.5

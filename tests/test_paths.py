@@ -19,14 +19,15 @@ from lab.errors import UsageError
 NO_PATHS = {
     *("method", "scaling", "select", "study", "stage", "arm", "study_size", "accelerator", "precision", "lr_scheduler"),
     *("_target_", "name", "version", "project", "revision", "quantization", "attn_implementation", "model_type"),
-    *("template", "retention", "answer_pattern", "sample_by", "target", "config_name", "train_split", "val_split"),
+    *("template", "answer_pattern", "sample_by", "target", "config_name", "train_split", "val_split"),
     *("test_split", "prompt_field", "response_field", "input_field", "messages_field", "text_field"),
     *("magnitude", "direction", "offset", "source", "svd", "distribution", "filled", "which", "variant", "measure"),
-    *("budget", "engine", "on_non_finite", "target_modules", "answer_as", "task", "unseen"),
+    *("budget", "engine", "on_non_finite", "target_modules", "answer_as", "task", "unseen", "lr_from"),
+    *("residual", "start", "form"),
 }
 PATHS = {
     *("path", "val_path", "test_path", "name_or_path", "tokenizer_name_or_path", "teacher", "base", "save_dir"),
-    *("resume", "resume_study", "folder"),
+    *("retention", "resume", "resume_study", "folder"),
 }
 YAMLS = sorted(path for group in CONF.iterdir() if group.is_dir() for path in group.glob("*.yaml"))
 OF_CLASSES = [path for path in YAMLS if path.parent.name not in ("experiment", "hydra")]

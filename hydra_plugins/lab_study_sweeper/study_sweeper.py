@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from lab.record.study import Study
+    from lab.sweep.runs import Tried
 
 OWN_KEYS = (
     "study_size",
@@ -60,7 +61,8 @@ class StudySweeper(Sweeper):
         study = self._study(arguments, study_dir)
         self._check_jobs(study)
         there = study_dir.is_dir()
-        print(runs.describe(study, runs.scan(study_dir, study)[0] if there else ()), flush=True)
+        seen = runs.scan(study_dir, study)[0] if there else ()
+        print(runs.describe(study, seen, None if seen else self._tried(study)), flush=True)
         if self.config.dry_run:
             return []
         study_dir.mkdir(parents=True, exist_ok=True)
@@ -137,6 +139,32 @@ class StudySweeper(Sweeper):
                     job.early_checks(typed)
             except (configuration.ConfigError, UsageError) as error:
                 raise UsageError(f"arm {name} of {study.name} cannot run: {error}") from None
+
+    def _tried(self, study: "Study") -> "Tried | None":
+        """What a job of the baseline takes, by a probe of a few seconds; None where it cannot be tried here."""
+        from lab import config as configuration
+        from lab.errors import UsageError
+        from lab.launch.worker import quiet_not_ours
+        from lab.run import dry_run, forecast
+        from lab.sweep.runs import Tried
+
+        quiet_not_ours()
+        given = [*study.common, *study.arms[study.baseline]]
+        config = self.context.config_loader.load_sweep_config(self.config, given)
+        try:
+            run = dry_run.plan(
+                configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+            )
+        except UsageError:  # of data or a model that are not here: its job says so in its place
+            return None
+        if not run.is_here:
+            return None
+        rates = forecast.probe(run)
+        verdict = forecast.of(run, rates)
+        run.config.evaluate.test = False
+        tune = forecast.of(run, rates)
+        seconds = [each.total - each.seconds[forecast.BASE] for each in (tune, verdict)]
+        return Tried(*seconds, bytes=verdict.exported + verdict.checkpoint)
 
     def _launch(self, study_dir: Path) -> Callable[[Sequence[Sequence[str]], int], None]:
         from lab.paths import quoted

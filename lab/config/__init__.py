@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lab import paths
-from lab.config import trust
+from lab.config import bases, trust
 from lab.config.references import escape, make_absolute, put, references_in
 from lab.config.schema import (  # noqa: F401 (the groups' types are read from here)
     Adapter,
@@ -41,7 +41,7 @@ def check(cfg: DictConfig, start: Path | None = None) -> RunConfig:
     """The typed root of a composed config; raises ConfigError for what types alone cannot see.
 
     Its paths are absolute, relative ones beginning at `start`, by default the working directory: so the run can be
-    resumed from any other.
+    resumed from any other. What it leaves to its base (lab.config.bases) is filled in.
     """
     known = [item.name for item in fields(RunConfig)]
     for key in cfg:
@@ -55,6 +55,7 @@ def check(cfg: DictConfig, start: Path | None = None) -> RunConfig:
         if wrong := problems(plain):
             raise ConfigError("\n".join(wrong))
         absolute = paths.absolute(plain, start or Path.cwd())
+        bases.resolve(absolute)
         config = from_plain(absolute)
         config.references = make_absolute(references_in(cfg, plain), plain, absolute)
         return config

@@ -29,7 +29,7 @@ class Hardware:
 class Optim:
     """AdamW, optionally with Muon for matrices, and clipping."""
 
-    lr: float = MISSING
+    lr: float | None = MISSING  # null: by model and method, as lab.config.bases has it
     weight_decay: float = MISSING
     betas: list[float] = MISSING
     eps: float = MISSING
@@ -42,6 +42,13 @@ class Optim:
     momentum: float = 0.95
     momentum_start: float = 0.95
     momentum_warmup_steps: int = 0
+    lr_from: str | None = None  # where a rate that was left open is from; null: it was given
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, which every checked config has."""
+        assert self.lr is not None
+        return self.lr
 
 
 @dataclass

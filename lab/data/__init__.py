@@ -5,10 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from lab.errors import UsageError, nearest
-
-RETENTION = {"stdlib_docs": "docs", "stdlib_code": "code"}  # text on which forgetting is measured -> its stdlib corpus
-
 
 @dataclass(frozen=True)
 class Text:
@@ -61,7 +57,7 @@ class Splits:
     train: Sequence[Record]
     val: Sequence[Record]
     test: Sequence[Record] = field(default_factory=tuple)
-    dropped: int = field(default=0, kw_only=True)  # records that the source found to contradict themselves, and left out
+    dropped: int = field(default=0, kw_only=True)  # records that contradict themselves, and were left out
 
     @property
     def sha256(self) -> str:
@@ -83,18 +79,9 @@ class DataSet(Protocol):
     name: str
     template: str | None  # prompt template: `auto`, or text with {prompt}, {input} and the response behind it
     max_length: int  # tokens
-    retention: str | None  # one of RETENTION
+    retention: str | None  # as lab.data.retention takes it
     answer_pattern: str | None  # regular expression whose one group is the answer, for accuracy
 
     def load(self) -> Splits:
         """Read, generate or download the records."""
         ...
-
-
-def check_retention(name: str | None) -> None:
-    """Raises UsageError for a name that is not of a text in RETENTION."""
-    if name is not None and name not in RETENTION:
-        raise UsageError(
-            f"data.retention={name!r} is no known text{nearest(name, list(RETENTION))}; use {', '.join(RETENTION)} or "
-            f"null."
-        )

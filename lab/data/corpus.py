@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lab.data import RETENTION, DataSet, Record, Splits, Text, check_retention
+from lab.data import DataSet, Record, Splits, retention
 from lab.data.encode import Encoded, Sample, encode
-from lab.data.stdlib import corpus
 from lab.errors import UsageError
 
 _latest: dict[tuple[str, ...], "Corpus"] = {}  # of this process: one, that of its last generated data set
@@ -23,6 +22,7 @@ class Corpus:
     retention: list[Sample]
     retention_name: str | None
     test_name: str  # of the data set whose test side it is
+    retention_sha256: str | None
     pad_id: int
     eos_id: int
     max_length: int
@@ -47,6 +47,7 @@ class Corpus:
             "val_bytes": sum(sample.num_bytes for sample in self.val.samples),
             "retention": self.retention_name,
             "dropped": self.splits.dropped,
+            "retention_sha256": self.retention_sha256,
         }
 
     def losses(self) -> list[str]:
@@ -67,7 +68,8 @@ def load_corpus(data: DataSet, tokenizer: Any, max_examples: int | None = None) 
     data set's settings alone (its class says `generated = True`) is made once for jobs in a row, which share it.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not getattr(data, "generated", False):
+    own = data.retention not in (None, *retention.STDLIB)  # which may change between two jobs
+    if backend is None or own or not getattr(data, "generated", False):
         return _read(data, tokenizer, max_examples)
     words = (backend.to_str(), repr(tokenizer.chat_template), repr(tokenizer.special_tokens_map))
     key = (type(data).__qualname__, repr(data), *words, repr(max_examples))
@@ -88,15 +90,12 @@ def _read(data: DataSet, tokenizer: Any, max_examples: int | None) -> Corpus:
         sides[side] = encode(records, tokenizer, template=data.template, max_length=data.max_length, side_name=side)
         if side != "train":
             sides[side].samples = _subsample(sides[side].samples, max_examples)
-    retention: list[Sample] = []
-    if data.retention:
-        check_retention(data.retention)
-        records = [Text(text) for [text] in corpus(RETENTION[data.retention])["val"]]  # not of what the base learned
-        retention = encode(records, tokenizer, template=None, max_length=256, side_name="retention").samples
-        retention = _subsample(retention, max_examples)
+    retained: Splits = Splits((), (), retention.texts(data.retention) if data.retention else ())
+    kept = encode(retained.test, tokenizer, template=None, max_length=256, side_name="retention").samples
     return Corpus(
         splits=splits,
-        retention=retention,
+        retention=_subsample(kept, max_examples),
+        retention_sha256=retained.sha256 if data.retention else None,
         retention_name=data.retention,
         test_name=getattr(data, "test_name", data.name),
         pad_id=tokenizer.pad_token_id,

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lab.data import Record, Splits, Text, check_retention
+from lab.data import Record, Splits, Text
 from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields, Twice, rows_of
 from lab.data.holdout import hold_out
@@ -45,7 +45,6 @@ class Files:
     def check(self) -> None:
         """Raises UsageError where a path or field is wrong as far as the first record of each file tells."""
         check_template(self.template)
-        check_retention(self.retention)
         if not self.path:
             raise UsageError(f"data={self.name} needs a file; set data.path=FILE (and data.val_path, data.test_path).")
         for key in SIDE_KEYS:

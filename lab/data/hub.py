@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.data import Record, Splits, check_retention
+from lab.data import Record, Splits
 from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields, rows_of
 from lab.data.holdout import hold_out
@@ -51,7 +51,6 @@ class Hub:
     def check(self) -> None:
         """Raises UsageError within 3 s where the data set cannot be had; imports nothing heavy."""
         check_template(self.template)
-        check_retention(self.retention)
         check_answer_pattern(self.answer_pattern, running_text="text_field" in self.fields.named())
         check_answer_as(self.answer_as)
         if not self.path:

@@ -7,7 +7,7 @@ from functools import cache
 from itertools import count, islice
 from typing import ClassVar
 
-from lab.data import Pair, Splits, check_retention
+from lab.data import Pair, Splits
 from lab.data.answer import check_answer_pattern
 from lab.data.judge import check_answer_as
 from lab.data.probability import KINDS
@@ -46,7 +46,6 @@ class ProbabilityQA:
     def check(self) -> None:
         """Raises UsageError where template, retention text or answer pattern cannot be used."""
         check_template(self.template)
-        check_retention(self.retention)
         check_answer_pattern(self.answer_pattern)
         check_answer_as(self.answer_as)
 

@@ -123,7 +123,10 @@ def wide_run(
     plan = BatchPlan([len(s.input_ids) for s in samples], config.schedule.batch_size, config.data_seed)
     steps = total_steps(config.schedule, plan.steps_per_epoch)
     A, B = [layer.A for layer in layers.values()], [layer.B for layer in layers.values()]
-    groups = [{"params": A, "lr": config.optim.lr}, {"params": B, "lr": config.optim.lr * config.optim.lora_plus_ratio}]
+    groups = [
+        {"params": A, "lr": config.optim.rate},
+        {"params": B, "lr": config.optim.rate * config.optim.lora_plus_ratio},
+    ]
     optimizer = torch.optim.AdamW(
         groups, betas=_betas(config), eps=config.optim.eps, weight_decay=config.optim.weight_decay
     )

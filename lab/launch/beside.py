@@ -58,7 +58,7 @@ def forecast_bytes(config: RunConfig) -> float:
 
     worker.quiet_not_ours()
     try:
-        return PROCESS_BYTES + dry_run.cost(config)[1].peak * config.hardware.devices
+        return PROCESS_BYTES + dry_run.plan(config).cost.peak * config.hardware.devices
     except (UsageError, configuration.ConfigError):
         return PROCESS_BYTES
 

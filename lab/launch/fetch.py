@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lab.config import instantiate
+from lab.data import retention
 from lab.model import hub
 
 # The parts of a config that may name something on the hub. A sweep's jobs that differ elsewhere need the same files.
@@ -27,6 +28,7 @@ def fetch(configs: Iterable[Mapping[str, Any]]) -> None:
             if fetch_part is not None and key not in done:
                 fetch_part()
             done.add(key)
+        retention.fetch(config["data"].get("retention"))
         teacher = config["init"].get("teacher")  # not built: a scheme imports torch
         if teacher is not None and teacher not in done:
             hub.fetch(teacher, None, key="init.teacher")

@@ -14,6 +14,7 @@ from typing import Any
 from lab import config as configuration
 from lab import record
 from lab.config import RunConfig, trust
+from lab.data import retention
 from lab.errors import UsageError
 from lab.launch import ending, fetch
 from lab.launch.beside import one_line
@@ -250,6 +251,7 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
 
     if config.method == "lora" and config.init.get("source") == "teacher" and config.init.get("teacher") is not None:
         yield partial(hub.check, str(config.init["teacher"]), None, key="init.teacher")
+    yield partial(retention.check, config.data.get("retention"))
     yield partial(instantiate.make_measures, config.metrics)
     yield partial(instantiate.make, config.svd_policy)
     for part, make, node, needed in (

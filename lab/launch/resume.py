@@ -30,6 +30,7 @@ NO_SETTINGS = (
     "resume_study",
     "study_size",
     "study_budget",
+    "optim.lr_from",
 )
 MAY_STAND_BESIDE = ("hydra", "dry_run", "keep_checkpoints", "study_budget")  # a study
 
@@ -159,7 +160,8 @@ def check_same(config: RunConfig, folder: Path) -> None:
     if not all(os.path.lexists(folder / name) for name in (record.RESULT, "config.yaml")):
         return
     held, given = (dict(_flat(configuration.plain_of(each))) for each in (configuration.load(folder), config))
-    other = [key for key in given if key in held and held[key] != given[key] and key.split(".")[0] not in NO_SETTINGS]
+    settings = [key for key in given if key not in NO_SETTINGS and key.split(".")[0] not in NO_SETTINGS]
+    other = [key for key in settings if key in held and held[key] != given[key]]
     if other:
         raise UsageError(
             f"{folder} holds a run of other settings ({other[0]} is {held[other[0]]!r} there and {given[other[0]]!r} "

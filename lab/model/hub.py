@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from lab.errors import UsageError, nearest
+from lab.model import gguf, packaged
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-SHIPPED = "lab:"  # name_or_path=lab:base is the folder lab/assets/base of the installed package
+SHIPPED = "lab:"  # lab:base is the folder lab/assets/base of the installed package; others are fetched into the cache
 REQUEST_SECONDS = 2.0  # a hub that does not answer one request in this time is treated as out of reach
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -22,23 +23,35 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_conf
 
 
 def shipped(name: str) -> Path:
-    """The folder of a model that comes with the package; raises UsageError where there is none of that name."""
+    """The folder of a model that comes with the package, or was fetched; raises UsageError where there is none."""
+    if name in packaged.MODELS:
+        return packaged.place(name)
     folder = ASSETS / name
     if not name or not (folder / "tokenizer.json").is_file():
-        known = sorted(path.parent.name for path in ASSETS.glob("*/tokenizer.json"))
+        known = [*sorted(path.parent.name for path in ASSETS.glob("*/tokenizer.json")), *packaged.MODELS]
         raise UsageError(
-            f"{SHIPPED}{name} does not come with this package{nearest(name, known)} "
-            f"(it ships {', '.join(SHIPPED + item for item in known) or 'none'})."
+            f"{SHIPPED}{name} is no model of this lab{nearest(name, known)} "
+            f"(it has {', '.join(SHIPPED + item for item in known)})."
         )
     return folder
 
 
 def resolve(name_or_path: str) -> str:
-    """A folder where the name is one (or is shipped), else the hub name as it is."""
+    """A folder where the name is one, the lab's, or a GGUF file's, which is converted first; else the hub name."""
     if name_or_path.startswith(SHIPPED):
         return str(shipped(name_or_path.removeprefix(SHIPPED)))
+    if gguf.is_gguf(name_or_path):
+        show_bars_to_people()
+        return str(gguf.folder_of(name_or_path))
     folder = Path(name_or_path).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name_or_path
+
+
+def origin(name_or_path: str) -> gguf.Origin | None:
+    """Where the weights of a fetched or converted model are from; None of any other, which its name says."""
+    place = resolve(name_or_path)
+    found = gguf.origin_of(Path(place)) if is_folder(place) else None
+    return None if found is None else {key: value for key, value in found.items() if key != "files"}
 
 
 def show_bars_to_people() -> None:
@@ -59,24 +72,22 @@ def check(name_or_path: str, revision: str | None, needs_weights: bool = True, k
 
     `needs_weights=False` asks for the tokenizer alone; `key` is where the user gave the name.
     """
+    if gguf.is_gguf(name_or_path):
+        gguf.check(name_or_path, f"{key}={name_or_path}")
+        return
     place = resolve(name_or_path)
     if is_folder(place):
         _check_folder(Path(place), f"{key}={name_or_path}", needs_weights)
     elif not name_or_path:
         raise UsageError(f"{key} is empty; give a folder or a hub name.")
     elif Path(name_or_path).expanduser().is_file():
-        raise UsageError(f"{key}={name_or_path} {_no_folder(name_or_path)}")
+        raise UsageError(
+            f"{key}={name_or_path} is a file; give the Hugging Face folder that holds a model's files, or a GGUF file."
+        )
     elif _looks_like_a_path(name_or_path):
         raise UsageError(f"{key}={name_or_path}: there is no such folder; give a folder or a hub name.")
     elif not is_cached(name_or_path, revision, needs_weights, key):
         _check_hub(name_or_path, revision, key)
-
-
-def _no_folder(file: str) -> str:
-    """The fault of a file where a model's folder belongs, and the remedy."""
-    if file.lower().endswith(".gguf"):
-        return "is a GGUF file, which is not supported yet; give the Hugging Face folder or name it was made from."
-    return "is a file; give the Hugging Face folder that holds a model's files."
 
 
 def fetch(name_or_path: str, revision: str | None, needs_weights: bool = True, key: str = "model.name_or_path") -> None:

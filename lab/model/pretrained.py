@@ -1,11 +1,11 @@
-"""Any causal language model with weights: shipped, in a folder, or on the hub."""
+"""Any causal language model with weights: the lab's, in a folder or a GGUF file, or on the hub."""
 
 import importlib.util
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lab.errors import UsageError
-from lab.model import hub, vocabulary
+from lab.model import gguf, hub, vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Pretrained:
     """A model that stock `AutoModelForCausalLM` loads; code from its repository is never run."""
 
-    name_or_path: str  # `lab:base`, a folder, or a hub name
+    name_or_path: str  # `lab:<name>`, a folder, a GGUF file, or a hub name
     revision: str | None
     quantization: Literal["nf4"] | None
     attn_implementation: str | None  # None: transformers takes sdpa where the architecture has it
@@ -33,7 +33,8 @@ class Pretrained:
                 f"install lowrank-lab[qlora], or set model.quantization=null."
             )
         hub.check(self.name_or_path, self.revision)
-        vocabulary.check_files(self.name_or_path, self.revision)
+        if not gguf.is_gguf(self.name_or_path):  # whose files are made when they are first read
+            vocabulary.check_files(self.name_or_path, self.revision)
 
     def fetch(self) -> None:
         """Download what is not here yet into the hub's cache; raises UsageError where it cannot be had."""

@@ -16,6 +16,7 @@ _FREE = (
     "seed",
     "data_seed",
     "optim.lr",
+    "optim.lr_from",
     "study",
     "stage",
     "arm",

@@ -20,9 +20,11 @@ def card(run: Run) -> list[Block]:
         "seed": record.seed,
         "data seed": record.data_seed,
         "learning rate": None if run.learning_rate is None else f"{run.learning_rate:g}",
+        "learning rate from": (record.config.get("optim") or {}).get("lr_from") or "the command",
     }
     facts = {
         "base": f"{record.model.get('name_or_path') or MISSING} {run.base[:12]} {record.model.get('dtype') or ''}",
+        "weights of the base": (record.model.get("origin") or {}).get("said"),
         "data": f"{record.data.get('name') or MISSING} {str(record.data.get('sha256') or MISSING)[:12]}",
         "examples (training, validation, test)": ", ".join(
             str(record.data.get(f"{side}_examples", MISSING)) for side in ("train", "val", "test")

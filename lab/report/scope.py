@@ -31,10 +31,13 @@ def conditions(analysis: Analysis) -> list[str]:
     labelled = "" if None in labels else f", {span(labels)} of them labelled"  # older records do not say
     devices = _distinct(str(run.record.environment.get("device") or MISSING) for run in runs)
     stored = all(run.record.model.get("stored_sha256") for run in runs)
+    origins = {origin["said"] for run in runs if (origin := run.record.model.get("origin"))}
     held = "" if stored else " (of some runs as held in their precision, on which this hash depends)"
     return [
         *lines,
-        f"Base: {models}, weights {_distinct(run.base[:12] for run in runs)}{held}.",
+        f"Base: {models}, weights {_distinct(run.base[:12] for run in runs)}{held}"
+        + "".join(f"; {said}" for said in sorted(origins))
+        + ".",
         f"Data: {names}, sha256 {hashes}; {sizes} training/validation/test examples.",
         f"Budget: {steps} optimizer steps, {span(run.record.tokens for run in runs)} tokens{labelled}.",
         f"Device: {devices}.",

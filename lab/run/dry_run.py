@@ -1,11 +1,11 @@
 """Dry run: memory, FLOPs and time of a run, from one training step on tensors that have shapes and no memory."""
 
-import math
 import time
 import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -15,19 +15,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lab.adapter.build import build, planned, scaling_factor
 from lab.config import Optim, RunConfig, instantiate
-from lab.data.corpus import load_corpus
+from lab.data.corpus import Corpus, load_corpus
 from lab.data.encode import Sample
 from lab.layer import find_targets
 from lab.model import base_of
+from lab.model.stored import weight_files
+from lab.run import forecast
+from lab.run.parts import Parts
 from lab.training.answers import Answers
 from lab.training.hardware import Resolved, resolve
 from lab.training.loader import BatchPlan
 from lab.training.loss import LabelGate, loss_at
-from lab.training.optim import make_optimizer
+from lab.training.optim import make_optimizer, total_steps
 from lab.training.positions import check_fits
 
 # Dense bfloat16 peak of a device, FLOP/s, from NVIDIA's data sheets (A100, H100 and H200 SXM without sparsity).
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+ROOM = 0.8  # of the memory that is free: what a run may take to be tried
 UTILISATION = 0.4  # of a GPU's peak: what LoRA and small pre-training runs reach is between 0.3 and 0.5
 
 
@@ -182,8 +186,34 @@ def device_speed(hardware: Resolved) -> tuple[str, float, str]:
     return hardware.device_name, count * 2 * 768**3 / (time.perf_counter() - began), "measured on a matrix product"
 
 
-def cost(config: RunConfig) -> tuple[Resolved, Cost, float, float]:
-    """Hardware, cost on one device, mean FLOPs of an optimizer step, and steps; reads data and the model's config."""
+@dataclass(frozen=True)
+class Planned:
+    """A run as its config describes it: its parts, and what its steps take."""
+
+    config: RunConfig
+    hardware: Resolved
+    parts: Parts
+    corpus: Corpus
+    answers: Answers
+    cost: Cost  # of the longest micro-batch on one device
+    flops: float  # of a mean optimizer step, on all devices
+    steps: int
+
+    @property
+    def is_here(self) -> bool:
+        """True where this machine has the device and the weights, and room for them: then it can be tried."""
+        if self.hardware.accelerator == "gpu":
+            here = torch.cuda.device_count() >= self.hardware.devices
+            room = torch.cuda.mem_get_info()[0] if here else 0
+        else:
+            room = psutil.virtual_memory().available
+        model = self.parts.model
+        drawn = model.name_or_path.startswith("scratch:")
+        return self.cost.peak < ROOM * room and (drawn or bool(weight_files(model.name_or_path, model.revision)))
+
+
+def plan(config: RunConfig) -> Planned:
+    """What a run would be; reads its data and its model's config, and no weight."""
     wanted, trains_base = config.hardware, config.method == "full"
     if wanted.accelerator == "gpu" and torch.cuda.device_count() < wanted.devices:
         # A machine that is not here can still be planned for; what it has is what its hardware option says.
@@ -194,26 +224,23 @@ def cost(config: RunConfig) -> tuple[Resolved, Cost, float, float]:
         )
     else:
         hardware = resolve(wanted, config.schedule.batch_size, trains_base=trains_base)
-    model, data = instantiate.make(config.model), instantiate.make_data(config.data)
-    tokenizer = model.tokenizer()
-    corpus = load_corpus(data, tokenizer, config.evaluate.max_examples)
-    answers = Answers(data, corpus, tokenizer, config.evaluate, torch.device("cpu"))
-    check_fits(model.skeleton(), corpus, config.evaluate, judged=bool(answers.judged))
+    parts = Parts.of(config)
+    tokenizer = parts.model.tokenizer()
+    corpus = load_corpus(parts.data, tokenizer, config.evaluate.max_examples)
+    answers = Answers(parts.data, corpus, tokenizer, config.evaluate, torch.device("cpu"))
+    check_fits(parts.model.skeleton(), corpus, config.evaluate, judged=bool(answers.judged))
     samples = corpus.train.samples
     step, flops = predict(config, hardware, samples)
-    plan = BatchPlan([len(sample.input_ids) for sample in samples], config.schedule.batch_size, config.data_seed)
-    steps = min(
-        config.schedule.max_steps or math.inf,
-        (config.schedule.max_epochs or math.inf) * plan.steps_per_epoch,
-    )
-    return hardware, step, flops, steps
+    batches = BatchPlan([len(sample.input_ids) for sample in samples], config.schedule.batch_size, config.data_seed)
+    steps = total_steps(config.schedule, batches.steps_per_epoch)
+    return Planned(config, hardware, parts, corpus, answers, step, flops, steps)
 
 
 def report(config: RunConfig) -> str:
     """The lines that dry_run=true prints."""
-    hardware, one, flops, steps = cost(config)
-    name, speed, source = device_speed(hardware)
-    hours = steps * flops / hardware.devices / speed / 3600
+    began = time.perf_counter()
+    planned = plan(config)
+    hardware, one = planned.hardware, planned.cost
     rows = {
         "weights": one.weights,
         "gradients": one.gradients,
@@ -221,11 +248,24 @@ def report(config: RunConfig) -> str:
         "activations": one.activations,
         "peak": one.peak,
     }
+    name, speed, source = device_speed(hardware)
     lines = [
         f"dry run: {hardware.devices} x {name}, {hardware.precision}, micro-batch {hardware.micro} x "
         f"{hardware.accumulate} accumulated",
         f"{one.trainable:,} of {one.parameters:,} parameters train",
         *(f"  {what:<12} {size / 2**20:>10,.1f} MiB per device" for what, size in rows.items()),
-        f"{flops:.3g} FLOPs per step, {steps:,.0f} steps: {hours:.2g} hours of training ({source})",
     ]
-    return "\n".join(lines)
+    counted = f"{planned.flops:.3g} FLOPs per step, {planned.steps:,} steps"
+    if not planned.is_here:
+        hours = planned.steps * planned.flops / hardware.devices / speed / 3600
+        return "\n".join([*lines, f"{counted}: {hours:.2g} hours of training alone ({source})"])
+    expected = forecast.of(planned, forecast.probe(planned))
+    took = time.perf_counter() - began
+    return "\n".join(
+        [
+            *lines,
+            f"{counted}: {expected.total / 3600:.2g} hours in all, by a probe of this machine ({took:.0f} s)",
+            *(f"  {what:<22} {each:>10,.1f} s" for what, each in expected.seconds.items() if each),
+            f"{expected.exported / 1e6:,.1f} MB of disk, and {3 * expected.checkpoint / 1e6:,.1f} MB of checkpoints",
+        ]
+    )

@@ -15,7 +15,7 @@ from lab.adapter.readers import damping
 from lab.config import RunConfig, for_files
 from lab.instruments.rank_plan import print_plan
 from lab.layer import Target
-from lab.model import Model
+from lab.model import Model, hub
 from lab.paths import PACKAGE
 from lab.record import RunRecord
 from lab.run.setup import Adapted
@@ -40,6 +40,7 @@ def fill_record(
         "quantization": getattr(model, "quantization", None),
         "vocab_size": words,
         "unused_ids": max(0, words - len(tokenizer)),
+        "origin": hub.origin(model.name_or_path),
     }
     result.trainable_params = sum(p.numel() for p in net.parameters() if p.requires_grad)
     result.total_params = sum(p.numel() for p in net.parameters())
@@ -53,6 +54,10 @@ def fill_record(
 
 def print_start(result: RunRecord, targets: Sequence[Target]) -> None:
     """What was installed and initialised, and where the loss starts."""
+    if origin := result.model["origin"]:
+        console.print(Text(f"base: {origin['said']}"))
+    if (optim := result.config["optim"])["lr_from"] is not None:
+        console.print(Text(f"optim.lr={optim['lr']:g}: {optim['lr_from']}"))
     if unused := result.model["unused_ids"]:
         console.print(
             f"vocabulary: {result.model['vocab_size']:,} words, {unused:,} of them beyond the tokenizer's ids: "

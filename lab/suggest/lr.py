@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.config import RunConfig
+from lab.config import RunConfig, bases, plain_of
 from lab.config.validate import DEFAULTS
 from lab.errors import UsageError
 
-# The best rate of plain LoRA (A Kaiming, B = 0, alpha 32 over the rank) by where the base is from.
+# The best rate of plain LoRA (A Kaiming, B = 0) where it is another than the default of its base: short runs like more.
 SHIPPED = "lab:base"
 ANCHORS: Mapping[str, tuple[float, str]] = {
     SHIPPED: (1e-2, "the shipped base: best of quarter decades at 21 steps of 4 examples (docs/suggest.md)"),
-    "": (3e-4, "pretrained models of 1B to 550B: 126 sweeps of thinking-machines-lab/tinker-cookbook"),
 }
-ANCHORED: Mapping[str, Any] = {"alpha": 32.0, "scaling": "alpha_over_r"}  # what these rates are of
 # Fitted on six starts of the shipped base and tried on others (docs/suggest.md), not derived: for the same training in
 # other units the right power is 1/2, since Adam's steps are as large whatever the gradient.
 POWER = 0.2
@@ -83,15 +81,14 @@ def predict(config: RunConfig, anchor: float | None = None, examples: int = EXAM
 def anchor_of(config: RunConfig) -> tuple[float, str]:
     """Plain LoRA's best rate on this kind of base, and where that is from; raises UsageError where none is known."""
     remedy = "sweep it once, with init=random, and give it by --anchor."
-    name = config.model.get("name_or_path")
-    if name is None:
+    name, settings = config.model.get("name_or_path"), plain_of(config)
+    base = bases.of(settings)
+    if base is bases.UNKNOWN:
         raise UsageError(f"nothing is known of plain LoRA's best rate on a model from scratch; {remedy}")
-    for key, value in ANCHORED.items():
-        if (given := getattr(config, key)) != value:
-            raise UsageError(
-                f"plain LoRA's best rate is known for {key}={_short(value)} and not for {key}={_short(given)}; {remedy}"
-            )
-    return ANCHORS.get(name, ANCHORS[""])
+    for key in bases.departures(settings):
+        known, given = _short(bases.ANCHORED[key]), _short(settings[key])
+        raise UsageError(f"plain LoRA's best rate is known for {key}={known} and not for {key}={given}; {remedy}")
+    return ANCHORS.get(name, (base.lr, base.lr_from))
 
 
 def _short(value: Any) -> str:
@@ -134,15 +131,15 @@ def check(config: RunConfig, rate: float) -> dict[float, float]:
 
     found = {}
     with tempfile.TemporaryDirectory(prefix="lab-suggest-") as folder:
-        for each in (rate / AROUND, rate, rate * AROUND):
+        for each in (float(f"{near:.3g}") for near in (rate / AROUND, rate, rate * AROUND)):
             short = copy.deepcopy(config)
-            short.optim.lr = float(f"{each:.3g}")
+            short.optim.lr, short.optim.lr_from = each, "lab.suggest lr --check"
             short.schedule.max_epochs, short.schedule.max_steps = None, _steps(config)
             short.schedule.eval_every_n_steps = short.schedule.save_every_n_steps = _steps(config)
             short.evaluate.test, short.evaluate.num_samples, short.logger = False, 0, {"_target_": None}
-            run_dir = Path(folder) / f"lr={short.optim.lr:g}"
+            run_dir = Path(folder) / f"lr={each:g}"
             run_dir.mkdir()
-            found[short.optim.lr] = job.launch(short, run_dir, choices={}, overrides=[], alone=False, beside=True)
+            found[each] = job.launch(short, run_dir, choices={}, overrides=[], alone=False, beside=True)
     return found
 
 

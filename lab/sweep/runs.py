@@ -66,16 +66,29 @@ class Forecast:
     gigabytes: float | None  # of the whole study when it has ended, at most
 
 
-def forecast(study: Study, seen: Iterable[Seen] = ()) -> Forecast:
-    """Jobs, hours and disk: from this study's own ended runs, before them from what its YAML says was measured."""
+@dataclass(frozen=True)
+class Tried:
+    """What a job would take, from a probe of this study's own model on this machine."""
+
+    tune: float  # seconds
+    verdict: float  # seconds
+    bytes: float
+
+
+def forecast(study: Study, seen: Iterable[Seen] = (), tried: Tried | None = None) -> Forecast:
+    """Jobs, hours and disk: by this study's own ended runs, before them by a probe, else by what its YAML says."""
     ended = [run for run in seen if run.status in ("completed", "diverged", "stopped")]
     seconds = [run.seconds for run in ended if run.seconds is not None]
     sizes = [run.size for run in ended if run.size is not None]
+    jobs, most, tuning = fewest_jobs(study), most_jobs(study), tuning_jobs(study)
     each = statistics.median(seconds) if seconds else study.seconds_per_job
-    bytes_each = statistics.median(sizes) if sizes else study.bytes_per_job
-    jobs, most = fewest_jobs(study), most_jobs(study)
+    bytes_each = statistics.median(sizes) if sizes else study.bytes_per_job if tried is None else tried.bytes
     tuned = sum(len(grid) > 1 for grid in study.learning_rates.values())
-    hours = [None if each is None else max(0, count - len(ended)) * each / 3600 for count in (jobs, most)]
+    hours: list[float | None]
+    if tried is not None and not seconds:
+        hours = [(tuning * tried.tune + (count - tuning) * tried.verdict) / 3600 for count in (jobs, most)]
+    else:
+        hours = [None if each is None else max(0, count - len(ended)) * each / 3600 for count in (jobs, most)]
     return Forecast(
         jobs=jobs,
         most=most,
@@ -87,9 +100,9 @@ def forecast(study: Study, seen: Iterable[Seen] = ()) -> Forecast:
     )
 
 
-def describe(study: Study, seen: Iterable[Seen] = ()) -> str:
+def describe(study: Study, seen: Iterable[Seen] = (), tried: Tried | None = None) -> str:
     """The plan as it is printed before a study starts: arms, stages, jobs, hours, disk."""
-    cost = forecast(study, seen)
+    cost = forecast(study, seen, tried)
     disk = "–" if cost.gigabytes is None else f"{cost.gigabytes:.2f}"
     tuned = [arm for arm, grid in study.learning_rates.items() if len(grid) > 1]
     lines = [f"{study.name} ({study.size}): {study.question}"]

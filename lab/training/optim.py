@@ -46,9 +46,9 @@ def make_muon(net: Any, optim: Optim, dtype: torch.dtype = torch.float32) -> Muo
         "weight_decay": optim.weight_decay,
     }
     groups: list[dict[str, Any]] = [
-        {"params": [], "lr": scale * optim.lr, **adamw},
-        {"params": [], "lr": scale * (optim.lr if optim.embedding_lr is None else optim.embedding_lr), **adamw},
-        {"params": [], "lr": scale * (optim.lr if optim.head_lr is None else optim.head_lr), **adamw},
+        {"params": [], "lr": scale * optim.rate, **adamw},
+        {"params": [], "lr": scale * (optim.rate if optim.embedding_lr is None else optim.embedding_lr), **adamw},
+        {"params": [], "lr": scale * (optim.rate if optim.head_lr is None else optim.head_lr), **adamw},
         {
             "params": [],
             "kind": "muon",
@@ -93,12 +93,12 @@ def make_adamw(
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             (faster if id(parameter) in keys else plain).append((name, parameter))
-    groups = [{"params": plain, "lr": optim.lr}]
+    groups = [{"params": plain, "lr": optim.rate}]
     if faster:
-        groups.append({"params": faster, "lr": optim.lr * optim.lora_plus_ratio})
+        groups.append({"params": faster, "lr": optim.rate * optim.lora_plus_ratio})
     return torch.optim.AdamW(
         groups,
-        lr=optim.lr,
+        lr=optim.rate,
         betas=(optim.betas[0], optim.betas[1]),
         eps=optim.eps,
         weight_decay=optim.weight_decay,

@@ -9,10 +9,8 @@ from jobs import run
 from lab import record
 from lab.adapter.layer import adapted_layers
 from lab.adapter.read import form_of
-from lab.adapter.structured import Structured
 from lab.editors import Edit, start
 from lab.errors import Mismatch
-from lab.structure import LayerForm
 from lab.training import checkpoint
 
 SHORT = ("schedule.max_steps=4", "schedule.save_every_n_steps=2", "evaluate.accuracy=false", "evaluate.num_samples=0")
@@ -78,22 +76,3 @@ def test_an_edit_that_the_live_model_does_not_show_ends_the_run(tmp_path, monkey
     with pytest.raises(Mismatch, match=rf"{UP}: the scaling is 8.0, asked 1.25"):
         run(tmp_path, *SHORT)
     assert record.read(tmp_path).status == "failed"
-
-
-def test_modules_that_take_another_form_are_counted_and_a_checkpoint_keeps_the_count(tmp_path, monkeypatch):
-    class Switcher(Rescaler):
-        def after_step(self, step, optimizer):
-            return [Edit(UP, LayerForm("low_rank" if step % 2 else "delta", rank=4, scaling=8.0))]
-
-    with_editor(monkeypatch, Switcher)
-    # No layer can be switched yet: the live model is taken as it says, so that the count alone is looked at.
-    monkeypatch.setattr(
-        Structured,
-        "change",
-        lambda self, name, form: setattr(self, "structure", self.structure.changed(name, **vars(form))),
-    )
-    monkeypatch.setattr("lab.run.host.verify_export", lambda *args, **rest: None)
-    assert run(tmp_path / "whole", *SHORT).switches == 4
-    run(tmp_path / "short", *SHORT, "schedule.max_steps=2", "schedule.lr_scheduler=constant")
-    saved = checkpoint.load(tmp_path / "short/checkpoints/last.ckpt")
-    assert saved["editors"]["switches"] == 2

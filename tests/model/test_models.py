@@ -26,6 +26,7 @@ TOYS = {
     "Qwen/Qwen2.5": {"model_type": "qwen2", **GROUPED, "tie_word_embeddings": False},
     "microsoft/DialoGPT": {"model_type": "gpt2"},
     "HuggingFaceTB/SmolLM2": {"model_type": "llama", **GROUPED, "tie_word_embeddings": True},
+    "lab:smollm2": {"model_type": "llama", **GROUPED, "tie_word_embeddings": True},
     "meta-llama/Llama-3.2": {"model_type": "llama", **GROUPED, "tie_word_embeddings": True},
 }
 LAYERS = {"qwen2": 7, "llama": 7, "gpt2": 4}  # linear layers per block

@@ -145,8 +145,8 @@ MUTANTS = {
     ),
     "B at the rate of A": Mutant(
         "lab/training/optim.py",
-        '"lr": optim.lr * optim.lora_plus_ratio',
-        '"lr": optim.lr',
+        '"lr": optim.rate * optim.lora_plus_ratio',
+        '"lr": optim.rate',
         "tests/training/test_optim.py",
     ),
     "full weights that a resumed ending never loads": Mutant(
