@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lab.data import Drawn, Record, Splits, check_retention
+from lab.data import Drawn, Record, Splits
 from lab.data.answer import check_answer_pattern
 from lab.data.fields import Fields
 from lab.data.files import parse, text_of
@@ -50,7 +50,6 @@ class ReasoningGym:
     def check(self) -> None:
         """Raises UsageError for a task or setting that is none, and where neither library nor files are here."""
         check_template(self.template)
-        check_retention(self.retention)
         check_answer_pattern(self.answer_pattern)
         for side, least in (("train", 1), ("val", 1), ("test", 0)):
             if self._wanted(side) < least:
