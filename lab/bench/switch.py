@@ -58,8 +58,8 @@ def run(quick: bool) -> list[BenchRow]:
                 "full": (nn.Linear(shape[1], shape[0], bias=False), None)
             }
             for share, rank in ranks.items():
-                layers[f"low rank, {share:g}"] = (_low_rank(shape, rank), rank)
-            layers["seed 001, 0.75"] = (SeedLowRank(shape, ranks[0.75]), ranks[0.75])
+                layers[f"{share:g} of H"] = (_low_rank(shape, rank), rank)
+            layers["seed, 0.75 of H"] = (SeedLowRank(shape, ranks[0.75]), ranks[0.75])
             made = {key: _step(layer.to(device), kind, shape, device) for key, (layer, _) in layers.items()}
             steps = {key: take for key, (take, _) in made.items()}
             taken: dict[str, list[tuple[float, float]]] = {key: [] for key in steps}
@@ -140,16 +140,16 @@ def _rows(
 
 
 def _show(rows: list[BenchRow]) -> None:
-    table = Table(title=f"A layer's step over {TOKENS} tokens, {rows[0]['device']}, {torch.get_num_threads()} threads")
-    headings = ("optimizer", "shape", "layer", "passes ms", "of full", "efficiency", "optimizer ms", "MB", "of saving")
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading not in headings[:3] else "left")
-    for row in rows:
-        shares = ("–" if row[key] is None else f"{row[key]:.0%}" for key in ("efficiency", "saved"))
-        efficiency, saved = shares
-        table.add_row(
-            *(row["optimizer"], row["shape"], row["layer"], f"{1e3 * row['passes_seconds']:.1f}"),
-            *(f"{row['time_ratio']:.2f}", efficiency, f"{1e3 * row['optimizer_seconds']:.1f}"),
-            *(f"{row['bytes'] / 1e6:.1f}", saved),
-        )
-    console.print(table)
+    for kind in dict.fromkeys(row["optimizer"] for row in rows):
+        place = f"{rows[0]['device']}, {torch.get_num_threads()} threads"
+        table = Table(title=f"A layer's step over {TOKENS} tokens under {kind}, {place}")
+        for heading in ("shape", "layer", "passes ms", "of full", "efficiency", "optimizer ms", "MB", "of saving"):
+            table.add_column(heading, justify="left" if heading in ("shape", "layer") else "right")
+        for row in rows:
+            if row["optimizer"] == kind:
+                efficiency, saved = ("–" if row[key] is None else f"{row[key]:.0%}" for key in ("efficiency", "saved"))
+                table.add_row(
+                    *(row["shape"], row["layer"], f"{1e3 * row['passes_seconds']:.0f}", f"{row['time_ratio']:.2f}"),
+                    *(efficiency, f"{1e3 * row['optimizer_seconds']:.0f}", f"{row['bytes'] / 1e6:.0f}", saved),
+                )
+        console.print(table)
