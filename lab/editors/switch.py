@@ -7,16 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lab.adapter.structured import Structured
 from lab.adapter.switched import SwitchedLinear, install, install_full, switched_layers
 from lab.editors import Edit
-from lab.editors.factoring import Split, leading, minor, onto
+from lab.editors.factoring import split_for
 from lab.editors.moments import Adam, Factors, State, joined, joined_adam, scaling_for_adam, split_adam, step_for_muon
 from lab.errors import Mismatch
 from lab.model import base_of
@@ -24,7 +22,7 @@ from lab.record import RunRecord, strict
 from lab.structure import LayerForm
 from lab.svd_policy.switching import Move, Shapes, Switching
 from lab.training.compile import allow_graphs
-from lab.training.distributed import from_rank_0, rank, world
+from lab.training.distributed import broadcast, from_rank_0, rank
 from lab.training.optim import set_pairs, verify_trained
 
 FILE = "switches.jsonl"
@@ -46,9 +44,18 @@ class Switcher:
 
     name = "switches"
 
-    def __init__(self, model: Structured, policy: Switching, shapes: Shapes, run_dir: Path, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Structured,
+        policy: Switching,
+        shapes: Shapes,
+        total_steps: int,
+        run_dir: Path,
+        dtype: torch.dtype,
+    ) -> None:
         self.layouts: set[frozenset[tuple[str, str, int | None]]] = set()  # that blocks have had, each a graph or two
         self.model, self.net, self.policy, self.shapes = model, base_of(model.net), policy, shapes
+        self.total_steps = total_steps  # of the run
         self.run_dir, self.dtype = run_dir, dtype  # of Muon's products
         self.asked: Callable[[], Sequence[Move]] = tuple  # the moves that the last tick's decisions ask for, on rank 0
         self.loss: Callable[[], float | None] = lambda: None  # of the step's last micro-batches, as the weights are
@@ -99,7 +106,8 @@ class Switcher:
 
     def _moves(self, step: int) -> list[Move]:
         """What is to be carried out now: what is due, what was asked for, and what need not wait any longer."""
-        asked = from_rank_0(lambda: [asdict(move) for move in (*self.policy.due(step, self.shapes), *self.asked())])
+        due = self.policy.due(step, self.total_steps, self.shapes)
+        asked = from_rank_0(lambda: [asdict(move) for move in (*due, *self.asked())])
         new = [Move(**move) for move in asked]
         named, waited = {move.layer for move in new}, {move.layer for move in self.waiting}
         moves = [*(move for move in self.waiting if move.layer not in named), *new]
@@ -183,15 +191,15 @@ class Switcher:
         layer.train(old.training)
         with torch.no_grad():
             for key, tensor in made.tensors.items():
-                getattr(layer, key).copy_(_from_0(tensor.to(torch.float32)))
-        states = [{key: _from_0(state[key]) for key in shared["keys"]} for state in made.states]
+                getattr(layer, key).copy_(broadcast(tensor.to(torch.float32)))
+        states = [{key: broadcast(state[key]) for key in shared["keys"]} for state in made.states]
         _replace(optimizer, group, place, [old.weight], {layer.A: states[0], layer.B: states[1]}, ("A", "B"))
         return float(shared["tail"])
 
     def _factor(self, move: Move, W: Tensor, group: dict[str, Any], state: State, step: int) -> Factored:
         """The same on every process but for the last bits of a decomposition; rank 0's is taken."""
         assert move.rank is not None, "a low-rank move without a rank"
-        split, kind = self._split(move, W, state), move.to
+        split, kind = split_for(move.to, self.policy.start, W, state, move.rank, move.layer), move.to
         pair = Factors(split.A.float(), split.B.float())
         states: tuple[State, State] = ({}, {})
         if group.get("kind") == "muon":
@@ -219,13 +227,6 @@ class Switcher:
             tensors["E"] = W - (pair.scaling * (pair.B.double() @ pair.A.double())).float()
         return Factored(form, tensors, states, split.tail)
 
-    def _split(self, move: Move, W: Tensor, state: State) -> Split:
-        assert move.rank is not None, "a low-rank move without a rank"
-        if (move.to == "delta" and self.policy.start == "zero") or not bool(W.any()):
-            directions = state.get("momentum", state.get("exp_avg"))
-            return onto(W, directions, move.rank, crc32(move.layer.encode()))
-        return (leading if move.to == "compress" else minor)(W, move.rank)
-
     def _to_full(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         layer = _switched(self.net, name)
         group, place = _place(optimizer, layer.A)
@@ -238,8 +239,8 @@ class Switcher:
             state = adam.state(of_B["step"], group)
         weight: Any = install_full(self.net, name).weight
         with torch.no_grad():
-            weight.copy_(_from_0(weight.detach().clone()))
-        state = {key: _from_0(tensor) for key, tensor in state.items()}
+            weight.copy_(broadcast(weight.detach().clone()))
+        state = {key: broadcast(tensor) for key, tensor in state.items()}
         _replace(optimizer, group, place, [layer.A, layer.B], {weight: state}, ("weight",))
 
     def state_dict(self) -> dict[str, Any]:
@@ -296,13 +297,6 @@ def _replace(
     for parameter, state in new.items():
         if state:
             optimizer.state[parameter] = dict(state)
-
-
-def _from_0(tensor: Tensor) -> Tensor:
-    """The tensor of rank 0, on every rank."""
-    if world() > 1:
-        dist.broadcast(tensor := tensor.contiguous(), src=0)
-    return tensor
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

@@ -97,6 +97,15 @@ class SvdPolicy(Protocol):
         """
         ...
 
+    def settle(
+        self, rows: Sequence[Row], decisions: Sequence[Decision], states: Sequence[State]
+    ) -> tuple[Sequence[Decision], Sequence[State]]:
+        """The decisions on a tick's layers where a limit holds across them, and what to remember: pure, like `decide`.
+
+        `states` are those that `decide` gave with the decisions.
+        """
+        ...
+
     def reach(self, row: Row) -> tuple[Reach, ...]:
         """The reach of each clause at the row's spectrum."""
         ...

@@ -1,5 +1,6 @@
 """Decisions as rows of decisions.jsonl: made from a ledger, written, read, cut back. No torch."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,13 +34,26 @@ def decision_row(row: Row, decision: Decision) -> Decided:
     return plain
 
 
+def decide_tick(rows: Sequence[Row], policy: SvdPolicy, states: dict[str, State]) -> list[Decision]:
+    """The decisions of a policy on the rows of one tick; `states`, by layer, is taken on."""
+    made = [policy.decide(row, states.get(row.layer, {})) for row in rows]
+    decided, after = policy.settle(rows, [decision for decision, _ in made], [state for _, state in made])
+    states.update({row.layer: state for row, state in zip(rows, after, strict=True)})
+    return list(decided)
+
+
+def ticks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows of each tick, in their order."""
+    for _, tick in itertools.groupby(rows, key=lambda row: row.step):
+        yield list(tick)
+
+
 def decide_all(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
     """The decisions of a policy on the rows of a ledger, in their order, each layer with its own state."""
     states: dict[str, State] = {}
     decisions = []
-    for row in rows:
-        decision, states[row.layer] = policy.decide(row, states.get(row.layer, {}))
-        decisions.append(decision_row(row, decision))
+    for tick in ticks(rows):
+        decisions += map(decision_row, tick, decide_tick(tick, policy, states))
     return decisions
 
 
