@@ -143,13 +143,13 @@ class Switcher:
 
     def _carry_out(self, move: Move, step: int, optimizer: torch.optim.Optimizer) -> None:
         before = _form_at(self.net, move.layer)
-        if (before.form == "full") == (move.to == "full"):
+        if before.form == "full" and move.to == "full":
             raise Mismatch(f"{move.layer} is {before.form} at step {step}, and is asked to become {move.to}.")
         cost = self._cost(move.layer, optimizer)
-        if move.to == "full":
-            tail = None
+        tail = None
+        if before.form != "full":  # to another rank, by way of the weight that the layer acts with
             self._to_full(move.layer, optimizer)
-        else:
+        if move.to != "full":
             tail = self._to_low_rank(move, step, optimizer)
         self._note(step, move.layer, before.form, _form_at(self.net, move.layer), move.reason, tail, cost, optimizer)
 
