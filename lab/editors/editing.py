@@ -47,9 +47,9 @@ class Editing(AfterStep):
         reshaped = False
         for edits in made:
             for edit in edits:
-                before = self.model.structure.layers[edit.module].form
-                self.switches += (edit.form.form == "full") != (before == "full")
-                reshaped |= edit.form.form != before
+                before = self.model.structure.layers[edit.module]
+                self.switches += (edit.form.form == "full") != (before.form == "full")
+                reshaped |= any(getattr(edit.form, what) != getattr(before, what) for what in ("form", "rank", "since"))
                 self.model.change(edit.module, edit.form)
         strategy: Any = trainer.strategy
         if reshaped and isinstance(strategy.model, DistributedDataParallel):

@@ -12,7 +12,7 @@ from lab import record
 from lab.errors import UsageError
 from lab.ledger import Row
 from lab.record import strict
-from lab.svd_policy import Decision, State, SvdPolicy
+from lab.svd_policy import Decision, Settles, State, SvdPolicy
 
 FILE = "decisions.jsonl"
 Decided = dict[str, Any]  # step, layer, mode, action, reason, rank, clauses
@@ -37,7 +37,10 @@ def decision_row(row: Row, decision: Decision) -> Decided:
 def decide_tick(rows: Sequence[Row], policy: SvdPolicy, states: dict[str, State]) -> list[Decision]:
     """The decisions of a policy on the rows of one tick; `states`, by layer, is taken on."""
     made = [policy.decide(row, states.get(row.layer, {})) for row in rows]
-    decided, after = policy.settle(rows, [decision for decision, _ in made], [state for _, state in made])
+    decided: Sequence[Decision] = [decision for decision, _ in made]
+    after: Sequence[State] = [state for _, state in made]
+    if isinstance(policy, Settles):
+        decided, after = policy.settle(rows, decided, after)
     states.update({row.layer: state for row, state in zip(rows, after, strict=True)})
     return list(decided)
 

@@ -24,12 +24,6 @@ class Never:
         """Keep the layer as it is."""
         return Decision(row.mode, "none", row.rank, (), "never"), state
 
-    def settle(
-        self, rows: Sequence[Row], decisions: Sequence[Decision], states: Sequence[State]
-    ) -> tuple[Sequence[Decision], Sequence[State]]:
-        """As they are: no limit holds across layers."""
-        return decisions, states
-
     def reach(self, row: Row) -> tuple[Reach, ...]:
         """Empty: there is no clause to hold."""
         return ()

@@ -65,12 +65,6 @@ class Observing(ABC):
     def decide(self, row: Row, state: State) -> tuple[Decision, State]:
         """The decision on the row's layer and the state handed back at its next tick: a pure function of both."""
 
-    def settle(
-        self, rows: Sequence[Row], decisions: Sequence[Decision], states: Sequence[State]
-    ) -> tuple[Sequence[Decision], Sequence[State]]:
-        """As they are: no limit holds across layers."""
-        return decisions, states
-
     @abstractmethod
     def reach(self, row: Row) -> tuple[Reach, ...]:
         """For each clause, whether it can hold at the row's spectrum; empty without clauses."""

@@ -57,9 +57,9 @@ def share(change, W0, side):
     """Independent of ours: by explicit projectors."""
     U, _, Vh = torch.linalg.svd(W0)
     P, Q = U[:, :K] @ U[:, :K].T, Vh[:K].T @ Vh[:K]
-    I, J = torch.eye(SHAPE[0], dtype=P.dtype), torch.eye(SHAPE[1], dtype=P.dtype)
+    here, there = torch.eye(SHAPE[0], dtype=P.dtype), torch.eye(SHAPE[1], dtype=P.dtype)
     part = {"core": P @ change @ Q, "left": P @ change, "right": change @ Q}
-    part["bilateral"] = change - (I - P) @ change @ (J - Q)
+    part["bilateral"] = change - (here - P) @ change @ (there - Q)
     return part[side]
 
 

@@ -11,6 +11,7 @@ from lab.config import CONF
 from lab.ledger import Row, Trial
 from lab.replay.__main__ import make_policy
 from lab.spectral.diagnosis import Shares
+from lab.svd_policy import Settles
 from lab.svd_policy.switching import Switching
 from lab.testing import example_rows
 
@@ -45,5 +46,7 @@ def asked(policy: Any, at: Row, state: Any, jump: float = 0.0, outside: float = 
     rank = policy.trial_rank(at, state) if isinstance(policy, Switching) else None
     if rank is not None:
         at = replace(at, trial=Trial(rank, 3.0, 3.0 + jump, outside))
-    (decision,), (after,) = policy.settle([at], *zip(policy.decide(at, state), strict=True))
+    decision, after = policy.decide(at, state)
+    if isinstance(policy, Settles):
+        (decision,), (after,) = policy.settle([at], [decision], [after])
     return decision, after
