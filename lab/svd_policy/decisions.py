@@ -12,6 +12,7 @@ from lab import record
 from lab.errors import UsageError
 from lab.ledger import Row
 from lab.record import strict
+from lab.spectral.diagnosis import NotHeld
 from lab.svd_policy import Decision, Settles, State, SvdPolicy
 
 FILE = "decisions.jsonl"
@@ -57,6 +58,24 @@ def decide_all(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
     decisions = []
     for tick in ticks(rows):
         decisions += map(decision_row, tick, decide_tick(tick, policy, states))
+    return decisions
+
+
+def decide_while_held(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
+    """As `decide_all`, for other limits than the run's: it ends where an action would have made another run.
+
+    That is at the first tick, after one with an action, for which the ledger lacks what the policy asks (a trial that
+    only the other run would have made). Raises NotHeld where it lacks that before any action.
+    """
+    states: dict[str, State] = {}
+    decisions: list[Decided] = []
+    for tick in ticks(rows):
+        try:
+            decisions += map(decision_row, tick, decide_tick(tick, policy, states))
+        except NotHeld:
+            if all(decision["action"] == "none" for decision in decisions):
+                raise
+            break
     return decisions
 
 
