@@ -55,7 +55,7 @@ def ticks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 def decide_all(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
     """The decisions of a policy on the rows of a ledger, in their order, each layer with its own state."""
     states: dict[str, State] = {}
-    decisions = []
+    decisions: list[Decided] = []
     for tick in ticks(rows):
         decisions += map(decision_row, tick, decide_tick(tick, policy, states))
     return decisions

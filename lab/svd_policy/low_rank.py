@@ -123,7 +123,7 @@ class LowRank(Switching):
     def _while_full(self, row: Row, memory: dict[str, Any]) -> tuple[Decision, State]:
         tries = self._may_try(row, memory)
         held = memory["held"] + 1
-        clauses = self._cheap(row)
+        clauses: tuple[Clause, ...] = self._cheap(row)
         memory = memory | {"losses": _last([*memory["losses"], _loss(row)], self.window), "probation": None}
         memory |= {"outside": 0, "held": 0}
 

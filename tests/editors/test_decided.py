@@ -182,7 +182,7 @@ def test_a_run_killed_in_a_probation_or_after_a_rollback_goes_on_to_the_bit(afte
 @pytest.mark.slow
 def test_two_processes_decide_as_one(tmp_path):
     common = (*FULL, *AUTO, KEPT, "optim.lr=1e-4")
-    run(tmp_path / "one", *common, "hardware.micro_batch_size=4")
+    run(tmp_path / "one", *common, "hardware.micro_batch_size=8")  # a trial's batch is the last micro-batches together
     run(tmp_path / "two", *common, "hardware.devices=2")
     one, two = (
         [(row["step"], row["layer"], row["action"], row["rank"]) for row in decisions.read(tmp_path / name)]
