@@ -29,6 +29,23 @@ NAME = f"{FOLDER}/{FILE}"  # in the run directory
 Mode = Literal["warmup", "full", "guard", "probation", "low_rank", "hold", "locked"]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a layer at a rank, on the step's last micro-batches: made, measured and undone to the bit."""
+
+    rank: int
+    loss_before: float | None  # nats a token, as the weights are
+    loss_after: float | None  # with what the layer would come to: its truncation; for a delta the same
+    outside: float | None  # share of the gradient's energy that the pair could not move; None without a gradient
+
+    @property
+    def jump(self) -> float | None:
+        """What the layer's new form costs, nats a token; None where it was not measured, or is not finite."""
+        if self.loss_before is None or self.loss_after is None:
+            return None
+        return self.loss_after - self.loss_before
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row(Diagnosis):
     """One layer at one tick: what was measured, and what the layer was at that moment."""
@@ -37,11 +54,15 @@ class Row(Diagnosis):
     layer: str
     mode: Mode  # read back from the model
     rank: int | None  # trainable rank it has; None in full mode
+    loss: float | None = None  # mean training loss since the last tick, nats a token; as the next, absent in old rows
+    lr_factor: float | None = None  # of the schedule on the learning rate, at the tick's step
+    outside: float | None = None  # of a low-rank layer: share of ∂L/∂W's energy that the pair cannot move
+    trial: Trial | None = None  # where the policy asked for one
 
 
-def row_of(diagnosis: Diagnosis, *, step: int, layer: str, mode: Mode, rank: int | None) -> Row:
-    """The ledger row of a diagnosis."""
-    return Row(**vars(diagnosis), step=step, layer=layer, mode=mode, rank=rank)
+def row_of(diagnosis: Diagnosis, *, step: int, layer: str, mode: Mode, rank: int | None, **more: float | None) -> Row:
+    """The ledger row of a diagnosis, with `loss`, `lr_factor` and `outside` where they are known."""
+    return Row(**vars(diagnosis), step=step, layer=layer, mode=mode, rank=rank, **more)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

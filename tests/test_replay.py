@@ -1,5 +1,6 @@
 """Replay on a recorded run: the live decisions exactly, other thresholds, and what the ledger does not hold."""
 
+import dataclasses
 import json
 import os
 import re
@@ -152,8 +153,7 @@ def _place(row):
 def _diagnosis(row):
     from lab.spectral.diagnosis import Diagnosis
 
-    fields = {key: value for key, value in vars(row).items() if key not in ("step", "layer", "mode", "rank")}
-    return Diagnosis(**fields)
+    return Diagnosis(**{field.name: getattr(row, field.name) for field in dataclasses.fields(Diagnosis)})
 
 
 MINE = """

@@ -49,6 +49,15 @@ class Editor(Protocol):
 
 
 @runtime_checkable
+class ActsInSteps(Protocol):
+    """An editor that acts around the optimizer's own step, too, from the start of training or of a resumed one."""
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Register what is to be called before and after each step."""
+        ...
+
+
+@runtime_checkable
 class EditsAtStart(Protocol):
     """An editor that may act before the first step, too, when the optimizer has no states yet."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lab.adapter.structured import Structured
-from lab.editors import Edit, Editor, EditsAtStart
+from lab.editors import ActsInSteps, Edit, Editor, EditsAtStart
 from lab.record import RunRecord
 from lab.training.callbacks import AfterStep
 from lab.training.distributed import all_reduce
@@ -29,7 +29,10 @@ class Editing(AfterStep):
         return [term for term in terms if term is not None]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Before the first step of a run, an editor may act too."""
+        """Before the first step of a run an editor may act too; before any, attach those that act in steps."""
+        for editor in self.editors:
+            if isinstance(editor, ActsInSteps):
+                editor.attach(trainer.optimizers[0])
         if pl_module.run.progress.step == 0:
             early = (each for each in self.editors if isinstance(each, EditsAtStart))
             self._take_up(trainer, pl_module, (editor.before_first_step(trainer.optimizers[0]) for editor in early))
@@ -44,9 +47,9 @@ class Editing(AfterStep):
         reshaped = False
         for edits in made:
             for edit in edits:
-                before = self.model.structure.layers[edit.module].form
-                self.switches += (edit.form.form == "full") != (before == "full")
-                reshaped |= edit.form.form != before
+                before = self.model.structure.layers[edit.module]
+                self.switches += (edit.form.form == "full") != (before.form == "full")
+                reshaped |= any(getattr(edit.form, what) != getattr(before, what) for what in ("form", "rank", "since"))
                 self.model.change(edit.module, edit.form)
         strategy: Any = trainer.strategy
         if reshaped and isinstance(strategy.model, DistributedDataParallel):

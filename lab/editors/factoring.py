@@ -1,6 +1,8 @@
 """Factoring of a weight at a switch: W ≈ B A from an exact decomposition in float64, with what it leaves."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -37,6 +39,16 @@ def onto(weight: Tensor, directions: Tensor | None, rank: int, seed: int) -> Spl
         columns.insert(0, torch.linalg.svd(directions.double(), full_matrices=False)[2][:rank].T)
     A = torch.linalg.qr(torch.cat(columns, dim=1))[0][:, :rank].T
     return Split(torch.zeros(out, rank, dtype=torch.float64, device=weight.device), A.contiguous(), 1.0)
+
+
+def split_for(to: str, start: str, weight: Tensor, state: Mapping[str, Tensor], rank: int, layer: str) -> Split:
+    """The pair that a layer comes to: `compress`, or a `delta` from its `start`, on the optimizer's state of a weight.
+
+    A weight of zeros has no directions, and starts from a product of 0 either way.
+    """
+    if (to == "delta" and start == "zero") or not bool(weight.any()):
+        return onto(weight, state.get("momentum", state.get("exp_avg")), rank, crc32(layer.encode()))
+    return (leading if to == "compress" else minor)(weight, rank)
 
 
 def _split(weight: Tensor, kept: slice) -> Split:

@@ -19,6 +19,7 @@ from lab.layer import Target, find_targets
 from lab.rank_strategy import RankStrategy
 from lab.rank_strategy.adalora import Adalora
 from lab.svd_policy import SvdPolicy
+from lab.svd_policy.attack import Guarding
 from lab.svd_policy.switching import Switching
 from lab.training.step import Instrument
 
@@ -64,7 +65,7 @@ def switchable(
     `weights` is the dtype in which the run will hold them. Raises UsageError for adapters, for weights that are not
     float32, for a layer that cannot switch, and for a schedule that cannot be carried out.
     """
-    if not isinstance(policy, Switching):
+    if not isinstance(policy, Switching | Guarding):
         return {}
     kind = type(policy).__name__
     if adapters:
@@ -74,9 +75,11 @@ def switchable(
         )
     if weights != torch.float32:
         raise UsageError(
-            f"svd_policy {kind} factors float32 weights, and hardware.precision=bf16-true holds them in "
+            f"svd_policy {kind} works on float32 weights, and hardware.precision=bf16-true holds them in "
             f"{str(weights).removeprefix('torch.')}; use hardware.precision=bf16-mixed."
         )
+    if not isinstance(policy, Switching):
+        return {}
     targets = find_targets(skeleton, policy.target_modules, key="svd_policy.target_modules")
     for target in targets:
         if (reason := why_not(skeleton, target.name)) is not None:

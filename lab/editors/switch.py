@@ -7,16 +7,14 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from lab.adapter.structured import Structured
 from lab.adapter.switched import SwitchedLinear, install, install_full, switched_layers
 from lab.editors import Edit
-from lab.editors.factoring import Split, leading, minor, onto
+from lab.editors.factoring import split_for
 from lab.editors.moments import Adam, Factors, State, joined, joined_adam, scaling_for_adam, split_adam, step_for_muon
 from lab.errors import Mismatch
 from lab.model import base_of
@@ -24,7 +22,7 @@ from lab.record import RunRecord, strict
 from lab.structure import LayerForm
 from lab.svd_policy.switching import Move, Shapes, Switching
 from lab.training.compile import allow_graphs
-from lab.training.distributed import from_rank_0, rank, world
+from lab.training.distributed import broadcast, from_rank_0, rank
 from lab.training.optim import set_pairs, verify_trained
 
 FILE = "switches.jsonl"
@@ -46,9 +44,18 @@ class Switcher:
 
     name = "switches"
 
-    def __init__(self, model: Structured, policy: Switching, shapes: Shapes, run_dir: Path, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Structured,
+        policy: Switching,
+        shapes: Shapes,
+        total_steps: int,
+        run_dir: Path,
+        dtype: torch.dtype,
+    ) -> None:
         self.layouts: set[frozenset[tuple[str, str, int | None]]] = set()  # that blocks have had, each a graph or two
         self.model, self.net, self.policy, self.shapes = model, base_of(model.net), policy, shapes
+        self.total_steps = total_steps  # of the run
         self.run_dir, self.dtype = run_dir, dtype  # of Muon's products
         self.asked: Callable[[], Sequence[Move]] = tuple  # the moves that the last tick's decisions ask for, on rank 0
         self.loss: Callable[[], float | None] = lambda: None  # of the step's last micro-batches, as the weights are
@@ -107,7 +114,7 @@ class Switcher:
 
     def _sorted(self, step: int, waited: Collection[str]) -> tuple[list[Move], list[Move]]:
         """The moves for now, and those that wait; one that was to undo a move that waited has nothing to undo."""
-        new = [*self.policy.due(step, self.shapes), *self.asked()]
+        new = [*self.policy.due(step, self.total_steps, self.shapes), *self.asked()]
         named = {move.layer for move in new}
         moves = [*(move for move in self.waiting if move.layer not in named), *new]
         waiting = [move for move in moves if self._waits(move, step)]
@@ -141,13 +148,13 @@ class Switcher:
 
     def _carry_out(self, move: Move, step: int, optimizer: torch.optim.Optimizer) -> None:
         before = _form_at(self.net, move.layer)
-        if (before.form == "full") == (move.to == "full"):
+        if before.form == "full" and move.to == "full":
             raise Mismatch(f"{move.layer} is {before.form} at step {step}, and is asked to become {move.to}.")
         cost = self._cost(move.layer, optimizer)
-        if move.to == "full":
-            tail = None
+        tail = None
+        if before.form != "full":  # to another rank, by way of the weight that the layer acts with
             self._to_full(move.layer, optimizer)
-        else:
+        if move.to != "full":
             tail = self._to_low_rank(move, step, optimizer)
         self._note(step, move.layer, before.form, _form_at(self.net, move.layer), move.reason, tail, cost, optimizer)
 
@@ -190,7 +197,7 @@ class Switcher:
         with torch.no_grad():
             for key in ("A", "B", "E"):
                 if (parameter := getattr(layer, key)) is not None:
-                    parameter.copy_(_from_0(made.tensors[key] if made is not None else parameter.detach()))
+                    parameter.copy_(broadcast(made.tensors[key] if made is not None else parameter.detach()))
         of_A, of_B = (
             _state_from_0(state, parameter, None if made is None else made.states[i])
             for i, parameter in enumerate((layer.A, layer.B))
@@ -201,7 +208,7 @@ class Switcher:
     def _factor(self, move: Move, W: Tensor, group: dict[str, Any], state: State, step: int) -> Factored:
         """The pair, its optimizer states and what it leaves, from a weight and the state of that."""
         assert move.rank is not None, "a low-rank move without a rank"
-        split, kind = self._split(move, W, state), move.to
+        split, kind = split_for(move.to, self.policy.start, W, state, move.rank, move.layer), move.to
         pair = Factors(split.A.float(), split.B.float())
         states: tuple[State, State] = ({}, {})
         if group.get("kind") == "muon":
@@ -229,13 +236,6 @@ class Switcher:
             tensors["E"] = W - (pair.scaling * (pair.B.double() @ pair.A.double())).float()
         return Factored(form, tensors, states, split.tail)
 
-    def _split(self, move: Move, W: Tensor, state: State) -> Split:
-        assert move.rank is not None, "a low-rank move without a rank"
-        if (move.to == "delta" and self.policy.start == "zero") or not bool(W.any()):
-            directions = state.get("momentum", state.get("exp_avg"))
-            return onto(W, directions, move.rank, crc32(move.layer.encode()))
-        return (leading if move.to == "compress" else minor)(W, move.rank)
-
     def _to_full(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         layer = _switched(self.net, name)
         group, place = _place(optimizer, layer.A)
@@ -247,7 +247,7 @@ class Switcher:
             made = joined_adam(layer, Adam.of(of_B, group), Adam.of(of_A, group)).state(of_B["step"], group)
         weight: Any = install_full(self.net, name).weight
         with torch.no_grad():
-            weight.copy_(_from_0(weight.detach().clone()))
+            weight.copy_(broadcast(weight.detach().clone()))
         state = _state_from_0(of_B, weight, made if rank() == 0 else None)
         _replace(optimizer, group, place, [layer.A, layer.B], {weight: state}, ("weight",))
 
@@ -307,17 +307,10 @@ def _replace(
             optimizer.state[parameter] = dict(state)
 
 
-def _from_0(tensor: Tensor) -> Tensor:
-    """The tensor of rank 0, on every rank."""
-    if world() > 1:
-        dist.broadcast(tensor := tensor.contiguous(), src=0)
-    return tensor
-
-
 def _state_from_0(before: State, parameter: nn.Parameter, made: State | None) -> State:
     """Rank 0's state of a new parameter, on every rank: of the kinds that the one before had."""
     empty = {key: torch.zeros_like(parameter) if value.ndim else value.clone() for key, value in before.items()}
-    return {key: _from_0(value if made is None else made[key]) for key, value in sorted(empty.items())}
+    return {key: broadcast(value if made is None else made[key]) for key, value in sorted(empty.items())}
 
 
 def _share(part: Tensor, whole: Tensor) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from rich.text import Text
 
+from lab.editors.guard import GuardEditor
 from lab.editors.switch import Row, Switcher
 from lab.training.module import CausalLM
 from lab.training.progress import console
@@ -76,6 +77,26 @@ def together(rows: Sequence[Row]) -> str:
             None if not values else " to ".join(dict.fromkeys(form.format(v) for v in (values[0], values[-1])))
         )
     return sentence(shared)
+
+
+class GuardBoard(Instrument):
+    """Shows each guard where it begins and ends, and how many layers are guarded."""
+
+    def __init__(self, editor: GuardEditor) -> None:
+        self.editor = editor
+
+    def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
+        """What began or ended after this step."""
+        events = self.editor.events
+        if not trainer.is_global_zero or not events:
+            return
+        for line in events:
+            console.print(Text(line, style="bold"))
+        for logger in trainer.loggers:
+            logger.log_metrics({"switch/layers_guarded": float(len(self.editor.guarded()))}, step=trainer.global_step)
+            add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
+            if add_text is not None:
+                add_text("guard", "\n\n".join(events), trainer.global_step)
 
 
 def sentence(row: Row) -> str:

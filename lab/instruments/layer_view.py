@@ -19,6 +19,7 @@ from lab.instruments.initial_weights import Lazy, OnDisk
 from lab.layer import Target, weight_of
 from lab.model import base_of
 from lab.spectral.noise import left_directions
+from lab.spectral.outside import outside
 from lab.training.distributed import rank, world
 
 
@@ -185,6 +186,15 @@ class LayerViews:
         """After the step's backward passes: the gradients of the layers that this process owns; every one calls it."""
         self._run_eagerly(names, "default")
         return _present({name: self._views[name].gradient(owner[name]) for name in names})
+
+    def outside(self, gradients: Mapping[str, Tensor]) -> dict[str, float | None]:
+        """Of layers that a switch made low-rank: the share of their gradients' energy that the pair cannot move."""
+        pairs = {name: self._net.get_submodule(name) for name in gradients}
+        return {
+            name: outside(gradients[name], pair.B.detach(), pair.A.detach())
+            for name, pair in pairs.items()
+            if isinstance(pair, SwitchedLinear)
+        }
 
     def weights(self, names: Sequence[str]) -> dict[str, Tensor]:
         """The weights as they are now."""

@@ -2,9 +2,9 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lab import ledger
 from lab.instruments.layer_view import LayerViews
 from lab.instruments.spectral_board import SpectralBoard
 from lab.instruments.targets import SpectralTargets
-from lab.ledger import Ledger, Mode, Row, row_of
+from lab.ledger import Ledger, Mode, Row, Trial, row_of
 from lab.process import heartbeat
 from lab.spectral.cadence import analysis_flops, cohorts, due, owners
 from lab.spectral.diagnosis import Diagnosis
@@ -34,6 +34,7 @@ from lab.training.step import Instrument
 
 log = logging.getLogger(__name__)
 TREND = 5  # ticks through which a trend is drawn
+MakeTrials = Callable[[Mapping[str, int], torch.optim.Optimizer], Mapping[str, Trial]]
 
 
 class SpectralObserver(Instrument):
@@ -65,6 +66,11 @@ class SpectralObserver(Instrument):
         self.first: dict[str, Row] = {}
         self.recent: deque[decisions.Decided] = deque(maxlen=TREND * len(self.targets))
         self.asked: list[Move] = []
+        self.asked_guards: list[tuple[str, bool]] = []
+        self.guarded: Callable[[], Collection[str]] = tuple  # layers whose updates are projected
+        self.trials: MakeTrials | None = None  # of a policy that may ask for some
+        self.nats, self.tokens = 0.0, 0  # of this process and of all, since the last tick
+        self.outside: dict[str, float | None] = {}  # of this process's layers at this tick
         self.bytes = 0  # held beside what training holds, at most
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
@@ -113,8 +119,8 @@ class SpectralObserver(Instrument):
         targets = {name: {**asdict(target), "leaf": target.leaf} for name, target in self.targets.items()}
         self.ledger = Ledger(self.run_dir, {"policy": self.settings, "targets": targets})
         rows = ledger.read(self.run_dir).rows
-        for row in rows:
-            self._decide(row)
+        for tick in decisions.ticks(rows):
+            self._decide(tick)
         self.board.remember(rows)
         if len(self.first) == len(self.targets):
             self._say_start(aloud=False)
@@ -141,7 +147,12 @@ class SpectralObserver(Instrument):
         own = [name for name in self.due if self.owner[name] == rank()]
         gradients = self.layers.gradients(self.due, self.owner)
         layers = self.layers
-        self.tracker.begin(self.round, layers.weights(own), gradients, layers.initial, layers.directions)
+        low = self.model.structure.switched  # where the seed's rule asks about the directions that a rank leaves
+        at = {
+            name: min(self.targets[name].shape) - form.rank for name, form in low.items() if name in own and form.rank
+        }
+        self.tracker.begin(self.round, layers.weights(own), gradients, layers.initial, layers.directions, at)
+        self.outside = self.layers.outside(gradients)
         kept = self.layers.keep(own)
         self.bytes = max(self.bytes, kept + _bytes(self.tracker.state_dict()))
 
@@ -149,13 +160,14 @@ class SpectralObserver(Instrument):
     @torch.no_grad()
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         """The optimizer has stepped: measure its update, gather, write, decide and show."""
+        self.nats, self.tokens = self.nats + module.step_nats, self.tokens + batch["denominator"]
         if not self.due:
             return
         with self._tick(module):
-            own = [name for name in self.due if self.owner[name] == rank()]
-            measured = self.tracker.finish(self.layers.updates(), self.layers.momenta(own, trainer.optimizers[0]))
-            everywhere = {name: diagnosis for part in at_rank_0(measured) for name, diagnosis in part.items()}
-            rows = self._write([self._row(name, everywhere[name]) for name in self.due]) if everywhere else []
+            rows = self._gather(trainer, module)
+            if self.trials is not None:
+                rows = self._try_out(rows, trainer.optimizers[0])
+            self._write(rows)
         with self._tick(module):
             if trainer.is_global_zero:
                 self._show(trainer, module, rows)
@@ -164,30 +176,63 @@ class SpectralObserver(Instrument):
         if broken and self.policy.on_non_finite == "stop":
             raise Diverged("a weight", self.step + 1, batch["examples"], broken[0])
 
-    def _row(self, name: str, diagnosis: Diagnosis) -> Row:
+    def _gather(self, trainer: Trainer, module: CausalLM) -> list[Row]:
+        """The rows of the layers that are due, on the main process; elsewhere none."""
+        own = [name for name in self.due if self.owner[name] == rank()]
+        measured = self.tracker.finish(self.layers.updates(), self.layers.momenta(own, trainer.optimizers[0]))
+        parts, tokens = at_rank_0((measured, self.outside, self.nats)), self.tokens
+        self.nats, self.tokens = 0.0, 0
+        if not parts:
+            return []
+        found = {name: diagnosis for diagnoses, _, _ in parts for name, diagnosis in diagnoses.items()}
+        outside = {name: share for _, shares, _ in parts for name, share in shares.items()}
+        nats, schedule = sum(part for _, _, part in parts), trainer.lr_scheduler_configs[0].scheduler
+        seen = {"loss": nats / tokens if tokens else None, "lr_factor": schedule.lr_lambdas[0](self.step)}
+        return [self._row(name, found[name], outside=outside.get(name), **seen) for name in self.due]
+
+    def _row(self, name: str, diagnosis: Diagnosis, **seen: float | None) -> Row:
         form = self.model.structure.layers[name]
         mode: Mode = "full" if form.rank is None else "probation" if form.form == "fading" else "low_rank"
-        return row_of(diagnosis, step=self.step, layer=name, mode=mode, rank=form.rank)
+        mode = "guard" if name in self.guarded() else mode
+        return row_of(diagnosis, step=self.step, layer=name, mode=mode, rank=form.rank, **seen)
 
-    def _write(self, rows: list[Row]) -> list[Row]:
+    def _try_out(self, rows: list[Row], optimizer: torch.optim.Optimizer) -> list[Row]:
+        """The main process's rows with the trials that the policy asks for, which all processes make together."""
+        assert isinstance(self.policy, Switching), "trials of a policy that switches nothing"
+        assert self.trials is not None, "no trials"
+        ask = self.policy.trial_rank
+        wanted = from_rank_0(lambda: {row.layer: ask(row, self.states.get(row.layer, {})) for row in rows})
+        made = self.trials({name: at for name, at in wanted.items() if at is not None}, optimizer)
+        return [replace(row, trial=made.get(row.layer)) for row in rows]
+
+    def _write(self, rows: list[Row]) -> None:
         """The main process: the ledger first, since decisions follow from it."""
+        if not rows:
+            return
         self.ledger.append(rows)
-        decided = [self._decide(row) for row in rows]
-        decisions.append(self.run_dir, [decisions.decision_row(*pair) for pair in decided])
+        decided = self._decide(rows)
+        made = list(zip(rows, decided, strict=True))
+        decisions.append(self.run_dir, [decisions.decision_row(*pair) for pair in made])
         if isinstance(self.policy, Switching):
-            self.asked = [move for pair in decided if (move := self.policy.move(*pair)) is not None]
-        return rows
+            self.asked = [move for pair in made if (move := self.policy.move(*pair)) is not None]
+        guards = ((row.layer, decision.action) for row, decision in made)
+        self.asked_guards = [(layer, action == "guard") for layer, action in guards if action in ("guard", "release")]
 
     def take_moves(self) -> list[Move]:
         """On the main process: the switches that the last tick's decisions ask for, once."""
         moves, self.asked = self.asked, []
         return moves
 
-    def _decide(self, row: Row) -> tuple[Row, Decision]:
-        decision, self.states[row.layer] = self.policy.decide(row, self.states.get(row.layer, {}))
-        self.first.setdefault(row.layer, row)
-        self.recent.append(decisions.decision_row(row, decision))
-        return row, decision
+    def take_guards(self) -> list[tuple[str, bool]]:
+        """On the main process: the layers that the last tick's decisions guard (True) or release, once."""
+        guards, self.asked_guards = self.asked_guards, []
+        return guards
+
+    def _decide(self, rows: list[Row]) -> list[Decision]:
+        decided = decisions.decide_tick(rows, self.policy, self.states)
+        self.first = {row.layer: row for row in rows} | self.first
+        self.recent.extend(map(decisions.decision_row, rows, decided))
+        return decided
 
     def _show(self, trainer: Trainer, module: CausalLM, rows: Sequence[Row]) -> None:
         """A tick on the console and the dashboard; once every layer was seen, what can happen at all."""
@@ -248,12 +293,18 @@ class SpectralObserver(Instrument):
         bases: dict[str, Any] = {}
         for theirs in of_all(_moved(self.tracker.state_dict(), torch.device("cpu"))):
             bases |= theirs
-        return {"bases": bases, "found": self.account}
+        losses = of_all((self.nats, self.tokens))
+        return {"bases": bases, "found": self.account, "losses": losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where `state_dict` left."""
         self.bases = state_dict["bases"]
         self.account |= state_dict.get("found", {})  # checkpoints of before 2026-11-27 have none
+        losses = state_dict.get("losses", [(0.0, 0)])  # nor those of before 2026-11-29
+        if len(losses) == world():
+            self.nats, self.tokens = losses[rank()]
+        else:  # other processes go on with it: the first takes all
+            self.nats, self.tokens = (sum(nats for nats, _ in losses) if rank() == 0 else 0.0), losses[0][1]
 
     @property
     def state_key(self) -> str:

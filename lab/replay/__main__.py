@@ -83,7 +83,7 @@ def _run(given: argparse.Namespace) -> None:
             outcomes = sweep(recorded.rows, policy, swept)
             tables.show_outcomes(outcomes, swept)
             if not swept:
-                made = decisions.decide_all(recorded.rows, policy)
+                made = decisions.decide_while_held(recorded.rows, policy)
                 tables.show_summary(made, policy)
             print(f"wrote {tables.write(outcomes, swept, to)}")
             if not swept and (drawn := clause_figure.write(made, to / "clauses.png", given.mark)):

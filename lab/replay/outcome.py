@@ -8,7 +8,7 @@ from typing import Any
 
 from lab.ledger import Row
 from lab.svd_policy import SvdPolicy
-from lab.svd_policy.decisions import decide_all
+from lab.svd_policy.decisions import decide_while_held
 from lab.svd_policy.reachability import blocked_rules
 
 
@@ -33,7 +33,7 @@ def sweep(rows: Sequence[Row], policy: SvdPolicy, swept: Mapping[str, Sequence[A
         settings = dict(zip(swept, combination, strict=True))
         tried = dataclasses.replace(policy, **settings)  # type: ignore[type-var]
         first: dict[str, tuple[int, str] | None] = {row.layer: None for row in rows}
-        for decision in decide_all(rows, tried):
+        for decision in decide_while_held(rows, tried):
             if first[decision["layer"]] is None and decision["reason"] in tried.rules:
                 first[decision["layer"]] = (decision["step"], decision["reason"])
         outcomes.append(Outcome(settings, first, [str(blocked) for blocked in blocked_rules(tried, rows)]))

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from lab.ledger import Row
 from lab.svd_policy import SvdPolicy
-from lab.svd_policy.decisions import Decided, decide_all
+from lab.svd_policy.decisions import Decided, decide_all, decide_while_held
 
 QUANTILE = 0.2  # of the ticks in the calibration window that should hold
 FALSE_ALARMS = 0.05  # over the whole run and all layers
@@ -93,7 +93,7 @@ def _by_target(
     def fires(share: float) -> tuple[int, dict[str, float]]:
         limits = {name: limit_at(op, held, share) for name, (op, held) in values.items()}
         tried = dataclasses.replace(policy, **limits)  # type: ignore[type-var]
-        return len({row["layer"] for row in decide_all(early, tried) if row["reason"] == rule}), limits
+        return len({row["layer"] for row in decide_while_held(early, tried) if row["reason"] == rule}), limits
 
     low, high = 0.0, 1.0
     count, limits = fires(high)

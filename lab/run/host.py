@@ -19,8 +19,10 @@ from lab.data.corpus import Corpus, load_corpus
 from lab.data.encode import Sample, preview
 from lab.editors import start
 from lab.editors.editing import Editing, batch_loss
+from lab.editors.guard import GuardEditor
 from lab.editors.switch import Switcher
-from lab.editors.switch_board import SwitchBoard
+from lab.editors.switch_board import GuardBoard, SwitchBoard
+from lab.editors.trials import Trials
 from lab.files import share_weights
 from lab.instruments import learned, per_module_csv
 from lab.instruments.first_step import FirstStepWatch, bytes_of, sample_of
@@ -42,6 +44,7 @@ from lab.run.setup import (
     readapt,
     resolve_hardware,
 )
+from lab.svd_policy.attack import Guarding
 from lab.svd_policy.switching import Switching
 from lab.training import checkpoint, hardware, memory
 from lab.training.answers import Answers
@@ -254,13 +257,21 @@ class Host:
         policy = self.parts.svd_policy
         if isinstance(policy, Switching):
             dtype = self.hardware.compute_dtype
-            switcher = Switcher(self.adapted.model, policy, self.switchable, self.run_dir, dtype)
+            switcher = Switcher(self.adapted.model, policy, self.switchable, self.total, self.run_dir, dtype)
             switcher.loss = partial(batch_loss, self.module)
             for each in instruments:
                 if isinstance(each, SpectralObserver):
                     switcher.asked = each.take_moves
+                    each.trials = Trials(switcher.net, policy, switcher.loss)
             self.editing.editors.append(switcher)
             boards.append(SwitchBoard(switcher))
+        if isinstance(policy, Guarding):
+            guard = GuardEditor(self.adapted.model, policy)
+            for each in instruments:
+                if isinstance(each, SpectralObserver):
+                    guard.asked, each.guarded = each.take_guards, guard.guarded
+            self.editing.editors.insert(0, guard)
+            boards.append(GuardBoard(guard))
         if (pairs := self.adapted.targets) and self.config.evaluate.test:
             boards.append(RankPlanFigure(pairs, edited=bool(self.editing.editors)))
         return boards

@@ -88,10 +88,12 @@ class Tracker:
         gradients: Mapping[str, Tensor] | None = None,
         initial: Mapping[str, Tensor] | None = None,
         directions: Mapping[str, Tensor] | None = None,
+        ratios_at: Mapping[str, int] | None = None,
     ) -> None:
         """Measure weights (out, in) and ∂L/∂W; with `initial` (W₀) also the change since, at exact ticks.
 
-        `directions` spares the `left_directions` of W₀ where they are known.
+        `directions` spares the `left_directions` of W₀ where they are known; `ratios_at` is the number of directions of
+        the seed's norm ratios where it is not k.
         """
         self._begun, self._without, self._drawn = {}, {}, {}
         for name, weight in weights.items():
@@ -122,7 +124,9 @@ class Tracker:
                 fields |= change_fields(weight.float(), initial[name], known, strongest, self.k)
             if self.engine == "exact":
                 before, gradient = self._bases.get(name), (gradients or {}).get(name)
-                fields["norm_ratios"] = norm_ratios(weight.float(), measurement.basis, before, gradient, self.k)
+                fields["norm_ratios"] = norm_ratios(
+                    weight.float(), measurement.basis, before, gradient, (ratios_at or {}).get(name, self.k)
+                )
             self._begun[name] = {"tick": tick, "shape": _shape(weight), "engine": self.engine, "k": self.k, **fields}
             self._bases[name] = measurement.basis
         self._add(gradients or {}, "gradient")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from lab.ledger import Mode, Row
 
@@ -99,4 +99,18 @@ class SvdPolicy(Protocol):
 
     def reach(self, row: Row) -> tuple[Reach, ...]:
         """The reach of each clause at the row's spectrum."""
+        ...
+
+
+@runtime_checkable
+class Settles(Protocol):
+    """A policy with limits that hold across a tick's layers, on top of what `decide` says of each."""
+
+    def settle(
+        self, rows: Sequence[Row], decisions: Sequence[Decision], states: Sequence[State]
+    ) -> tuple[Sequence[Decision], Sequence[State]]:
+        """The tick's decisions in the end, and what to remember of each layer: pure, like `decide`.
+
+        `states` are those that `decide` gave with the decisions.
+        """
         ...

@@ -1,5 +1,6 @@
 """Decisions as rows of decisions.jsonl: made from a ledger, written, read, cut back. No torch."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,8 @@ from lab import record
 from lab.errors import UsageError
 from lab.ledger import Row
 from lab.record import strict
-from lab.svd_policy import Decision, State, SvdPolicy
+from lab.spectral.diagnosis import NotHeld
+from lab.svd_policy import Decision, Settles, State, SvdPolicy
 
 FILE = "decisions.jsonl"
 Decided = dict[str, Any]  # step, layer, mode, action, reason, rank, clauses
@@ -33,13 +35,47 @@ def decision_row(row: Row, decision: Decision) -> Decided:
     return plain
 
 
+def decide_tick(rows: Sequence[Row], policy: SvdPolicy, states: dict[str, State]) -> list[Decision]:
+    """The decisions of a policy on the rows of one tick; `states`, by layer, is taken on."""
+    made = [policy.decide(row, states.get(row.layer, {})) for row in rows]
+    decided: Sequence[Decision] = [decision for decision, _ in made]
+    after: Sequence[State] = [state for _, state in made]
+    if isinstance(policy, Settles):
+        decided, after = policy.settle(rows, decided, after)
+    states.update({row.layer: state for row, state in zip(rows, after, strict=True)})
+    return list(decided)
+
+
+def ticks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows of each tick, in their order."""
+    for _, tick in itertools.groupby(rows, key=lambda row: row.step):
+        yield list(tick)
+
+
 def decide_all(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
     """The decisions of a policy on the rows of a ledger, in their order, each layer with its own state."""
     states: dict[str, State] = {}
-    decisions = []
-    for row in rows:
-        decision, states[row.layer] = policy.decide(row, states.get(row.layer, {}))
-        decisions.append(decision_row(row, decision))
+    decisions: list[Decided] = []
+    for tick in ticks(rows):
+        decisions += map(decision_row, tick, decide_tick(tick, policy, states))
+    return decisions
+
+
+def decide_while_held(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
+    """As `decide_all`, for other limits than the run's: it ends where an action would have made another run.
+
+    That is at the first tick, after one with an action, for which the ledger lacks what the policy asks (a trial that
+    only the other run would have made). Raises NotHeld where it lacks that before any action.
+    """
+    states: dict[str, State] = {}
+    decisions: list[Decided] = []
+    for tick in ticks(rows):
+        try:
+            decisions += map(decision_row, tick, decide_tick(tick, policy, states))
+        except NotHeld:
+            if all(decision["action"] == "none" for decision in decisions):
+                raise
+            break
     return decisions
 
 

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -10,20 +11,26 @@ from lab.errors import UsageError
 from lab.ledger import Row
 from lab.spectral.diagnosis import NotHeld
 from lab.svd_policy import Action, Clause, Decision, Reach, State, clause
-from lab.svd_policy.observing import Observing, default_decision
+from lab.svd_policy.observing import default_decision
+from lab.svd_policy.switching import Move, Switching
 
 SKETCHED = 2.0  # by which a sketched concentration is taken higher: its error is up to a half of it, to both sides
 DANGER, OPTIMAL = "gradient_clobbering_risk", "optimal_lowrank_conditions"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Phase1(Observing):
-    """Norm ratios against fixed limits, in the seed's order.
+class Phase1(Switching):
+    """Norm ratios against fixed limits, in the seed's order, and the switch that it meant: the minor directions train.
 
     Kept as it was, with what is wrong with it: a norm ratio read as a share (0.4 is 16 % of the energy), limits that
-    know nothing of the dimension, a left side only, and a tail of r = g − k directions asked to be negligible.
+    know nothing of the dimension, a left side only, and a tail of r = g − k directions asked to be negligible. What the
+    seed's code did not do, and its text says, is done: the principal directions are frozen, the rank changes, a layer
+    comes back, and the optimizer keeps what it knows (docs/switch.md).
     """
 
+    residual: Literal["fade", "drop"] = field(init=False, default="drop")  # of a delta: it keeps what the pair leaves
+    fade_steps: int = field(init=False, default=1)
+    start: Literal["zero", "minor"] = field(init=False, default="minor")
     principal_danger: float  # ‖U_kU_kᵀG‖/‖G‖ above it: the gradient attacks the principal directions
     minor_safe: float  # ‖U_mU_mᵀG‖/‖G‖ above it: the gradient stays outside them
     angle_stable: float  # radians; largest principal angle to the last tick below it: the directions stand still
@@ -136,6 +143,14 @@ class Phase1(Observing):
             needed = int((share < self.rank_energy).sum()) + 1
             chosen = min(g - int(ratios.argmax()), g - needed, g // 2)
         return max(self.rank_min, min(chosen, g - 1))
+
+    def move(self, row: Row, decision: Decision) -> Move | None:
+        """The seed's mode B and its ranks: none where the rank stays, or is not known without a whole spectrum."""
+        if decision.action == "to_full":
+            return Move(row.layer, "full", None, decision.reason)
+        if decision.action not in ("to_low_rank", "resize") or decision.rank in (None, row.rank):
+            return None
+        return Move(row.layer, "delta", decision.rank, decision.reason)
 
     def null_limits(self, row: Row, false_alarm: float) -> Mapping[str, float]:
         """The principal norm ratio that a gradient unrelated to W exceeds with at most about this probability.

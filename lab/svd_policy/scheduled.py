@@ -62,7 +62,7 @@ class Scheduled(Switching):
                     if action == "compress":
                         check_saves(move.rank, name, shapes[name], f"{where}.rank")
 
-    def due(self, step: int, shapes: Shapes) -> Sequence[Move]:
+    def due(self, step: int, total_steps: int, shapes: Shapes) -> Sequence[Move]:
         """The moves of the entries for this step, in module order."""
         moves = [move for entry in self.schedule if entry["step"] == step for move in self._moves(entry, shapes, "")]
         place = list(shapes).index

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lab.errors import UsageError
 from lab.ledger import Row
-from lab.svd_policy import Decision
+from lab.svd_policy import Decision, State
 from lab.svd_policy.observing import Observing
 
 To = Literal["compress", "delta", "full"]
@@ -45,9 +45,21 @@ class Switching(Observing):
     def check_schedule(self, shapes: Shapes, total_steps: int) -> None:
         """Raises UsageError where what the policy plans cannot be done in a run of so many steps on these layers."""
 
-    def due(self, step: int, shapes: Shapes) -> Sequence[Move]:
-        """Moves that follow from the number of optimizer steps taken alone; 0 is before the first."""
+    def due(self, step: int, total_steps: int, shapes: Shapes) -> Sequence[Move]:
+        """Moves that follow from the number of optimizer steps taken, of a run's, alone; 0 is before the first."""
         return ()
+
+    @property
+    def tried_form(self) -> Literal["compress", "delta"]:
+        """What a layer comes to in a trial."""
+        return "compress"
+
+    def trial_rank(self, row: Row, state: State) -> int | None:
+        """The rank at which the row's layer, which trains in full, is to be tried before `decide` is asked about it.
+
+        Pure, like `decide`; None for no trial, which is dear: a decomposition and a forward pass.
+        """
+        return None
 
     @abstractmethod
     def move(self, row: Row, decision: Decision) -> Move | None:

@@ -53,6 +53,14 @@ def from_rank_0(decide: Callable[[], T]) -> T:
     return result
 
 
+def broadcast(tensor: Tensor) -> Tensor:
+    """The tensor of rank 0, on every rank."""
+    if world() > 1:
+        with heartbeat.strict():
+            dist.broadcast(tensor := tensor.contiguous(), src=0)
+    return tensor
+
+
 def at_rank_0(own: T) -> list[T]:
     """What each process holds, on rank 0 in the order of ranks; elsewhere an empty list."""
     if world() == 1:

@@ -151,5 +151,5 @@ def test_only_the_first_gpu_is_seen_by_a_contender(monkeypatch):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert train._measure("lab", 5, "base", 16) == {"loss": 1}
+        assert train.measure("lab", 5, "base", 16) == {"loss": 1}
         assert given["CUDA_VISIBLE_DEVICES"] == first

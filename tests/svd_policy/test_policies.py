@@ -17,6 +17,10 @@ from lab.testing import check_policy, example_rows
 YAMLS = sorted((CONF / "svd_policy").glob("*.yaml"))
 
 
+# By chance, and the seed's rule, which is kept with what is wrong with it: a rank that changes at every tick.
+RESTLESS = {"random", "phase1", "phase1_lenient"}
+
+
 def policy_of(path: Path, **changes):
     return make_policy({**yaml.safe_load(path.read_text()), **changes})
 
@@ -24,7 +28,7 @@ def policy_of(path: Path, **changes):
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
 def test_every_policy_passes_the_labs_own_checks(path):
     settings = yaml.safe_load(path.read_text())
-    check_policy(make_policy(settings))
+    check_policy(make_policy(settings), steady=path.stem not in RESTLESS)
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)

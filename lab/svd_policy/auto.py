@@ -1,0 +1,47 @@
+"""A policy that guards what is attacked and compresses what is eligible; an attack never triggers compression."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lab.ledger import Row
+from lab.svd_policy import Decision, Reach, State
+from lab.svd_policy.attack import ATTACK, Guarding
+from lab.svd_policy.low_rank import FRESH, LowRank
+from lab.svd_policy.observing import default_decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto(LowRank, Guarding):
+    """Guards a full layer under attack, makes one that is eligible low-rank, and full again where that fails it."""
+
+    @property
+    def rules(self) -> Mapping[str, tuple[str, ...]]:
+        """An attack first, then those of going low-rank and back."""
+        return {ATTACK: ("attack_z", "attack_lift"), **super().rules}
+
+    def trial_rank(self, row: Row, state: State) -> int | None:
+        """None for a layer that is guarded, or under attack."""
+        return super().trial_rank(row, state) if self._guard(row, state)[0] is None else None
+
+    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
+        """What the guard says, where it says anything; else one step of the state machine."""
+        waiting = default_decision(row)
+        if waiting is not None:
+            return waiting, state
+        decision, state = self._guard(row, state)
+        if decision is not None:
+            return decision, {**FRESH, **state, "held": 0, "probation": None}
+        decision, after = super().decide(row, state)
+        if row.rank is not None:
+            return decision, after
+        clauses = (*self.guard_clauses(row), *decision.clauses)
+        return Decision(decision.mode, decision.action, decision.rank, clauses, decision.reason), after
+
+    def _guard(self, row: Row, state: State) -> tuple[Decision | None, State]:
+        if row.rank is not None or row.step < self.warmup_steps or default_decision(row) is not None:
+            return None, state
+        return self.guard_decision(row, state)
+
+    def reach(self, row: Row) -> tuple[Reach, ...]:
+        """Of all clauses."""
+        return (*self.guard_reach(row), *super().reach(row)) if row.directions else ()
