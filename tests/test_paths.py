@@ -23,7 +23,7 @@ NO_PATHS = {
     *("test_split", "prompt_field", "response_field", "input_field", "messages_field", "text_field"),
     *("magnitude", "direction", "offset", "source", "svd", "distribution", "filled", "which", "variant", "measure"),
     *("budget", "engine", "on_non_finite", "target_modules", "answer_as", "task", "unseen", "lr_from"),
-    *("residual", "start", "form"),
+    *("residual", "start", "form", "side", "watch"),
 }
 PATHS = {
     *("path", "val_path", "test_path", "name_or_path", "tokenizer_name_or_path", "teacher", "base", "save_dir"),

@@ -65,7 +65,7 @@ def with_path(override: str) -> str:
         return override
     if not value:
         raise UsageError(f"{key}= is an empty path; give one, or leave {name} out.")
-    if value == "null" and not whole:  # none, whatever lies here; a file of that name is ./null
+    if value == "null" and name.endswith("retention"):  # none, whatever lies here; a file of that name is ./null
         return override
     if os.path.lexists(paths.at_home(value)):
         return f"{key}={_quote(value, key)}"

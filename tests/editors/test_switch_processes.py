@@ -36,7 +36,7 @@ if rank == 1:  # what it holds of the layer, and of its moments, is spoilt: a sw
     weight = net.get_submodule("UP").weight
     weight.data.fill_(float("nan"))
     optimizer.state[weight]["exp_avg"].fill_(float("nan"))
-switcher = Switcher(model, policy, {"UP": (176, 64)}, Path(tempfile.mkdtemp()), torch.float32)
+switcher = Switcher(model, policy, {"UP": (176, 64)}, 9, Path(tempfile.mkdtemp()), torch.float32)
 moves = [Move("UP", "compress", 9, "asked")] if rank == 0 else [Move("UP", "delta", 3, "nan")]
 switcher.asked = lambda: moves
 edits = switcher.after_step(7, optimizer)
