@@ -102,13 +102,13 @@ def check_switched(layers: Mapping[str, SwitchedLinear]) -> None:
     """Raises Mismatch where factors do not fit each other or do not train, or a residual does."""
     for name, layer in layers.items():
         out, inner = layer.shape
-        facts = {
+        facts: dict[str, tuple[object, object]] = {
             "the rank of B": (layer.A.shape[0], layer.B.shape[1]),
             "A.requires_grad": (True, layer.A.requires_grad),
             "B.requires_grad": (True, layer.B.requires_grad),
         }
         if layer.E is not None:
-            facts |= {"the shape of E": ((out, inner), tuple(layer.E.shape))}  # type: ignore[dict-item]
+            facts |= {"the shape of E": ((out, inner), tuple(layer.E.shape))}
             facts |= {"E.requires_grad": (False, layer.E.requires_grad)}
         refuse((Difference(name, what, *pair) for what, pair in facts.items() if pair[0] != pair[1]), len(layers))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from lab.adapter.build import reshape
 from lab.adapter.layer import adapted_layers
 from lab.adapter.read import check_structure, form_at, refuse
 from lab.adapter.state import load_model_state, model_state
-from lab.adapter.switched import SwitchedLinear, switched_layers
+from lab.adapter.switched import SwitchedLinear
 from lab.model import base_of
 from lab.structure import LayerForm, Structure, differences
 
@@ -58,8 +58,9 @@ class Structured:
             check_structure(self.net, self.structure)
 
     def switched(self) -> Sequence[SwitchedLinear]:
-        """The layers that a switch has made low-rank, in module order."""
-        return list(switched_layers(base_of(self.net)).values())
+        """The layers that a switch has made low-rank, in module order. Cheap: each step asks."""
+        base = base_of(self.net)
+        return [cast(SwitchedLinear, base.get_submodule(name)) for name in self.structure.switched]
 
     def fast_parameters(self) -> Sequence[nn.Parameter]:
         """Each pair's B, as LoRA+ has it (arXiv:2402.12354)."""

@@ -81,14 +81,17 @@ def install(net: nn.Module, name: str, form: LayerForm) -> SwitchedLinear:
     """Put an empty switched layer in a linear layer's place; its bias stays the same parameter."""
     old: Any = net.get_submodule(name)
     layer = SwitchedLinear(form, (old.out_features, old.in_features), old.bias, old.weight.device)
-    return _put(net, name, layer)  # type: ignore[return-value]
+    _put(net, name, layer)
+    return layer
 
 
 def install_full(net: nn.Module, name: str) -> nn.Linear:
     """Put a linear layer with the weight that a switched layer acts with in its place; the bias stays the same."""
     old = net.get_submodule(name)
     assert isinstance(old, SwitchedLinear), f"{name} was not switched"
-    return _put(net, name, _linear(old))  # type: ignore[return-value]
+    linear = _linear(old)
+    _put(net, name, linear)
+    return linear
 
 
 @contextmanager
@@ -129,8 +132,7 @@ def _linear(layer: SwitchedLinear) -> nn.Linear:
     return linear
 
 
-def _put(net: nn.Module, name: str, module: nn.Module) -> nn.Module:
+def _put(net: nn.Module, name: str, module: nn.Module) -> None:
     """In a module's place among its parent's, so that the order of parameters stays."""
     parent, _, leaf = name.rpartition(".")
     setattr(net.get_submodule(parent), leaf, module)
-    return module

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +73,8 @@ def beside_others(repeats: int) -> list[dict[str, Any]]:
     for repeat in range(repeats):
         for neighbours, taken in seconds.items():
             console.print(f"repeat {repeat + 1} of {repeats}: beside {neighbours} busy processes")
-            others = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(neighbours)]
-            try:
+            with busy_processes(neighbours):
                 taken.append(seconds_of(list(JOB), works=True)[0])
-            finally:
-                for other in others:
-                    other.kill()
-                    other.wait()
     alone = statistics.median(seconds[0])
     spin = {name: os.environ.get(name) for name in SHORT_WAITS}
     table = Table(title=f"{' '.join(JOB)}, {cpu_name()}, {len(os.sched_getaffinity(0))} cores, medians of {repeats}")
@@ -90,6 +87,18 @@ def beside_others(repeats: int) -> list[dict[str, Any]]:
         table.add_row(str(neighbours), f"{median:.1f}", f"{median / alone:.2f}", "–" if limit is None else f"{limit:g}")
     console.print(table)
     return rows
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """Within the context as many processes multiply matrices all the time."""
+    others = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def seconds_of(arguments: list[str], works: bool) -> tuple[float, dict[str, Any]]:

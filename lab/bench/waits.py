@@ -21,7 +21,7 @@ STEPS, WARM_UP = 15, 3  # of pre-training
 
 def run(quick: bool) -> list[BenchRow]:
     """A row per load, work and count: each seconds, their median, and its ratio to the fastest count's."""
-    from lab.bench.job import NEIGHBOURS
+    from lab.bench.job import NEIGHBOURS, busy_processes
 
     repeats = 1 if quick else 5
     works: dict[str, Callable[[], float]] = {"a step of pretrain": _pretrain, "1000 tokens of train": _train}
@@ -33,7 +33,7 @@ def run(quick: bool) -> list[BenchRow]:
             for repeat in range(repeats):
                 console.print(f"{name}, beside {neighbours} busy processes, repeat {repeat + 1} of {repeats}")
                 for count in COUNTS if repeat % 2 == 0 else reversed(COUNTS):
-                    with _spinning(count), _beside(neighbours):
+                    with _spinning(count), busy_processes(neighbours):
                         taken.setdefault((neighbours, name, count), []).append(work())
             _show(neighbours, name, [taken[neighbours, name, count] for count in COUNTS])
     rows = []
@@ -58,19 +58,6 @@ def _spinning(count: str) -> Iterator[None]:
             os.environ["GOMP_SPINCOUNT"] = before
 
 
-@contextmanager
-def _beside(neighbours: int) -> Iterator[None]:
-    from lab.bench.job import NEIGHBOUR
-
-    others = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(neighbours)]
-    try:
-        yield
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
-
-
 def _job() -> float:
     from lab.bench.job import JOB, seconds_of
 
@@ -81,7 +68,7 @@ def _train() -> float:
     from lab.bench.ground import GROUNDS
     from lab.bench.train import measure
 
-    return 1e3 / float(measure("this lab", 24, "base", GROUNDS["base"].batch)["tokens_per_second"])
+    return 1e3 / float(measure("lab", 24, "base", GROUNDS["base"].batch)["tokens_per_second"])
 
 
 def _pretrain() -> float:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lab.adapter.read import form_at
 from lab.adapter.structured import Structured
 from lab.adapter.switched import SwitchedLinear, install, install_full, switched_layers
 from lab.editors import Edit
@@ -74,7 +75,7 @@ class Switcher:
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> list[Edit]:
         """Fade, then carry out what the policy asks for, as one event; raises Mismatch for a move that cannot be."""
-        self.rows, faded = [], self._fade(step)
+        self.rows, self.new_waiting, faded = [], [], self._fade(step)
         moves = self._moves(step)
         if not faded and not moves:
             return []
@@ -84,7 +85,7 @@ class Switcher:
         for move in moves:
             self._carry_out(move, step, optimizer)
         self._allow_graphs()
-        set_pairs(optimizer, self.model.switched())
+        set_pairs(optimizer, list(switched_layers(self.net).values()))
         verify_trained(self.net, optimizer)
         after = self.loss()
         for row in self.rows:
@@ -92,30 +93,33 @@ class Switcher:
         if rank() == 0:
             with open(self.run_dir / FILE, "a") as file:
                 file.write("".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in self.rows))
-        return [Edit(row["layer"], _form_at(self.net, row["layer"])) for row in self.rows]
+        return [Edit(row["layer"], form_at(self.net, row["layer"])) for row in self.rows]
 
     def _allow_graphs(self) -> None:
         """Where blocks are compiled, each layout of a block is compiled anew."""
         blocks: dict[str, set[tuple[str, str, int | None]]] = {}
         for name in self.shapes:
             block, _, leaf = re.sub(r"^(.*?\.\d+)\.", r"\1|", name).rpartition("|")
-            form = _form_at(self.net, name)
+            form = form_at(self.net, name)
             blocks.setdefault(block, set()).add((leaf, form.form, form.rank))
         self.layouts |= {frozenset(block) for block in blocks.values()}
         allow_graphs(len(self.layouts))
 
     def _moves(self, step: int) -> list[Move]:
         """What is to be carried out now: what is due, what was asked for, and what need not wait any longer."""
+        due = self.policy.due(step, self.total_steps, self.shapes)
+        if not (due or self.waiting or self.policy.decides_after(step)):
+            return []  # and no process need hear of it
         waited = {move.layer for move in self.waiting}
-        now, waiting = from_rank_0(lambda: [[asdict(move) for move in moves] for moves in self._sorted(step, waited)])
+        now, waiting = from_rank_0(lambda: [[asdict(move) for move in moves] for moves in self._sorted(due, step)])
         self.waiting = [Move(**move) for move in waiting]
         self.new_waiting = [move.layer for move in self.waiting if move.layer not in waited]
         return [Move(**move) for move in now]
 
-    def _sorted(self, step: int, waited: Collection[str]) -> tuple[list[Move], list[Move]]:
+    def _sorted(self, due: Sequence[Move], step: int) -> tuple[list[Move], list[Move]]:
         """The moves for now, and those that wait; one that was to undo a move that waited has nothing to undo."""
-        new = [*self.policy.due(step, self.total_steps, self.shapes), *self.asked()]
-        named = {move.layer for move in new}
+        new = [*due, *self.asked()]
+        named, waited = {move.layer for move in new}, {move.layer for move in self.waiting}
         moves = [*(move for move in self.waiting if move.layer not in named), *new]
         waiting = [move for move in moves if self._waits(move, step)]
         now = [move for move in moves if move not in waiting and not (move.layer in waited and move.to == "full")]
@@ -129,7 +133,8 @@ class Switcher:
     def _fade(self, step: int) -> list[str]:
         """Let each residual fade one step further; the layers whose residual has come to its end."""
         ended = []
-        for name, layer in switched_layers(self.net).items():
+        for name in self.model.structure.switched:
+            layer = _switched(self.net, name)
             if layer.fade is not None:
                 assert layer.since is not None, "a fading layer that never switched"
                 left = 1 - (step - layer.since) / self.policy.fade_steps
@@ -147,7 +152,7 @@ class Switcher:
         self._note(step, name, "fading", layer.form, "faded", tail, cost, optimizer)
 
     def _carry_out(self, move: Move, step: int, optimizer: torch.optim.Optimizer) -> None:
-        before = _form_at(self.net, move.layer)
+        before = form_at(self.net, move.layer)
         if before.form == "full" and move.to == "full":
             raise Mismatch(f"{move.layer} is {before.form} at step {step}, and is asked to become {move.to}.")
         cost = self._cost(move.layer, optimizer)
@@ -156,7 +161,7 @@ class Switcher:
             self._to_full(move.layer, optimizer)
         if move.to != "full":
             tail = self._to_low_rank(move, step, optimizer)
-        self._note(step, move.layer, before.form, _form_at(self.net, move.layer), move.reason, tail, cost, optimizer)
+        self._note(step, move.layer, before.form, form_at(self.net, move.layer), move.reason, tail, cost, optimizer)
 
     def _note(
         self,
@@ -264,11 +269,6 @@ class Switcher:
         record.ranks = {name: layer.A.shape[0] for name, layer in switched_layers(self.net).items()}
         record.scalings = {name: layer.scaling for name, layer in switched_layers(self.net).items()}
         record.trainable_params = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
-
-
-def _form_at(net: nn.Module, name: str) -> LayerForm:
-    module = net.get_submodule(name)
-    return module.form if isinstance(module, SwitchedLinear) else LayerForm("full")
 
 
 def _switched(net: nn.Module, name: str) -> SwitchedLinear:

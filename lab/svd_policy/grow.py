@@ -1,18 +1,15 @@
 """A policy that trains low-rank from one share of a run to another, and full from there to its end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lab.errors import UsageError
-from lab.ledger import Row
-from lab.svd_policy import Decision, Reach, State
-from lab.svd_policy.observing import default_decision
-from lab.svd_policy.switching import Move, Shapes, Switching, check_saves, rank_for
+from lab.svd_policy.switching import ByStep, Move, Shapes, check_saves, rank_for
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grow(Switching):
+class Grow(ByStep):
     """All layers low-rank from `low_from` to `low_until` of the run's steps, whatever the spectra say."""
 
     low_from: float  # share of the optimizer steps after which layers go low-rank; 0: before the first
@@ -49,20 +46,3 @@ class Grow(Switching):
             ranks = {name: rank_for(self.rank, shape, "svd_policy.rank") for name, shape in shapes.items()}
             return [Move(name, "compress", rank, "low_from") for name, rank in ranks.items()]
         return [Move(name, "full", None, "low_until") for name in shapes] if step == last else []
-
-    @property
-    def rules(self) -> Mapping[str, tuple[str, ...]]:
-        """Empty: no measurement makes it act."""
-        return {}
-
-    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
-        """Keep the layer as it is: the window's steps are not the ticks'."""
-        return default_decision(row) or Decision(row.mode, "none", row.rank, (), "scheduled"), state
-
-    def move(self, row: Row, decision: Decision) -> Move | None:
-        """None: see `due`."""
-        return None
-
-    def reach(self, row: Row) -> tuple[Reach, ...]:
-        """Empty: there is no clause to hold."""
-        return ()

@@ -47,6 +47,10 @@ class Observing(ABC):
                 f"svd_policy.budget={self.budget} is no share of training; give a number above 0, or null."
             )
 
+    def decides_after(self, step: int) -> bool:
+        """True where the optimizer step just taken, counted from 1, is one that a tick measured."""
+        return self.every_n_steps is not None and step > 0 and (step - 1) % self.every_n_steps == 0
+
     def check_run(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Raises UsageError where a layer has fewer than k directions."""
         for name, shape in shapes.items():

@@ -6,16 +6,13 @@ from typing import Any
 
 from lab.errors import UsageError, nearest
 from lab.layer import matching
-from lab.ledger import Row
-from lab.svd_policy import Decision, Reach, State
-from lab.svd_policy.observing import default_decision
-from lab.svd_policy.switching import TARGETS, Move, Shapes, Switching, check_saves, rank_for
+from lab.svd_policy.switching import TARGETS, ByStep, Move, Shapes, check_saves, rank_for
 
 KEYS = ("step", "layers", "action", "rank")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheduled(Switching):
+class Scheduled(ByStep):
     """Switches given layers after given optimizer steps; step 0 is before the first."""
 
     schedule: Sequence[Mapping[str, Any]]  # of {step, layers, action, rank}, in any order
@@ -74,20 +71,3 @@ class Scheduled(Switching):
             full = entry["action"] == "full"
             rank = None if full else rank_for(entry["rank"], shapes[name], f"{where}.rank")
             yield Move(name, entry["action"], rank, "scheduled")
-
-    @property
-    def rules(self) -> Mapping[str, tuple[str, ...]]:
-        """Empty: no measurement makes it act."""
-        return {}
-
-    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
-        """Keep the layer as it is: its steps are not the ticks'."""
-        return default_decision(row) or Decision(row.mode, "none", row.rank, (), "scheduled"), state
-
-    def move(self, row: Row, decision: Decision) -> Move | None:
-        """None: see `due`."""
-        return None
-
-    def reach(self, row: Row) -> tuple[Reach, ...]:
-        """Empty: there is no clause to hold."""
-        return ()

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from lab.errors import UsageError
 from lab.ledger import Row
-from lab.svd_policy import Decision, State
-from lab.svd_policy.observing import Observing
+from lab.svd_policy import Decision, Reach, State
+from lab.svd_policy.observing import Observing, default_decision
 
 To = Literal["compress", "delta", "full"]
 TARGETS: tuple[To, ...] = ("compress", "delta", "full")
@@ -64,6 +64,27 @@ class Switching(Observing):
     @abstractmethod
     def move(self, row: Row, decision: Decision) -> Move | None:
         """The move that a decision at a tick asks for, None where it asks for none."""
+
+
+class ByStep(Switching):
+    """Base of policies whose `due` alone says what switches, whatever is measured."""
+
+    @property
+    def rules(self) -> Mapping[str, tuple[str, ...]]:
+        """Empty: no measurement makes it act."""
+        return {}
+
+    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
+        """Keep the layer as it is: the steps of its switches are not the ticks'."""
+        return default_decision(row) or Decision(row.mode, "none", row.rank, (), "scheduled"), state
+
+    def move(self, row: Row, decision: Decision) -> Move | None:
+        """None: see `due`."""
+        return None
+
+    def reach(self, row: Row) -> tuple[Reach, ...]:
+        """Empty: there is no clause to hold."""
+        return ()
 
 
 def break_even(shape: tuple[int, int]) -> float:

@@ -143,7 +143,6 @@ def test_a_switch_edits_the_optimizer_in_its_place_and_leaves_all_other_state_as
     assert kept == [1, 2, 3, 5, 7]
 
 
-@pytest.mark.parametrize("optim", OPTIMS)
 @pytest.mark.parametrize(
     ("place", "call"),
     [
@@ -154,10 +153,8 @@ def test_a_switch_edits_the_optimizer_in_its_place_and_leaves_all_other_state_as
         ("lab.run.host:Host._finish", 1),  # behind the last checkpoint
     ],
 )
-def test_a_killed_run_goes_on_to_the_bit(optim, place, call, tmp_path, trained):
-    if trained[2] != optim:
-        pytest.skip("of the other optimizer")
-    overrides = (*FULL, *OPTIMS[optim], *scheduled())
+def test_a_killed_run_goes_on_to_the_bit(place, call, tmp_path, trained):
+    overrides = (*FULL, *OPTIMS[trained[2]], *scheduled())
     killed = start(tmp_path, *overrides, kill_before=place, call=call)
     assert killed == -9
     run(tmp_path, *overrides)

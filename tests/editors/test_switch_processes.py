@@ -39,7 +39,7 @@ if rank == 1:  # what it holds of the layer, and of its moments, is spoilt: a sw
 switcher = Switcher(model, policy, {"UP": (176, 64)}, 9, Path(tempfile.mkdtemp()), torch.float32)
 moves = [Move("UP", "compress", 9, "asked")] if rank == 0 else [Move("UP", "delta", 3, "nan")]
 switcher.asked = lambda: moves
-edits = switcher.after_step(7, optimizer)
+edits = switcher.after_step(21, optimizer)
 layer = net.get_submodule("UP")
 state = [float(v.double().sum()) for p in (layer.A, layer.B) for v in optimizer.state[p].values()]
 print(json.dumps({"edits": [[e.module, vars(e.form)] for e in edits], "weights": weights_sha256(net), "state": state}))
@@ -58,5 +58,5 @@ def test_a_rank_with_numbers_that_are_none_switches_as_rank_0_does(tmp_path):
     said = [json.loads(process.communicate(timeout=100)[0].splitlines()[-1]) for process in started]
     assert said[0] == said[1]
     ((module, form),) = said[0]["edits"]
-    assert (module, form["form"], form["rank"], form["since"]) == (UP, "fading", 9, 7)
+    assert (module, form["form"], form["rank"], form["since"]) == (UP, "fading", 9, 21)
     assert all(value == value for value in said[0]["state"])
