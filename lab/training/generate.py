@@ -41,7 +41,7 @@ def complete(
     )
     ends = torch.tensor(list(end_ids))
     # Eagerly: a cache makes a graph of each layer's index, and they would use up what blocks may have of graphs.
-    with _only(model, greedy), torch.compiler.set_stance("force_eager"):
+    with _only(model, greedy), _rows(model.get_output_embeddings()), torch.compiler.set_stance("force_eager"):
         for start in range(0, len(order), PROMPTS_PER_BATCH):
             chosen = order[start : start + PROMPTS_PER_BATCH]
             longest = max(len(prompts[i]) for i in chosen)
@@ -70,6 +70,23 @@ def _only(model: Any, settings: GenerationConfig) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+@contextmanager
+def _rows(head: nn.Module | None) -> Iterator[None]:
+    """Within the context the head sees its last positions in one piece.
+
+    A slice of a batch is none, and a product with a frozen weight then repeats that weight for every prompt: 5.7 GB and
+    a minute for 100 prompts of SmolLM2-135M in bf16 on a CPU (torch's `should_fold` in LinearAlgebra.cpp).
+    """
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _cache(model: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import pytest
 import torch
 from generation import WORDS, by_argmax, small
 from jobs import run
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
 from lab import config
@@ -180,3 +182,21 @@ def test_a_run_neither_obeys_nor_mentions_the_settings_and_exports_them(folders,
     assert not [record for record in caplog.records if "generation" in record.name]
     written = json.loads((tmp_path / folders[1].name / "model/generation_config.json").read_text())
     assert {key: written[key] for key in SETTINGS} == SETTINGS
+
+
+def test_a_frozen_head_is_not_repeated_for_every_prompt():
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            tensors = [value for value in pytree.tree_leaves(out) if isinstance(value, torch.Tensor)]
+            self.numbers = max([self.numbers, *(value.numel() for value in tensors)])
+            return out
+
+    net = small("llama").eval().requires_grad_(False)
+    head = net.get_output_embeddings().weight
+    prompts = [torch.arange(1, 9), torch.arange(2, 10), torch.arange(3, 9)]
+    with Largest() as largest:
+        complete(net, prompts, [0], 0, 2, torch.device("cpu"))
+    assert 0 < largest.numbers < len(prompts) * head.numel()
