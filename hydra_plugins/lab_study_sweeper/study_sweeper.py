@@ -10,12 +10,13 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 if TYPE_CHECKING:
     from lab.record.study import Study
     from lab.sweep.runs import Tried
 
+SWEEPERS = ("hydra/sweeper", "hydra.sweeper")
 OWN_KEYS = (
     "study_size",
     "study_budget",
@@ -35,7 +36,7 @@ class StudySweeper(Sweeper):
         """Build the launcher; Hydra calls this before `sweep`."""
         self.config, self.context = config, hydra_context
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=hydra_context, task_function=task_function, config=_for_jobs(config)
         )
 
     def sweep(self, arguments: list[str]) -> None:
@@ -174,6 +175,19 @@ class StudySweeper(Sweeper):
             self.launcher.launch([[*overrides, *where] for overrides in jobs], initial_job_idx=first)
 
         return launch
+
+
+def _for_jobs(config: DictConfig) -> DictConfig:
+    """The config whose Hydra options every job is composed with: the study's launcher by name, nothing of its sweeper.
+
+    An experiment may have named both, and a job that is resumed takes no experiment beside it.
+    """
+    own = config.copy()
+    given = [item for item in own.hydra.overrides.hydra if not item.lstrip("+~").startswith(SWEEPERS)]
+    launcher = f"hydra/launcher={own.hydra.runtime.choices['hydra/launcher']}"
+    with read_write(own.hydra.overrides):
+        own.hydra.overrides.hydra = [launcher, *(item for item in given if not item.startswith("hydra/launcher="))]
+    return own
 
 
 def _declared(study: "Study") -> Any:

@@ -5,6 +5,7 @@ import math
 import re
 
 import pytest
+from hydra.errors import ConfigCompositionException
 
 from lab.errors import UsageError
 from lab.record import RunRecord, lock, write
@@ -104,6 +105,14 @@ def test_a_launcher_that_raises_is_asked_twice_and_the_study_goes_on(study_dir, 
 
     assert len(go(study_dir, refuse, one_by_one=False)) == 6
     assert "RuntimeError: no such partition" in capsys.readouterr().err
+
+
+def test_jobs_that_hydra_cannot_compose_end_the_study_before_any_attempt_is_counted(study_dir):
+    def refuse(jobs, first):
+        raise ConfigCompositionException("Could not override 'hydra.launcher.n_jobs'.")
+
+    with pytest.raises(ConfigCompositionException):
+        go(study_dir, refuse, one_by_one=False)
 
 
 def test_completed_jobs_drop_what_only_a_continuation_needs(study_dir, tmp_path):

@@ -20,6 +20,7 @@ MINE = """
 # @package _global_
 defaults:
   - override /hydra/sweeper: study
+  - override /hydra/launcher: beside
 hydra:
   mode: MULTIRUN
   sweeper:
@@ -71,11 +72,12 @@ def table(study_dir):
 
 
 def test_a_killed_study_ends_as_one_left_alone_whatever_the_launcher(here):
-    """Killed with the basic launcher; left alone with two processes."""
+    """Killed with one process and options of the launcher and the sweeper the experiment names; left alone with two."""
     checkout = str(Path(__file__).resolve().parents[2])
     env = {**os.environ, "PYTHONPATH": checkout}
+    options = ("hydra.launcher.n_jobs=1", "hydra.sweeper.study.max_jobs=7")
     killed = subprocess.Popen(
-        [sys.executable, "-m", "lab.train", *STUDY, "hydra.sweep.dir=killed"], cwd=here, env=env,
+        [sys.executable, "-m", "lab.train", *STUDY, "hydra.sweep.dir=killed", *options], cwd=here, env=env,
         stdout=(here / "log").open("w"), stderr=subprocess.STDOUT,
     )  # fmt: skip
     deadline = time.monotonic() + 200
@@ -91,7 +93,7 @@ def test_a_killed_study_ends_as_one_left_alone_whatever_the_launcher(here):
     done = shell("resume_study=killed", cwd=here, small=False)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a completed job is not run again"
-    alone = ("hydra.sweep.dir=alone", "hydra/launcher=beside", "hydra.launcher.n_jobs=2")
+    alone = ("hydra.sweep.dir=alone", "hydra.launcher.n_jobs=2")
     done = shell(*STUDY, *alone, cwd=here, small=False)
     assert done.returncode == 0, done.stderr
     assert table(here / "killed") == table(here / "alone")
