@@ -88,6 +88,18 @@ class LowRank(Switching):
         """What a layer comes to."""
         return self.form
 
+    def foreseen(self, total_steps: int, shapes: Shapes) -> Sequence[tuple[int, Sequence[Move]]]:
+        """Each layer at the first of the ranks, `layers_per_event` a tick, where every clause holds from the start."""
+        assert self.every_n_steps is not None, "a policy without ticks"
+        known = (self.window - 1) * self.every_n_steps
+        first = max(self.first_tick(self.warmup_steps) + (self.patience - 1) * self.every_n_steps, known)
+        moves = [
+            Move(name, self.form, rank_for(self.ranks[0], shape, "svd_policy.ranks"), ELIGIBLE)
+            for name, shape in shapes.items()
+        ]
+        events = [moves[i : i + self.layers_per_event] for i in range(0, len(moves), self.layers_per_event)]
+        return [(first + i * self.every_n_steps + 1, event) for i, event in enumerate(events)]
+
     @property
     def rules(self) -> Mapping[str, tuple[str, ...]]:
         """Low-rank where a trial says so, back where the gradient leaves the pair or the loss has risen."""

@@ -1,6 +1,6 @@
 """A policy that switches at random: the null of every policy that decides, at the same cost of measuring."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from zlib import crc32
@@ -37,6 +37,12 @@ class RandomSwitches(Switching):
             rank = rank_for(self.rank, shape, "svd_policy.rank")
             if self.form == "compress":
                 check_saves(rank, name, shape, "svd_policy.rank")
+
+    def foreseen(self, total_steps: int, shapes: Shapes) -> Sequence[tuple[int, Sequence[Move]]]:
+        """Every layer drawn at the first tick behind the warm-up."""
+        ranks = {name: rank_for(self.rank, shape, "svd_policy.rank") for name, shape in shapes.items()}
+        moves = [Move(name, self.form, rank, "drawn") for name, rank in ranks.items()]
+        return [(self.first_tick(self.warmup_steps) + 1, moves)] if self.probability > 0 else []
 
     @property
     def rules(self) -> Mapping[str, tuple[str, ...]]:

@@ -49,6 +49,18 @@ class Switching(Observing):
         """Moves that follow from the number of optimizer steps taken, of a run's, alone; 0 is before the first."""
         return ()
 
+    def foreseen(self, total_steps: int, shapes: Shapes) -> Sequence[tuple[int, Sequence[Move]]]:
+        """The moves that can be known before the run, by the number of optimizer steps taken, in order: what is due.
+
+        A policy that decides by what it measures gives each layer's first one, as early as it may come.
+        """
+        return [(step, due) for step in range(total_steps) if (due := self.due(step, total_steps, shapes))]
+
+    def first_tick(self, warmup_steps: int) -> int:
+        """The step of the first tick behind a warm-up."""
+        assert self.every_n_steps is not None, "a policy without ticks"
+        return -(-warmup_steps // self.every_n_steps) * self.every_n_steps
+
     @property
     def tried_form(self) -> Literal["compress", "delta"]:
         """What a layer comes to in a trial."""
