@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def launch(
     with _environment_restored():
         start = start or Path.cwd()
         make_importable(start)
+        config = with_limits(config)
         if config.dry_run:
             return _dry_run(config)
         try:
@@ -70,6 +72,19 @@ def launch(
         if alone:
             sys.exit(1)
     return _objective(result)
+
+
+def with_limits(config: RunConfig) -> RunConfig:
+    """The config with the limit that its policy finds on an observed run; others as they are.
+
+    What is saved and resumed is the number: the observed run may go.
+    """
+    if config.svd_policy.get("thresholds") != "target":
+        return config
+    from lab.config import instantiate
+    from lab.replay import target
+
+    return replace(config, svd_policy=target.resolved(config.svd_policy, instantiate.make(config.svd_policy)))
 
 
 def _launch(
@@ -254,6 +269,7 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
     yield partial(retention.check, config.data.get("retention"))
     yield partial(instantiate.make_measures, config.metrics)
     yield partial(instantiate.make, config.svd_policy)
+    yield partial(with_limits, config)
     for part, make, node, needed in (
         ("model", instantiate.make, config.model, "tokenizer"),
         ("data set", instantiate.make_data, config.data, "load"),

@@ -13,19 +13,10 @@ from lab.config import trust
 from lab.errors import UsageError, nearest
 from lab.ledger import Recorded
 from lab.record import run_files
+from lab.replay.target import MEASURED
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.decisions import Decided
 
-# How the run was measured; a replay cannot change it.
-MEASURED = (
-    "every_n_steps",
-    "target_modules",
-    "oversample",
-    "engine",
-    "exact_every_n_ticks",
-    "budget",
-    "layers_per_tick",
-)
 PREFIX = "svd_policy."
 
 

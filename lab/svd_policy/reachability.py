@@ -33,13 +33,13 @@ def blocked_rules(policy: SvdPolicy, rows: Iterable[Row]) -> list[Blocked]:
     reaches = [reach for row in rows if (reach := {item.name: item for item in policy.reach(row)})]
     blocked = []
     for reason, names in policy.rules.items():
-        misses = Counter(name for reach in reaches for name in names if not reach[name].can_hold)
-        everywhere = all(any(not reach[name].can_hold for name in names) for reach in reaches)
+        failing = [[name for name in names if name in reach and not reach[name].can_hold] for reach in reaches]
+        misses, everywhere = Counter(name for each in failing for name in each), all(failing)
         if not misses or not everywhere:
             continue
-        name, failing = misses.most_common(1)[0]
+        name, times = misses.most_common(1)[0]
         nearest = min((reach[name] for reach in reaches), key=lambda reach: reach.shortfall)
-        blocked.append(Blocked(reason, nearest, failing, len(reaches)))
+        blocked.append(Blocked(reason, nearest, times, len(reaches)))
     return blocked
 
 
