@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from lab import ledger
 from lab.config import CONF
+from lab.record import RESULT
 from lab.replay import __main__ as replay
+from lab.replay import against
 from lab.svd_policy import decisions
 from lab.testing import example_rows
 
@@ -198,3 +201,37 @@ def test_one_set_of_thresholds_is_drawn_clause_by_clause(run, tmp_path, capsys):
 
 def test_a_layer_to_mark_that_is_not_there_is_named(run):
     assert "is no layer of this ledger" in refusal(run, "svd_policy=phase1", "svd_policy.k=4", "--mark", "q_porj")
+
+
+def test_a_live_run_that_differs_before_its_first_action_is_not_as_replayed(run, tmp_path, capsys):
+    live = tmp_path / "live"
+    rows = record(live, "phase1")
+    (live / RESULT).write_text("{}")
+    said = say(capsys, run, "--against", live, "--to", tmp_path)
+    assert "as replayed, every number until then the same; they part nowhere" in said
+    made = decisions.decide_all(rows, replay.make_policy(settings("phase1")))
+    made[LAYERS]["clauses"][0]["value"] += 1.0  # of the second tick, at which nothing acts yet
+    (live / decisions.FILE).unlink()
+    decisions.append(live, made)
+    said = say(capsys, run, "--against", live, "--to", tmp_path)
+    assert "NOT as replayed" in said
+    assert f"they part at step {made[LAYERS]['step']}" in said
+    assert "| **no** |" in against.table(tmp_path / against.RUNS)
+
+
+def test_a_live_run_that_was_measured_otherwise_and_a_folder_without_runs_are_refused(run, tmp_path):
+    live = tmp_path / "live"
+    record(live, "phase1", every_n_steps=5)
+    (live / RESULT).write_text("{}")
+    assert (
+        "was measured with every_n_steps=5 and the observed run with 20; compare runs that differ in limits"
+        in refusal(run, "--against", live)
+    )
+    assert "is no run and holds none; name a live run's folder" in refusal(run, "--against", tmp_path / "live" / "none")
+
+
+def test_the_table_of_the_thresholds_study_is_that_of_its_csv_and_every_first_switch_is_as_replayed():
+    page = Path(__file__).resolve().parent.parent / "docs/studies/thresholds"
+    made = against.table(page / against.RUNS)
+    assert f"{against.BEGIN}\n\n{made}\n\n{against.END}" in (page / "README.md").read_text()
+    assert made.count("| yes |") == len(made.splitlines()) - 2 >= 3
