@@ -16,7 +16,7 @@ from lab import ledger
 from lab.config import CONF
 from lab.record import RESULT
 from lab.replay import __main__ as replay
-from lab.replay import against
+from lab.replay import against, clause_figure
 from lab.svd_policy import decisions
 from lab.testing import example_rows
 
@@ -197,6 +197,18 @@ def test_a_policy_of_ones_own_replays_from_its_folder_in_seconds(run, tmp_path):
 def test_one_set_of_thresholds_is_drawn_clause_by_clause(run, tmp_path, capsys):
     assert "clauses.png" in say(capsys, run, "svd_policy=phase1", "svd_policy.k=4", "--to", tmp_path / "drawn")
     assert (tmp_path / "drawn/clauses.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_tick_at_which_a_clause_was_not_tested_is_a_gap_in_its_line_and_not_a_straight_one():
+    def tick(step, **values):
+        clauses = [
+            {"name": name, "value": value, "limit": 0.0, "op": ">", "chance": None} for name, value in values.items()
+        ]
+        return {"step": step, "layer": "q", "action": "none", "clauses": clauses}
+
+    lines = clause_figure.lines_of([tick(0, a=1.0, b=-2.0), tick(20, a=None), tick(40, a=3.0, b=4.0)])
+    assert [(step, value) for step, value, _ in lines["a"]["q"]] == [(0, 1.0), (20, None), (40, 3.0)]
+    assert [(step, value) for step, value, _ in lines["b"]["q"]] == [(0, -2.0), (20, None), (40, 4.0)]
 
 
 def test_a_layer_to_mark_that_is_not_there_is_named(run):

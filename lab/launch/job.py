@@ -268,7 +268,7 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
         yield partial(hub.check, str(config.init["teacher"]), None, key="init.teacher")
     yield partial(retention.check, config.data.get("retention"))
     yield partial(instantiate.make_measures, config.metrics)
-    yield partial(instantiate.make, config.svd_policy)
+    yield partial(_check_policy, config)
     yield partial(with_limits, config)
     for part, make, node, needed in (
         ("model", instantiate.make, config.model, "tokenizer"),
@@ -280,6 +280,16 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
         check = getattr(made, "check", None)
         if check is not None:
             yield check
+
+
+def _check_policy(config: RunConfig) -> None:
+    """Raises UsageError for a policy's settings, and for steps that it plans behind an end that the config names."""
+    from lab.config import instantiate
+
+    policy = instantiate.make(config.svd_policy)
+    check, schedule = getattr(policy, "check_steps", None), config.schedule
+    if check is not None and schedule.max_steps is not None and schedule.max_epochs is None:
+        check(schedule.max_steps)
 
 
 def early_checks(config: RunConfig) -> None:

@@ -21,7 +21,7 @@ def write(decisions: Sequence[Decided], path: Path, marked: str | None = None) -
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = _lines(decisions)
+    lines = lines_of(decisions)
     if not lines:
         return None
     roles = sorted({layer.rsplit(".", 1)[-1] for per_layer in lines.values() for layer in per_layer})
@@ -81,7 +81,9 @@ def _acted(decisions: Sequence[Decided], name: str, actions: Sequence[str]) -> I
                 yield row, item["value"]
 
 
-def _lines(decisions: Sequence[Decided]) -> dict[str, dict[str, list[tuple[int, float | None, dict[str, Any] | None]]]]:
+def lines_of(
+    decisions: Sequence[Decided],
+) -> dict[str, dict[str, list[tuple[int, float | None, dict[str, Any] | None]]]]:
     """Clause -> layer -> (step, value, clause) at each of the layer's ticks; None, None where it was not tested."""
     names = dict.fromkeys(item["name"] for row in decisions for item in row["clauses"])
     lines: dict[str, dict[str, list[tuple[int, float | None, dict[str, Any] | None]]]] = {name: {} for name in names}

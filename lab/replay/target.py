@@ -58,7 +58,7 @@ def strictest(layers: Sequence[Sequence[Row]], policy: Limited, closed: float) -
     wanted = math.ceil(policy.target_share * len(layers))
 
     def act(place: int) -> int:
-        tried = replace(still, **{name: ordered[place]})
+        tried = replace(still, **{name: ordered[place]})  # type: ignore[arg-type]
         return sum(any(made["reason"] == rule for made in decide_while_held(rows, tried)) for rows in layers)
 
     if not ordered or (most := act(len(ordered) - 1)) < wanted:

@@ -12,7 +12,7 @@ from lab.spectral.diagnosis import NotHeld
 from lab.svd_policy import Clause, Reach, clause
 from lab.svd_policy.attack import check_counts
 from lab.svd_policy.limits import Kept, Limited
-from lab.svd_policy.switching import Shapes, Switching, break_even, check_saves, rank_for
+from lab.svd_policy.switching import Shapes, Switching, break_even, check_rank, check_saves, rank_for
 
 ELIGIBLE, OUTSIDE, ROSE = "eligible", "gradient_outside", "loss_rose"
 CHEAP = {"lr_floor": "lr_low", "overlap": "turning"}  # clauses that need no trial, and why a layer is not tried
@@ -44,6 +44,8 @@ class LowRankLimits(Limited, Switching):
             raise UsageError(f"svd_policy.form={self.form!r} is none of compress, delta.")
         if not self.ranks:
             raise UsageError("svd_policy.ranks is empty, so no layer could go low-rank; give one, such as [0.8].")
+        for rank in self.ranks:
+            check_rank(rank, "svd_policy.ranks")
         if self.outside_low >= self.outside_high:
             raise UsageError(
                 f"svd_policy.outside_low={self.outside_low} is not below outside_high={self.outside_high}: the dead "
@@ -57,18 +59,22 @@ class LowRankLimits(Limited, Switching):
                 f"probation would end before its loss is known; raise it to {self.window}."
             )
 
-    def check_schedule(self, shapes: Shapes, total_steps: int) -> None:
-        """Raises UsageError for a rank that a layer cannot have, or that saves nothing, and a warm-up to the end."""
-        for name, shape in shapes.items():
-            for asked in self.ranks:
-                rank = rank_for(asked, shape, "svd_policy.ranks")
-                if self.form == "compress":
-                    check_saves(rank, name, shape, "svd_policy.ranks")
+    def check_steps(self, total_steps: int) -> None:
+        """Raises UsageError for a warm-up to the end."""
         if self.warmup_steps >= total_steps:
             raise UsageError(
                 f"svd_policy.warmup_steps={self.warmup_steps} is not before the run's end, step {total_steps}, so the "
                 f"policy would decide nothing; lower it."
             )
+
+    def check_schedule(self, shapes: Shapes, total_steps: int) -> None:
+        """Raises UsageError for a rank that a layer cannot have, or that saves nothing, and a warm-up to the end."""
+        self.check_steps(total_steps)
+        for name, shape in shapes.items():
+            for asked in self.ranks:
+                rank = rank_for(asked, shape, "svd_policy.ranks")
+                if self.form == "compress":
+                    check_saves(rank, name, shape, "svd_policy.ranks")
 
     @property
     def tried_form(self) -> Literal["compress", "delta"]:

@@ -11,7 +11,7 @@ from lab.errors import UsageError
 from lab.ledger import Row
 from lab.svd_policy import Decision, Reach, State
 from lab.svd_policy.observing import default_decision
-from lab.svd_policy.switching import Move, Shapes, Switching, check_saves, rank_for
+from lab.svd_policy.switching import Move, Shapes, Switching, check_rank, check_saves, rank_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class RandomSwitches(Switching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_rank(self.rank, "svd_policy.rank")
         if not 0 <= self.probability <= 1:
             raise UsageError(f"svd_policy.probability={self.probability} is no probability; give one from 0 to 1.")
         if self.form not in ("compress", "delta"):
