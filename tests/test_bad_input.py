@@ -26,6 +26,10 @@ PRETRAINED = ("model=pretrained",)
 SVD = ("init=svd", "init.source=teacher")
 BESIDE = "hydra/launcher=beside"
 STUDY = ("experiment=rank_sweep",)
+COMPRESS = ("method=full", "svd_policy=compress")
+QUANTILE = ("svd_policy.thresholds=quantile",)
+FIFTY = ("schedule.max_epochs=null", "schedule.max_steps=50")
+LATE = "svd_policy.schedule=[{step: 50, layers: all, action: compress, rank: 0.5}]"
 
 # Arguments of lab-train beside MICRO, and what the sentence says.
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
@@ -102,6 +106,20 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("svd_policy._target_=lab.init.svd.Svd",), "lab.init.svd.Svd"),
     (("svd_policy=phase1", "svd_policy.layers_per_tick=0"), "svd_policy.layers_per_tick=0 is no share of the layers"),
     (("svd_policy=observe", "svd_policy.layers_per_tick=nan"), "svd_policy.layers_per_tick=nan is no share"),
+    ((*COMPRESS, "svd_policy.outside_low=1.5"), "svd_policy.outside_low=1.5 is not below outside_high=1.4"),
+    ((*COMPRESS, "svd_policy.ranks=[0.4,1.5]"), "svd_policy.ranks=1.5 is no rank; give a whole number"),
+    ((*COMPRESS, *FIFTY), "svd_policy.warmup_steps=100 is not before the run's end, step 50"),
+    ((*COMPRESS, "svd_policy.trial_jump=nan"), "svd_policy.trial_jump=nan is not finite; give a number"),
+    ((*COMPRESS, "svd_policy.thresholds=chance"), "svd_policy.thresholds='chance' is none of fixed, null, quantile"),
+    ((*COMPRESS, *QUANTILE, "svd_policy.warmup_steps=60"), "with every_n_steps=20 holds 3 ticks; make it at least 81"),
+    ((*COMPRESS, "svd_policy.thresholds=target"), "svd_policy.observed_path names none"),
+    ((*COMPRESS, "svd_policy.thresholds=target", "svd_policy.observed_path=gone"), "gone holds no ledger"),
+    (("method=full", "svd_policy=guard", "svd_policy.attack_lift=inf"), "svd_policy.attack_lift=inf is not finite"),
+    (("method=full", "svd_policy=grow", "svd_policy.low_until=1.2"), "low_until=1.2 are no window inside the run"),
+    (("method=full", "svd_policy=grow", "svd_policy.rank=0"), "svd_policy.rank=0 is no rank"),
+    (("method=full", "svd_policy=grow", *FIFTY, "svd_policy.low_until=0.105"), "are both step 5 of 50"),
+    (("method=full", "svd_policy=random", "svd_policy.rank=none"), "svd_policy.rank='none' is no rank"),
+    (("method=full", "svd_policy=scheduled", *FIFTY, LATE), "svd_policy.schedule[0].step=50 is not before"),
     (("svd_policy=observe", "svd_policy.engine=fast"), "svd_policy.engine='fast' is none of warm, exact."),
     (("evaluate.test=maybe",), "evaluate.test=maybe is not true or false."),
     (("method=full", "init=svd"), "method=full with init._target_=lab.init.svd.Svd is refused"),

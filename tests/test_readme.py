@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from lab import config, evaluate, export
+from lab.launch import job
 from lab.suggest import __main__ as suggest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 LINES = [
     line.split(" #")[0].strip()
-    for page in (README, *((ROOT / f"docs/{name}.md").read_text() for name in ("observe", "suggest", "data")))
+    for page in (README, *((ROOT / f"docs/{name}.md").read_text() for name in ("observe", "suggest", "data", "switch")))
     for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if line.strip()
 ]
 TRAIN = [line for line in LINES if "lab.train" in line]
@@ -37,6 +38,40 @@ def test_every_training_command_composes(line, monkeypatch, tmp_path):
         return
     first_of_each = [re.sub(r"=([^,\[{]+),.*", r"=\1", word) for word in words]  # a grid's first job
     assert config.compose(*first_of_each).rank >= 1
+
+
+SWITCH = [
+    line.split(" #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "docs/switch.md").read_text(), flags=re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+TINY = (  # of the same kind, a second or two long
+    *("model.depth=1", "data.max_length=32", "schedule.max_steps=45", "schedule.batch_size=2", "logger=none"),
+    *("evaluate.max_examples=4", "evaluate.num_samples=0", "svd_policy.every_n_steps=2", "hardware=cpu"),
+    *("hardware.threads=1", "hardware.precision=32-true", "schedule.eval_every_n_steps=45", "evaluate.test=false"),
+)
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory):
+    """The run that commands about thresholds look at."""
+    folder = tmp_path_factory.mktemp("observed")
+    asked = ("experiment=thresholds", *TINY, "svd_policy.warmup_steps=20", "svd_policy.outside_low=0.745")
+    job.launch(config.compose(*asked), folder, choices={}, overrides=list(asked), alone=False)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", SWITCH)
+def test_every_command_about_switches_runs_in_few_steps(line, observed, tmp_path):
+    words = shlex.split(line.split("lab.train", 1)[1])
+    words = [word.replace("=RUN", f"={observed}") for word in words if not word.startswith("schedule.max_steps=")]
+    short = [*words, *TINY]
+    if "warmup_steps" in config.compose(*words).svd_policy:
+        short.append("svd_policy.warmup_steps=20")
+    if any(word.startswith("svd_policy.observed_path") for word in words):
+        short.append("svd_policy.outside_low=0.745")
+    assert job.launch(config.compose(*short), tmp_path, choices={}, overrides=short, alone=False) < 9.1  # ln 8192
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if "lab.export" in line])

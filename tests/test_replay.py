@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from lab import ledger
 from lab.config import CONF
+from lab.record import RESULT
 from lab.replay import __main__ as replay
+from lab.replay import against, clause_figure
 from lab.svd_policy import decisions
 from lab.testing import example_rows
 
@@ -196,5 +199,51 @@ def test_one_set_of_thresholds_is_drawn_clause_by_clause(run, tmp_path, capsys):
     assert (tmp_path / "drawn/clauses.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_tick_at_which_a_clause_was_not_tested_is_a_gap_in_its_line_and_not_a_straight_one():
+    def tick(step, **values):
+        clauses = [
+            {"name": name, "value": value, "limit": 0.0, "op": ">", "chance": None} for name, value in values.items()
+        ]
+        return {"step": step, "layer": "q", "action": "none", "clauses": clauses}
+
+    lines = clause_figure.lines_of([tick(0, a=1.0, b=-2.0), tick(20, a=None), tick(40, a=3.0, b=4.0)])
+    assert [(step, value) for step, value, _ in lines["a"]["q"]] == [(0, 1.0), (20, None), (40, 3.0)]
+    assert [(step, value) for step, value, _ in lines["b"]["q"]] == [(0, -2.0), (20, None), (40, 4.0)]
+
+
 def test_a_layer_to_mark_that_is_not_there_is_named(run):
     assert "is no layer of this ledger" in refusal(run, "svd_policy=phase1", "svd_policy.k=4", "--mark", "q_porj")
+
+
+def test_a_live_run_that_differs_before_its_first_action_is_not_as_replayed(run, tmp_path, capsys):
+    live = tmp_path / "live"
+    rows = record(live, "phase1")
+    (live / RESULT).write_text("{}")
+    said = say(capsys, run, "--against", live, "--to", tmp_path)
+    assert "as replayed, every number until then the same; they part nowhere" in said
+    made = decisions.decide_all(rows, replay.make_policy(settings("phase1")))
+    made[LAYERS]["clauses"][0]["value"] += 1.0  # of the second tick, at which nothing acts yet
+    (live / decisions.FILE).unlink()
+    decisions.append(live, made)
+    said = say(capsys, run, "--against", live, "--to", tmp_path)
+    assert "NOT as replayed" in said
+    assert f"they part at step {made[LAYERS]['step']}" in said
+    assert "| **no** |" in against.table(tmp_path / against.RUNS)
+
+
+def test_a_live_run_that_was_measured_otherwise_and_a_folder_without_runs_are_refused(run, tmp_path):
+    live = tmp_path / "live"
+    record(live, "phase1", every_n_steps=5)
+    (live / RESULT).write_text("{}")
+    assert (
+        "was measured with every_n_steps=5 and the observed run with 20; compare runs that differ in limits"
+        in refusal(run, "--against", live)
+    )
+    assert "is no run and holds none; name a live run's folder" in refusal(run, "--against", tmp_path / "live" / "none")
+
+
+def test_the_table_of_the_thresholds_study_is_that_of_its_csv_and_every_first_switch_is_as_replayed():
+    page = Path(__file__).resolve().parent.parent / "docs/studies/thresholds"
+    made = against.table(page / against.RUNS)
+    assert f"{against.BEGIN}\n\n{made}\n\n{against.END}" in (page / "README.md").read_text()
+    assert made.count("| yes |") == len(made.splitlines()) - 2 >= 3

@@ -98,6 +98,8 @@ class GuardEditor:
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> list[Edit]:
         """Begin and end guards as the policy asks; no module takes another form by it."""
         self.events = []
+        if not self.policy.decides_after(step):
+            return []  # and no process need hear of it
         for name, begins in from_rank_0(lambda: list(self.asked())):
             if begins:
                 U, _, Vh = torch.linalg.svd(self._weight(name).double(), full_matrices=False)

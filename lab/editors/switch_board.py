@@ -106,7 +106,7 @@ def sentence(row: Row) -> str:
         parts.append(f"rank {row['rank']}")
     if row["tail"] is not None:
         tail = row["tail"] if isinstance(row["tail"], str) else f"{row['tail']:.1%}"
-        parts.append(f"leaves {tail} of the weight's norm")
+        parts.append(f"{'freezes' if row['to'] == 'delta' else 'leaves'} {tail} of the weight's norm")
     parts.append(f"{row['parameters_before']:,} → {row['parameters_after']:,} parameters")
     parts.append(f"state {row['state_bytes_before'] / 1e6:.2f} → {row['state_bytes_after'] / 1e6:.2f} MB")
     if row["loss_before"] is not None:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lab import ledger
 from lab.instruments.layer_view import LayerViews
+from lab.instruments.outlook import Outlook
 from lab.instruments.spectral_board import SpectralBoard
 from lab.instruments.targets import SpectralTargets
 from lab.ledger import Ledger, Mode, Row, Trial, row_of
@@ -53,11 +54,12 @@ class SpectralObserver(Instrument):
         chosen: SpectralTargets,
         settings: Mapping[str, Any],
         tokens_per_step: float,
+        foreseen: Outlook,
         account: dict[str, Any],
     ) -> None:
         self.run_dir, self.policy, self.settings = run_dir, chosen.policy, settings
         self.targets = {target.name: target for target in chosen.targets}
-        self.bound, self.step_flops = chosen.bound, chosen.step_flops(tokens_per_step)
+        self.step_flops, self.outlook = chosen.step_flops(tokens_per_step), foreseen
         self.account = account  # of the run's record
         self.tick_seconds = 0.0
         self.due: Sequence[str] = ()
@@ -259,11 +261,15 @@ class SpectralObserver(Instrument):
 
     def _say_start(self, aloud: bool) -> None:
         first = [self.first[name] for name in self.targets]
-        account = self.account["before"] = reachability_record(self.policy, first, self.bound)
+        account = self.account["before"] = reachability_record(
+            self.policy, first, self.outlook.bound, self.outlook.prospect
+        )
         if not aloud:
             return
         console.print(chance_table(first))
-        console.print(f"low rank here: {self.bound}")
+        console.print(f"low rank here: {self.outlook.bound}")
+        if self.outlook.prospect is not None:
+            console.print(f"this policy: {self.outlook.prospect}")
         if self.policy.rules:
             console.print(reach_table(self.policy, first))
         for sentence in account["cannot_fire"]:

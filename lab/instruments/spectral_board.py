@@ -110,13 +110,18 @@ class SpectralBoard:
         return values
 
     def _by_clause(self, made: Iterable[Decided]) -> dict[str, float]:
+        """Each chosen layer's values, and the limit; the lowest and the highest where layers have their own."""
         values: dict[str, float] = {}
+        limits: dict[str, list[float]] = {}
         for row in made:
             for clause in row["clauses"]:
                 self.clauses[clause["name"]] = None
-                values[f"spectral_limit/{clause['name']}/limit"] = clause["limit"]
+                limits.setdefault(clause["name"], []).append(clause["limit"])
                 if row["layer"] in self.chosen and clause["value"] is not None:
                     values[f"spectral_limit/{clause['name']}/{row['layer']}"] = clause["value"]
+        for name, held in limits.items():
+            ends = {"limit": min(held)} if min(held) == max(held) else {"limit_min": min(held), "limit_max": max(held)}
+            values |= {f"spectral_limit/{name}/{end}": limit for end, limit in ends.items()}
         return values
 
     def layout(self) -> dict[str, dict[str, list[Any]]]:

@@ -9,25 +9,27 @@ from lab.layer import Target, find_targets, is_linear, shape_of
 from lab.model import Model
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.observing import Observing
-from lab.svd_policy.reachability import Bound, amdahl
 
 
 @dataclass(frozen=True)
 class SpectralTargets:
-    """The layers a policy measures, and what low rank in them could bring."""
+    """The layers a policy measures, and the arithmetic of the model they are in."""
 
     policy: Observing
     targets: list[Target]
-    bound: Bound  # on what low rank in the targets could bring
     matmul_parameters: int  # weights that multiply activations, the output head among them
     trains_base: bool  # every weight trains, and not adapters on a frozen base
 
     def step_flops(self, tokens: float) -> float:
-        """Training FLOPs of an optimizer step over so many tokens.
+        """Training FLOPs of an optimizer step over so many tokens, in all weights that multiply."""
+        return self.flops_of(self.matmul_parameters, tokens)
+
+    def flops_of(self, weights: int, tokens: float) -> float:
+        """Training FLOPs of so many weights that multiply so many tokens.
 
         2 FLOPs a weight and token forward; backward as much for the inputs, and for the weights where they train.
         """
-        return (6 if self.trains_base else 4) * self.matmul_parameters * tokens
+        return (6 if self.trains_base else 4) * weights * tokens
 
 
 def spectral_targets(model: Model, policy: SvdPolicy, adapted: Sequence[Target] | None) -> SpectralTargets | None:
@@ -62,5 +64,4 @@ def spectral_targets(model: Model, policy: SvdPolicy, adapted: Sequence[Target] 
     shapes = {target.name: target.shape for target in targets}
     policy.check_run(shapes)
     matmul = sum(math.prod(shape_of(module)) for module in skeleton.modules() if is_linear(module))
-    bound = amdahl(shapes, matmul, skeleton.num_parameters())
-    return SpectralTargets(policy, targets, bound, matmul, trains_base=adapted is None)
+    return SpectralTargets(policy, targets, matmul, trains_base=adapted is None)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def launch(
     with _environment_restored():
         start = start or Path.cwd()
         make_importable(start)
+        config = with_limits(config)
         if config.dry_run:
             return _dry_run(config)
         try:
@@ -70,6 +72,19 @@ def launch(
         if alone:
             sys.exit(1)
     return _objective(result)
+
+
+def with_limits(config: RunConfig) -> RunConfig:
+    """The config with the limit that its policy finds on an observed run; others as they are.
+
+    What is saved and resumed is the number: the observed run may go.
+    """
+    if config.svd_policy.get("thresholds") != "target":
+        return config
+    from lab.config import instantiate
+    from lab.replay import target
+
+    return replace(config, svd_policy=target.resolved(config.svd_policy, instantiate.make(config.svd_policy)))
 
 
 def _launch(
@@ -253,7 +268,8 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
         yield partial(hub.check, str(config.init["teacher"]), None, key="init.teacher")
     yield partial(retention.check, config.data.get("retention"))
     yield partial(instantiate.make_measures, config.metrics)
-    yield partial(instantiate.make, config.svd_policy)
+    yield partial(_check_policy, config)
+    yield partial(with_limits, config)
     for part, make, node, needed in (
         ("model", instantiate.make, config.model, "tokenizer"),
         ("data set", instantiate.make_data, config.data, "load"),
@@ -264,6 +280,16 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
         check = getattr(made, "check", None)
         if check is not None:
             yield check
+
+
+def _check_policy(config: RunConfig) -> None:
+    """Raises UsageError for a policy's settings, and for steps that it plans behind an end that the config names."""
+    from lab.config import instantiate
+
+    policy = instantiate.make(config.svd_policy)
+    check, schedule = getattr(policy, "check_steps", None), config.schedule
+    if check is not None and schedule.max_steps is not None and schedule.max_epochs is None:
+        check(schedule.max_steps)
 
 
 def early_checks(config: RunConfig) -> None:

@@ -159,7 +159,9 @@ def check_same(config: RunConfig, folder: Path) -> None:
     """
     if not all(os.path.lexists(folder / name) for name in (record.RESULT, "config.yaml")):
         return
-    held, given = (dict(_flat(configuration.plain_of(each))) for each in (configuration.load(folder), config))
+    held, given = (
+        dict(_flat(configuration.plain_of(each))) for each in (configuration.load(folder), job.with_limits(config))
+    )
     settings = [key for key in given if key not in NO_SETTINGS and key.split(".")[0] not in NO_SETTINGS]
     other = [key for key in settings if key in held and held[key] != given[key]]
     if other:

@@ -13,19 +13,10 @@ from lab.config import trust
 from lab.errors import UsageError, nearest
 from lab.ledger import Recorded
 from lab.record import run_files
+from lab.replay.target import MEASURED
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.decisions import Decided
 
-# How the run was measured; a replay cannot change it.
-MEASURED = (
-    "every_n_steps",
-    "target_modules",
-    "oversample",
-    "engine",
-    "exact_every_n_ticks",
-    "budget",
-    "layers_per_tick",
-)
 PREFIX = "svd_policy."
 
 
@@ -35,6 +26,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=command.path, metavar="RUN", help="a run directory with a ledger")
     parser.add_argument("overrides", nargs="*", help="svd_policy=NAME, svd_policy.KEY=VALUE or V1,V2,…")
     parser.add_argument("--suggest", action="store_true", help="propose thresholds from what was recorded")
+    parser.add_argument(
+        "--against",
+        type=command.path,
+        nargs="+",
+        metavar="LIVE",
+        help="runs at other limits, or a multirun of them: is each one's first switch what RUN says of it?",
+    )
     parser.add_argument("--config-dir", type=command.path, metavar="DIR", help="where your own svd_policy/*.yaml are")
     parser.add_argument("--mark", metavar="LAYER", help="a layer to draw boldly in clauses.png")
     parser.add_argument("--to", type=command.path, metavar="DIR", help="where results go; default RUN/replay")
@@ -73,6 +71,9 @@ def _run(given: argparse.Namespace) -> None:
     _check_header(given.run, recorded)
     policy, swept = _policy_and_sweep(recorded, given.overrides, given.config_dir)
     try:
+        if given.against:
+            _compare(recorded, given.against, to)
+            return
         if given.suggest:
             tables.show_suggestions(suggest(recorded.rows, policy))
         elif not given.overrides:
@@ -90,6 +91,20 @@ def _run(given: argparse.Namespace) -> None:
                 print(f"wrote {drawn}")
     except NotHeld as error:
         raise UsageError(f"the ledger of {given.run} cannot answer this: {error}") from None
+
+
+def _compare(recorded: Recorded, folders: Sequence[Path], to: Path) -> None:
+    from lab import ledger
+    from lab.replay import against
+
+    rows = []
+    for folder in against.runs_in(folders):
+        live = ledger.read(folder)
+        _check_header(folder, live)
+        settings = live.header["policy"]
+        rows.append(against.compare(recorded, folder, settings, make_policy(settings)))
+        print(against.sentence(rows[-1]))
+    print(f"wrote {against.write(rows, to)}")
 
 
 def _check_header(run_dir: Path, recorded: Recorded) -> None:

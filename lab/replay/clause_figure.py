@@ -1,6 +1,6 @@
 """Figure of a policy's clauses over a run: each layer's value against the limit and against chance."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,19 @@ from lab.svd_policy.decisions import Decided
 # Okabe and Ito 2008: told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 
+MARKS = {"v": ("to_low_rank", "guard"), "^": ("to_full", "rollback", "release")}
+
 
 def write(decisions: Sequence[Decided], path: Path, marked: str | None = None) -> Path | None:
     """A panel per clause, a line per layer, coloured by the layer's role; one layer may be drawn boldly.
 
-    None where no decision has clauses. Gaps in a line are ticks at which the value was not defined.
+    None where no decision has clauses. Gaps in a line are ticks at which the clause was not tested, or not defined;
+    triangles are where a layer went low-rank or under guard, and where it came back.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = _lines(decisions)
+    lines = lines_of(decisions)
     if not lines:
         return None
     roles = sorted({layer.rsplit(".", 1)[-1] for per_layer in lines.values() for layer in per_layer})
@@ -33,15 +36,23 @@ def write(decisions: Sequence[Decided], path: Path, marked: str | None = None) -
             if layer == marked:
                 style = {"color": "black", "lw": 2.0, "zorder": 5}
             steps, values = zip(*((step, float("nan") if v is None else v) for step, v, _ in points), strict=True)
-            axes.plot(steps, values, **style)
-        item = next(iter(per_layer.values()))[0][2]
-        axes.axhline(item["limit"], color="black", ls="--", lw=1)
-        by_chance = {clause["chance"] for points in per_layer.values() for *_, clause in points} - {None}
+            axes.plot(steps, values, marker=".", ms=2, **style)
+        tested = [clause for points in per_layer.values() for *_, clause in points if clause is not None]
+        limits, by_chance = {clause["limit"] for clause in tested}, {clause["chance"] for clause in tested} - {None}
+        if len(limits) > 1:  # a layer's own, or a tick's
+            axes.axhspan(min(limits), max(limits), color="black", alpha=0.1, lw=0)
+        else:
+            axes.axhline(min(limits), color="black", ls="--", lw=1)
         for level in by_chance:
             axes.axhline(level, color="black", ls=":", lw=1)
-        dotted = ", chance dotted" if by_chance else ""
-        axes.set_title(f"{name} {item['op']} {item['limit']:g} (dashed{dotted})", fontsize=9)
-        axes.set_ylim(bottom=0)
+        said = f"{min(limits):.3g} to {max(limits):.3g} (shaded" if len(limits) > 1 else f"{min(limits):g} (dashed"
+        axes.set_title(f"{name} {tested[0]['op']} {said}{', chance dotted' if by_chance else ''})", fontsize=9)
+        if all(clause["value"] is None or clause["value"] >= 0 for clause in tested):
+            axes.set_ylim(bottom=0)
+        for marker, actions in MARKS.items():
+            there = [(row["step"], value) for row, value in _acted(decisions, name, actions)]
+            if there:
+                axes.plot(*zip(*there, strict=True), marker, color="black", ms=4)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     for axes in figure.axes[len(lines) :]:
@@ -51,6 +62,10 @@ def write(decisions: Sequence[Decided], path: Path, marked: str | None = None) -
         axes.xaxis.set_tick_params(labelbottom=True)
     for role in roles:
         figure.axes[0].plot([], [], color=COLOURS[roles.index(role) % len(COLOURS)], label=role)
+    for marker, actions in MARKS.items():
+        if any(row["action"] in actions for row in decisions):
+            said = "goes low-rank or under guard" if marker == "v" else "comes back"
+            figure.axes[0].plot([], [], marker, color="black", ms=4, label=said)
     if marked is not None:
         figure.axes[0].plot([], [], color="black", lw=2.0, label=marked)
     figure.legend(loc="outside lower center", ncols=min(4, len(roles)), fontsize=8, frameon=False)
@@ -58,11 +73,24 @@ def write(decisions: Sequence[Decided], path: Path, marked: str | None = None) -
     return path
 
 
-def _lines(decisions: Sequence[Decided]) -> dict[str, dict[str, list[tuple[int, float | None, dict[str, Any]]]]]:
-    """Clause -> layer -> (step, value, clause)."""
-    lines: dict[str, dict[str, list[tuple[int, float | None, dict[str, Any]]]]] = {}
+def _acted(decisions: Sequence[Decided], name: str, actions: Sequence[str]) -> Iterator[tuple[Decided, float]]:
+    """The decisions to act, each with its value of a clause, where that has one."""
     for row in decisions:
-        for item in row["clauses"]:
-            points = lines.setdefault(item["name"], {}).setdefault(row["layer"], [])
-            points.append((row["step"], item["value"], item))
+        for item in row["clauses"] if row["action"] in actions else ():
+            if item["name"] == name and item["value"] is not None:
+                yield row, item["value"]
+
+
+def lines_of(
+    decisions: Sequence[Decided],
+) -> dict[str, dict[str, list[tuple[int, float | None, dict[str, Any] | None]]]]:
+    """Clause -> layer -> (step, value, clause) at each of the layer's ticks; None, None where it was not tested."""
+    names = dict.fromkeys(item["name"] for row in decisions for item in row["clauses"])
+    lines: dict[str, dict[str, list[tuple[int, float | None, dict[str, Any] | None]]]] = {name: {} for name in names}
+    for row in decisions:
+        tested = {item["name"]: item for item in row["clauses"]}
+        for name in names:
+            item = tested.get(name)
+            point = row["step"], None if item is None else item["value"], item
+            lines[name].setdefault(row["layer"], []).append(point)
     return lines

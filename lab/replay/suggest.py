@@ -1,7 +1,6 @@
 """Limits proposed from what a run recorded: by quantile, by false-alarm rate, or by how many layers should fire."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -9,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from lab.ledger import Row
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.decisions import Decided, decide_all, decide_while_held
+from lab.svd_policy.limits import limit_at
 
 QUANTILE = 0.2  # of the ticks in the calibration window that should hold
 FALSE_ALARMS = 0.05  # over the whole run and all layers
@@ -57,16 +57,6 @@ def values_of(decisions: Sequence[Decided], names: Sequence[str]) -> dict[str, t
             if clause["name"] in names and clause["value"] is not None:
                 values.setdefault(clause["name"], (clause["op"], []))[1].append(clause["value"])
     return values
-
-
-def limit_at(op: str, values: Sequence[float], share: float) -> float:
-    """The limit at which about a share of the values hold, put between two of them."""
-    ordered = sorted(values, reverse=op in (">", ">="))
-    place = min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))
-    beyond = ordered[min(place + 1, len(ordered) - 1)]
-    if beyond != ordered[place]:
-        return (ordered[place] + beyond) / 2
-    return math.nextafter(beyond, -math.inf if op in (">", ">=") else math.inf)
 
 
 def _by_quantile(decisions: Sequence[Decided], rule: str, names: Sequence[str]) -> list[Suggestion]:

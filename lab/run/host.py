@@ -26,6 +26,7 @@ from lab.editors.trials import Trials
 from lab.files import share_weights
 from lab.instruments import learned, per_module_csv
 from lab.instruments.first_step import FirstStepWatch, bytes_of, sample_of
+from lab.instruments.outlook import outlook
 from lab.instruments.rank_plan import RankPlanFigure, print_plan
 from lab.instruments.spectra import SpectralObserver
 from lab.instruments.targets import SpectralTargets, spectral_targets
@@ -186,7 +187,7 @@ class Host:
         )
         self.editing = Editing(started.editors, adapted.model)
         self.module = CausalLM(self.owner, self.hardware, self.editing.loss_terms)
-        instruments = self._instruments(float(plan.lengths.sum()) / plan.steps_per_epoch)
+        instruments = self._instruments()
         boards = [*started.boards, *self._boards(instruments)]
         split = Split(self.hardware.micro, self.hardware.accumulate, self.hardware.devices, rank())
         batches = MicroBatches(corpus.train.samples, plan, split, total, corpus.pad_id)
@@ -241,12 +242,17 @@ class Host:
         plan = BatchPlan(lengths, self.config.schedule.batch_size, self.config.data_seed)
         return plan, total_steps(self.config.schedule, plan.steps_per_epoch)
 
-    def _instruments(self, tokens_per_step: float) -> Sequence[Instrument]:
+    def _instruments(self) -> Sequence[Instrument]:
         """What reads this run in training."""
         instruments: list[Instrument] = []
         if self.spectra is not None:
-            settings, account = self.config.svd_policy, self.result.spectral
-            instruments.append(SpectralObserver(self.run_dir, self.spectra, settings, tokens_per_step, account))
+            config, plan, hardware = self.config, self.plan, self.hardware
+            skeleton, dtype = self.parts.model.skeleton(), hardware.compute_dtype
+            foreseen = outlook(self.spectra, skeleton, config.optim, dtype, plan, self.total, hardware.devices)
+            tokens, account = float(plan.lengths.sum()) / plan.steps_per_epoch, self.result.spectral
+            instruments.append(
+                SpectralObserver(self.run_dir, self.spectra, config.svd_policy, tokens, foreseen, account)
+            )
         if (pairs := self.adapted.targets) and self.config.evaluate.test:
             instruments.append(FirstStepWatch(self.run_dir, pairs))
         return instruments

@@ -8,7 +8,7 @@ from lab.errors import UsageError
 from lab.ledger import Row
 from lab.spectral.chance import Side, z_score
 from lab.svd_policy import Clause, Decision, Reach, State, clause
-from lab.svd_policy.observing import Observing
+from lab.svd_policy.limits import Kept, Limited
 
 Watched = Literal["gradient", "momentum"]
 Protected = Literal["core", "left", "right", "bilateral"]
@@ -17,7 +17,7 @@ SKETCHED = 2.0  # by which a sketched concentration is taken higher: its error i
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guarding(Observing):
+class Guarding(Limited):
     """The settings of a guard, and its decision: guard on an attack that lasts, release after a calm that lasts.
 
     An attack is told from what the optimizer is fed, not from what it applies, which a guard has already projected.
@@ -31,7 +31,6 @@ class Guarding(Observing):
     attack_patience: int  # ticks in a row
     calm_z: float  # below it there is none
     calm_patience: int | None  # ticks in a row before the release; None: a guard stays
-    warmup_steps: int  # optimizer steps without a decision
     cooldown_ticks: int  # of the layer after a release, without a guard
 
     def __post_init__(self) -> None:
@@ -53,6 +52,28 @@ class Guarding(Observing):
                 f"while it is attacked; lower calm_z, to half of attack_z or less."
             )
         check_counts(self, attack_patience=1, calm_patience=1, cooldown_ticks=0, warmup_steps=0)
+        if self.thresholds in (None, "quantile") and self.attack_z <= 0:
+            raise UsageError(
+                f"svd_policy.attack_z={self.attack_z} is not above 0, and calm_z keeps its share of it where "
+                f"thresholds are not fixed; give attack_z and calm_z as 3 and 1, say."
+            )
+
+    @property
+    def learned(self) -> Mapping[str, Kept]:
+        """Both measures of an attack."""
+        return {"attack_z": "at_most", "attack_lift": "at_most"}
+
+    @property
+    def targeted(self) -> tuple[str, str]:
+        """How many times chance an attack is."""
+        return "attack_lift", ATTACK
+
+    def bounded(self, limits: Mapping[str, float]) -> Mapping[str, float]:
+        """An attack is at least what chance is, and a standard deviation above it; calm keeps its share of that."""
+        if not {"attack_z", "attack_lift"} <= set(limits):
+            return limits
+        z, lift = max(limits["attack_z"], 1.0), max(limits["attack_lift"], 1.0)
+        return {**limits, "attack_z": z, "attack_lift": lift, "calm_z": self.calm_z / self.attack_z * z}
 
     def guard_clauses(self, row: Row) -> tuple[Clause, Clause, Clause]:
         """Attack by z-score and by lift, and calm."""

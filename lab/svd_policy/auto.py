@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lab.ledger import Row
 from lab.svd_policy import Decision, Reach, State
 from lab.svd_policy.attack import ATTACK, Guarding
+from lab.svd_policy.limits import Kept
 from lab.svd_policy.low_rank import FRESH, LowRank
 from lab.svd_policy.observing import default_decision
 
@@ -19,19 +20,25 @@ class Auto(LowRank, Guarding):
         """An attack first, then those of going low-rank and back."""
         return {ATTACK: ("attack_z", "attack_lift"), **super().rules}
 
-    def trial_rank(self, row: Row, state: State) -> int | None:
-        """None for a layer that is guarded, or under attack."""
-        return super().trial_rank(row, state) if self._guard(row, state)[0] is None else None
+    @property
+    def learned(self) -> Mapping[str, Kept]:
+        """Those of both."""
+        return {"attack_z": "at_most", "attack_lift": "at_most", "overlap": "at_least"}
 
-    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
+    def null_limits(self, row: Row, false_alarm: float) -> Mapping[str, float]:
+        """Those of both."""
+        return {**Guarding.null_limits(self, row, false_alarm), **super().null_limits(row, false_alarm)}
+
+    def rank_to_try(self, row: Row, state: State) -> int | None:
+        """None for a layer that is guarded, or under attack."""
+        return super().rank_to_try(row, state) if self._guard(row, state)[0] is None else None
+
+    def decide_at(self, row: Row, state: State) -> tuple[Decision, State]:
         """What the guard says, where it says anything; else one step of the state machine."""
-        waiting = default_decision(row)
-        if waiting is not None:
-            return waiting, state
         decision, state = self._guard(row, state)
         if decision is not None:
             return decision, {**FRESH, **state, "held": 0, "probation": None}
-        decision, after = super().decide(row, state)
+        decision, after = super().decide_at(row, state)
         if row.rank is not None:
             return decision, after
         clauses = (*self.guard_clauses(row), *decision.clauses)
@@ -42,6 +49,6 @@ class Auto(LowRank, Guarding):
             return None, state
         return self.guard_decision(row, state)
 
-    def reach(self, row: Row) -> tuple[Reach, ...]:
+    def reach_at(self, row: Row) -> tuple[Reach, ...]:
         """Of all clauses."""
-        return (*self.guard_reach(row), *super().reach(row)) if row.directions else ()
+        return (*self.guard_reach(row), *super().reach_at(row)) if row.directions else ()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.errors import UsageError
-from lab.svd_policy.switching import ByStep, Move, Shapes, check_saves, rank_for
+from lab.svd_policy.switching import ByStep, Move, Shapes, check_rank, check_saves, rank_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,20 +18,25 @@ class Grow(ByStep):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_rank(self.rank, "svd_policy.rank")
         if not 0 <= self.low_from < self.low_until < 1:
             raise UsageError(
                 f"svd_policy.low_from={self.low_from} and low_until={self.low_until} are no window inside the run; "
                 f"give shares of its steps, from 0, below 1, and in this order."
             )
 
-    def check_schedule(self, shapes: Shapes, total_steps: int) -> None:
-        """Raises UsageError for a window without a step, and a rank that a layer cannot have or that saves nothing."""
+    def check_steps(self, total_steps: int) -> None:
+        """Raises UsageError for a window without a step."""
         first, last = self.window(total_steps)
         if first == last:
             raise UsageError(
                 f"svd_policy.low_from={self.low_from} and low_until={self.low_until} are both step {first} of "
                 f"{total_steps}, so nothing would train low-rank; widen the window or train longer."
             )
+
+    def check_schedule(self, shapes: Shapes, total_steps: int) -> None:
+        """Raises UsageError for a window without a step, and a rank that a layer cannot have or that saves nothing."""
+        self.check_steps(total_steps)
         for name, shape in shapes.items():
             check_saves(rank_for(self.rank, shape, "svd_policy.rank"), name, shape, "svd_policy.rank")
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from lab.ledger import Row
 from lab.svd_policy import Decision, Reach, State
 from lab.svd_policy.attack import ATTACK, Guarding
-from lab.svd_policy.observing import default_decision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +17,8 @@ class Guard(Guarding):
         """An attack by both measures."""
         return {ATTACK: ("attack_z", "attack_lift")}
 
-    def decide(self, row: Row, state: State) -> tuple[Decision, State]:
+    def decide_at(self, row: Row, state: State) -> tuple[Decision, State]:
         """Guard or release, as the ticks so far say."""
-        waiting = default_decision(row)
-        if waiting is not None:
-            return waiting, state
         clauses = self.guard_clauses(row)
         if row.step < self.warmup_steps:
             return Decision(row.mode, "none", None, clauses, "warmup"), state
@@ -31,6 +27,6 @@ class Guard(Guarding):
             return decision, after
         return Decision(row.mode, "none", None, clauses, "cooldown" if after["guard_wait"] else "calm"), after
 
-    def reach(self, row: Row) -> tuple[Reach, ...]:
+    def reach_at(self, row: Row) -> tuple[Reach, ...]:
         """Whether an attack could be seen at all."""
         return self.guard_reach(row)

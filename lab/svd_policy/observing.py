@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from lab.errors import UsageError
@@ -46,6 +46,9 @@ class Observing(ABC):
             raise UsageError(
                 f"svd_policy.budget={self.budget} is no share of training; give a number above 0, or null."
             )
+        for item in fields(self):
+            if isinstance(value := getattr(self, item.name), float) and not math.isfinite(value):
+                raise UsageError(f"svd_policy.{item.name}={value} is not finite; give a number, a large one for never.")
 
     def decides_after(self, step: int) -> bool:
         """True where the optimizer step just taken, counted from 1, is one that a tick measured."""

@@ -12,7 +12,7 @@ from lab.ledger import Row
 from lab.spectral.diagnosis import NotHeld
 from lab.svd_policy import Action, Clause, Decision, Reach, State, clause
 from lab.svd_policy.observing import default_decision
-from lab.svd_policy.switching import Move, Switching
+from lab.svd_policy.switching import Move, Shapes, Switching
 
 SKETCHED = 2.0  # by which a sketched concentration is taken higher: its error is up to a half of it, to both sides
 DANGER, OPTIMAL = "gradient_clobbering_risk", "optimal_lowrank_conditions"
@@ -54,6 +54,19 @@ class Phase1(Switching):
     def rules(self) -> Mapping[str, tuple[str, ...]]:
         """Either reason alone makes it go low-rank."""
         return {DANGER: ("principal_danger",), OPTIMAL: ("angle_stable", "minor_safe", "reconstruction_safe")}
+
+    def foreseen(self, total_steps: int, shapes: Shapes) -> Sequence[tuple[int, Sequence[Move]]]:
+        """Every layer at the second tick, or the first behind the warm-up, at its smallest first rank."""
+        assert self.every_n_steps is not None, "a policy without ticks"
+        first = max(self.first_tick(self.warmup_steps), self.every_n_steps) + 1
+        moves = []
+        for name, shape in shapes.items():
+            rank = int(self.rank_shrink * (min(shape) - self.k))
+            moves.append(Move(name, "delta", self._bounded(rank, min(shape)), DANGER))
+        return [(first, moves)]
+
+    def _bounded(self, rank: int, g: int) -> int:
+        return max(self.rank_min, min(rank, g - 1))
 
     def decide(self, row: Row, state: State) -> tuple[Decision, State]:
         """The seed's decision; the first analysis only records a spectrum.
@@ -142,7 +155,7 @@ class Phase1(Switching):
             share = np.cumsum(np.square(values)) / np.sum(np.square(values))
             needed = int((share < self.rank_energy).sum()) + 1
             chosen = min(g - int(ratios.argmax()), g - needed, g // 2)
-        return max(self.rank_min, min(chosen, g - 1))
+        return self._bounded(chosen, g)
 
     def move(self, row: Row, decision: Decision) -> Move | None:
         """The seed's mode B and its ranks: none where the rank stays, or is not known without a whole spectrum."""

@@ -1,6 +1,6 @@
 """A policy that switches at random: the null of every policy that decides, at the same cost of measuring."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from zlib import crc32
@@ -11,7 +11,7 @@ from lab.errors import UsageError
 from lab.ledger import Row
 from lab.svd_policy import Decision, Reach, State
 from lab.svd_policy.observing import default_decision
-from lab.svd_policy.switching import Move, Shapes, Switching, check_saves, rank_for
+from lab.svd_policy.switching import Move, Shapes, Switching, check_rank, check_saves, rank_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class RandomSwitches(Switching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_rank(self.rank, "svd_policy.rank")
         if not 0 <= self.probability <= 1:
             raise UsageError(f"svd_policy.probability={self.probability} is no probability; give one from 0 to 1.")
         if self.form not in ("compress", "delta"):
@@ -37,6 +38,12 @@ class RandomSwitches(Switching):
             rank = rank_for(self.rank, shape, "svd_policy.rank")
             if self.form == "compress":
                 check_saves(rank, name, shape, "svd_policy.rank")
+
+    def foreseen(self, total_steps: int, shapes: Shapes) -> Sequence[tuple[int, Sequence[Move]]]:
+        """Every layer drawn at the first tick behind the warm-up."""
+        ranks = {name: rank_for(self.rank, shape, "svd_policy.rank") for name, shape in shapes.items()}
+        moves = [Move(name, self.form, rank, "drawn") for name, rank in ranks.items()]
+        return [(self.first_tick(self.warmup_steps) + 1, moves)] if self.probability > 0 else []
 
     @property
     def rules(self) -> Mapping[str, tuple[str, ...]]:

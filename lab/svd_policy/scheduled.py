@@ -6,7 +6,7 @@ from typing import Any
 
 from lab.errors import UsageError, nearest
 from lab.layer import matching
-from lab.svd_policy.switching import TARGETS, ByStep, Move, Shapes, check_saves, rank_for
+from lab.svd_policy.switching import TARGETS, ByStep, Move, Shapes, check_rank, check_saves, rank_for
 
 KEYS = ("step", "layers", "action", "rank")
 
@@ -32,15 +32,24 @@ class Scheduled(ByStep):
             if (entry.get("rank") is None) != (action == "full"):
                 wanted = "needs no rank" if action == "full" else "needs a rank"
                 raise UsageError(f"{where}: {action} {wanted}, and has rank={entry.get('rank')!r}.")
+            if action != "full":
+                check_rank(entry["rank"], f"{where}.rank")
+
+    def check_steps(self, total_steps: int) -> None:
+        """Raises UsageError for a step at or after the end."""
+        for i, entry in enumerate(self.schedule):
+            if (step := entry["step"]) >= total_steps:
+                raise UsageError(
+                    f"svd_policy.schedule[{i}].step={step} is not before the run's end, step {total_steps}; lower it."
+                )
 
     def check_schedule(self, shapes: Shapes, total_steps: int) -> None:
         """Raises UsageError for a step at or after the end, a layer that is not there, and events that contradict."""
+        self.check_steps(total_steps)
         low: dict[str, int] = {}  # layers that are low-rank, since which step
         seen: set[tuple[int, str]] = set()
         for i, entry in sorted(enumerate(self.schedule), key=lambda item: item[1]["step"]):
             where, step, action = f"svd_policy.schedule[{i}]", entry["step"], entry["action"]
-            if step >= total_steps:
-                raise UsageError(f"{where}.step={step} is not before the run's end, step {total_steps}; lower it.")
             for move in self._moves(entry, shapes, where):
                 name = move.layer
                 if (step, name) in seen:

@@ -42,12 +42,27 @@ class Switching(Observing):
         if self.fade_steps < 1:
             raise UsageError(f"svd_policy.fade_steps={self.fade_steps} must be at least 1; use residual=drop for none.")
 
+    def check_steps(self, total_steps: int) -> None:
+        """Raises UsageError where what the policy plans cannot be done in so many steps, whatever the layers."""
+
     def check_schedule(self, shapes: Shapes, total_steps: int) -> None:
         """Raises UsageError where what the policy plans cannot be done in a run of so many steps on these layers."""
 
     def due(self, step: int, total_steps: int, shapes: Shapes) -> Sequence[Move]:
         """Moves that follow from the number of optimizer steps taken, of a run's, alone; 0 is before the first."""
         return ()
+
+    def foreseen(self, total_steps: int, shapes: Shapes) -> Sequence[tuple[int, Sequence[Move]]]:
+        """The moves that can be known before the run, by the number of optimizer steps taken, in order: what is due.
+
+        A policy that decides by what it measures gives each layer's first one, as early as it may come.
+        """
+        return [(step, due) for step in range(total_steps) if (due := self.due(step, total_steps, shapes))]
+
+    def first_tick(self, warmup_steps: int) -> int:
+        """The step of the first tick behind a warm-up."""
+        assert self.every_n_steps is not None, "a policy without ticks"
+        return -(-warmup_steps // self.every_n_steps) * self.every_n_steps
 
     @property
     def tried_form(self) -> Literal["compress", "delta"]:
@@ -92,17 +107,24 @@ def break_even(shape: tuple[int, int]) -> float:
     return math.prod(shape) / sum(shape)
 
 
+def check_rank(rank: Any, key: str) -> None:
+    """Raises UsageError for what is neither a whole number from 1 nor a share of break-even."""
+    if isinstance(rank, float) and 0 < rank <= 1:
+        return
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise UsageError(
+            f"{key}={rank!r} is no rank; give a whole number from 1, or a share of the break-even rank such as 0.5."
+        )
+
+
 def rank_for(rank: Any, shape: tuple[int, int], key: str) -> int:
     """A rank of a layer: a whole number as it is, or a share of break-even, rounded down and at least 1.
 
     Raises UsageError for what is neither, and for more than the smaller side.
     """
-    if isinstance(rank, float) and 0 < rank <= 1:
+    check_rank(rank, key)
+    if isinstance(rank, float):
         return max(1, int(rank * break_even(shape)))
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise UsageError(
-            f"{key}={rank!r} is no rank; give a whole number from 1, or a share of the break-even rank such as 0.5."
-        )
     if rank > min(shape):
         raise UsageError(f"{key}={rank} is more than the smaller side of a {shape[0]}x{shape[1]} layer; lower it.")
     return rank

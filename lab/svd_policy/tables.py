@@ -33,8 +33,11 @@ def reach_table(policy: SvdPolicy, rows: Iterable[Row]) -> Table:
             key = (reach.name, row.shape)
             if key not in shown or reach.shortfall < shown[key][0]:
                 shown[key] = (reach.shortfall, cells)
-    for _, cells in shown.values():
-        table.add_row(*cells)
+    shapes: dict[tuple[str, ...], list[str]] = {}  # that share a row's other cells
+    for _, (clause, shape, *others) in shown.values():
+        shapes.setdefault((clause, *others), []).append(shape)
+    for (clause, *others), of in shapes.items():
+        table.add_row(clause, "\n".join(of), *others)
     return table
 
 

@@ -1,19 +1,25 @@
 """Switches that a policy decides in real runs: trials that leave no trace, replay, kills, and two processes as one."""
 
+import csv
 import json
+import math
+import shutil
 
 import pytest
 import torch
-from jobs import losses, run
+from jobs import SMALL, losses, run
 from killing import differing, start
 from safetensors.torch import load_file
 from torch import nn
 
-from lab import ledger, record
+from lab import config, ledger, record
 from lab.editors.trials import Trials
+from lab.launch import job, resume
 from lab.ledger import Row
 from lab.replay import __main__ as replay
+from lab.replay import against
 from lab.replay.outcome import sweep
+from lab.spectral.chance import chance
 from lab.spectral.outside import outside
 from lab.svd_policy import decisions
 from lab.training import checkpoint
@@ -142,26 +148,96 @@ def test_a_guard_ends_a_replays_exactness_too():
 LIMITS = (-1e-3, -1e-4, 1e-4)  # nats; trials of this run cost -2.5e-4 at least, and early ones 5e-5
 
 
-def test_the_first_switch_at_each_limit_is_what_a_replay_of_one_observed_run_says(tmp_path):
-    """Observed with a limit that no trial meets, so that nothing switches; then a live run at each limit."""
-    common = [item for item in (*FULL, *AUTO, KEPT) if "trial_jump" not in item]
-    run(tmp_path / "observed", *common, "svd_policy.trial_jump=-9")
-    recorded = ledger.read(tmp_path / "observed")
+OPEN = tuple(item for item in (*FULL, *AUTO, KEPT) if "trial_jump" not in item)
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory):
+    """A run with a limit that no trial meets, so that nothing switches."""
+    folder = tmp_path_factory.mktemp("observed")
+    run(folder, *OPEN, "svd_policy.trial_jump=-9")
+    return folder
+
+
+def firsts_of(live):
+    """The step and the layers of a run's first switch; None, without any."""
+    went = [row for row in decisions.read(live) if row["action"] == "to_low_rank"]
+    step = went[0]["step"] if went else None
+    return step, sorted(row["layer"] for row in went if row["step"] == step)
+
+
+def firsts_said(outcome):
+    fires = [(fire[0], layer) for layer, fire in outcome.first_fire.items() if fire is not None]
+    first = min((step for step, _ in fires), default=None)
+    return first, sorted(layer for step, layer in fires if step == first)
+
+
+def test_the_first_switch_at_each_limit_is_what_a_replay_of_one_observed_run_says(observed, tmp_path):
+    """Then a live run at each limit."""
+    recorded = ledger.read(observed)
     policy = replay.make_policy(recorded.header["policy"])
     firsts = []
     for outcome in sweep(recorded.rows, policy, {"trial_jump": list(LIMITS)}):
         limit = outcome.settings["trial_jump"]
-        fires = [(fire[0], layer) for layer, fire in outcome.first_fire.items() if fire is not None]
-        first = min((step for step, _ in fires), default=None)
-        run(tmp_path / str(limit), *common, f"svd_policy.trial_jump={limit}")
-        live = [row for row in decisions.read(tmp_path / str(limit)) if row["action"] == "to_low_rank"]
-        assert first == (live[0]["step"] if live else None)
-        assert sorted(layer for step, layer in fires if step == first) == sorted(
-            row["layer"] for row in live if row["step"] == first
-        )
-        firsts.append(first)
+        run(tmp_path / str(limit), *OPEN, f"svd_policy.trial_jump={limit}")
+        assert firsts_of(tmp_path / str(limit)) == firsts_said(outcome)
+        firsts.append(firsts_said(outcome)[0])
     assert firsts[0] is None
     assert firsts[1] > firsts[2], "the stricter, the later"
+    replay.main([str(observed), "--against", str(tmp_path), "--to", str(tmp_path / "compared")])
+    with open(tmp_path / "compared" / against.RUNS, newline="") as file:
+        rows = {row["settings"]: row for row in csv.DictReader(file)}
+    assert [rows[f"trial_jump={limit}"]["live_step"] for limit in LIMITS] == [str(step or "") for step in firsts]
+    assert all(row["same"] == "True" for row in rows.values())
+    assert all(row["parts_at"] == (str(int(row["live_step"]) + 1) if row["live_step"] else "") for row in rows.values())
+
+
+def test_a_target_becomes_a_number_before_the_run_which_then_needs_the_observed_run_no_more(observed, tmp_path):
+    copy, live = tmp_path / "copy", tmp_path / "live"
+    shutil.copytree(observed, copy)
+    asked = (*OPEN, "svd_policy.thresholds=target", f"svd_policy.observed_path={copy}", "svd_policy.target_share=0.3")
+    assert start(live, *asked, kill_before="lab.training.checkpoint:save", call=5) == -9
+    held = config.load(live)
+    limit = held.svd_policy["trial_jump"]
+    assert held.svd_policy["thresholds"] == "fixed"
+    resume.check_same(config.compose(*SMALL, *asked), live)  # which would refuse a run of other settings
+    shutil.rmtree(copy)
+    job.launch(held, live, choices={}, overrides=[], alone=False)
+    recorded = ledger.read(observed)
+    policy = replay.make_policy(recorded.header["policy"])
+    (outcome,) = sweep(recorded.rows, policy, {"trial_jump": [limit]})
+    assert firsts_of(live) == firsts_said(outcome)
+    assert firsts_of(live)[0] is not None
+    trials = {row.layer: [] for row in recorded.rows}
+    for row in recorded.rows:
+        if row.trial is not None and row.trial.outside / (1 - chance("either", row.trial.rank, row.shape)) <= 1:
+            trials[row.layer].append(row.trial.jump)
+    cheapest = sorted(min(jumps) for jumps in trials.values() if jumps)
+    assert limit == cheapest[math.ceil(0.3 * len(trials)) - 1], "an order statistic of the layers' cheapest trials"
+
+
+LEARNED = ("svd_policy.thresholds=quantile", "svd_policy.quantile=0.5", "svd_policy.warmup_steps=8")
+QUANTILE = ("svd_policy=compress", *AUTO[1:], *LEARNED)
+
+
+def test_limits_learned_in_the_warm_up_are_the_same_in_a_replay_and_after_a_kill_in_it_or_behind_it(tmp_path, capsys):
+    whole = tmp_path / "whole"
+    run(whole, *FULL, *QUANTILE)
+    limits = {
+        (row["layer"], item["limit"])
+        for row in decisions.read(whole)
+        for item in row["clauses"]
+        if item["name"] == "overlap" and row["step"] > 8
+    }
+    assert len(limits) == len({layer for layer, _ in limits}) == len({limit for _, limit in limits}) > 3, "one a layer"
+    replay.main([str(whole)])
+    assert "decisions of decisions.jsonl exactly" in capsys.readouterr().out
+    for call in (6, 12):  # a tick at step s is the (s+1)-th write
+        killed = tmp_path / str(call)
+        before = "lab.instruments.spectra:SpectralObserver._write"
+        assert start(killed, *FULL, *QUANTILE, kill_before=before, call=call) == -9
+        run(killed, *FULL, *QUANTILE)
+        assert differing(whole, killed) == []
 
 
 @pytest.mark.parametrize("after", ["in_probation", "after_a_rollback", "inside_a_tick"])

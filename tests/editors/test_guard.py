@@ -1,7 +1,6 @@
 """A guard on real optimizer steps: what it lets through, what it leaves alone, and that a resumed run guards on."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +8,9 @@ from jobs import run
 from killing import differing, start
 from torch import nn
 
-from lab import ledger
+from lab import config, ledger
 from lab.adapter.structured import Structured
+from lab.config import instantiate
 from lab.editors.guard import GuardEditor, protected
 from lab.structure import Structure
 from lab.training.muon import MuonAdamW
@@ -31,6 +31,12 @@ def muon(weight, lr, decay):
 OPTIMS = {"adamw": (adamw, 5e-3), "muon": (muon, 5e-2)}
 
 
+def policy(**changes):
+    """The guard of its YAML, with a tick at every step unless told otherwise."""
+    settings = config.compose("method=full", "svd_policy=guard").svd_policy
+    return instantiate.make({**settings, "k": K, "every_n_steps": 1, **changes})
+
+
 def guarded(make, lr, side, strength=1.0, steps=40, decay=0.1, seed=0):
     """A guarded weight in training on random gradients with a pull along its first directions; each step's weights."""
     generator = torch.Generator().manual_seed(seed)
@@ -39,10 +45,10 @@ def guarded(make, lr, side, strength=1.0, steps=40, decay=0.1, seed=0):
         net["a"].weight.copy_(torch.randn(SHAPE, generator=generator))
     weight = net["a"].weight
     optimizer = make(weight, lr, decay)
-    editor = GuardEditor(Structured(net, Structure(), {}), SimpleNamespace(side=side, strength=strength, k=K))
+    editor = GuardEditor(Structured(net, Structure(), {}), policy(side=side, strength=strength))
     editor.attach(optimizer)
     editor.asked = lambda: [("a", True)]
-    editor.after_step(0, optimizer)
+    editor.after_step(1, optimizer)
     editor.asked = tuple
     W0 = weight.detach().double().clone()
     pull, seen = 3 * torch.linalg.svd(W0).U[:, :1] @ torch.linalg.svd(W0).Vh[:1], [W0]
@@ -88,6 +94,20 @@ def test_the_first_guarded_step_is_the_optimizers_own_less_the_guarded_part(opti
             _, _, (_, free) = guarded(make, lr, side, strength=1e-12, steps=1)
             expected = (free - W0) - strength * share(free - W0, W0, side)
             assert torch.allclose(one - W0, expected, atol=3e-7)  # float32 rounds entries of size up to 4 by 2.4e-7
+
+
+def test_processes_hear_of_guards_at_steps_with_a_tick_alone(monkeypatch):
+    """A tick at step s measures the optimizer step that follows s steps."""
+    net = nn.ModuleDict({"a": nn.Linear(SHAPE[1], SHAPE[0], bias=False)})
+    editor = GuardEditor(Structured(net, Structure(), {}), policy(every_n_steps=20))
+    told = []
+    monkeypatch.setattr("lab.editors.guard.from_rank_0", lambda decide: told.append(step) or decide())
+    for step in range(1, 62):
+        editor.asked = lambda step=step: [("a", step == 21)] if step in (21, 41) else []
+        editor.after_step(step, adamw(net["a"].weight, 1e-3, 0.0))
+        assert editor.guarded() == ({"a"} if 21 <= step < 41 else set())
+        assert bool(editor.events) == (step in (21, 41))
+    assert told == [1, 21, 41, 61]
 
 
 def test_steps_too_small_for_float32_are_reported_apart():

@@ -17,7 +17,8 @@ from lab.replay.suggest import FALSE_ALARMS, suggest
 from lab.spectral.diagnosis import NotHeld
 from lab.spectral.energy import sketched_concentration
 from lab.spectral.tracker import Tracker
-from lab.svd_policy.reachability import amdahl, blocked_rules
+from lab.svd_policy.bound import StepFlops, amdahl
+from lab.svd_policy.reachability import blocked_rules
 
 K, EVERY = 10, 20
 
@@ -294,8 +295,9 @@ def test_the_amdahl_bound_of_the_seeds_model_is_at_most_1_19():
             f"{block}.up": (4 * d, d),
             f"{block}.down": (d, 4 * d),
         }
-    matmul = 4 * 12 * d * d + vocabulary * d
-    bound = amdahl(shapes, matmul, 36_700_160)
+    passes = {name: 6.0 * m * n for name, (m, n) in shapes.items()}
+    step = StepFlops(passes, 6 * (4 * 12 * d * d + vocabulary * d), 0, 0, lambda shape: 0.0)
+    bound = amdahl(shapes, step, 36_700_160)
     assert bound.flops_share == pytest.approx(0.158, abs=5e-4)  # worked out by hand for this model
     assert bound.speedup == pytest.approx(1.19, abs=5e-3)
     assert bound.break_even_rank[(256, 256)] == 128

@@ -86,6 +86,14 @@ def test_the_table_before_a_run_says_what_cannot_hold():
     assert "cannot hold" in text
 
 
+def test_what_is_said_of_several_shapes_alike_is_said_once():
+    settings = yaml.safe_load((CONF / "svd_policy" / "compress.yaml").read_text())
+    first = [row for row in example_rows(ticks=2) if row.step == 40 and row.reason is None]
+    text = printed(reach_table(make_policy({**settings, "k": 4}), first))
+    assert text.count("lr_floor") == text.count("of the peak rate") == 1
+    assert text.count("trial_jump") > 1, "ranks differ by shape"
+
+
 @pytest.mark.parametrize("layer", ["model.layers.11.self_attn.o_proj", "model.layers.101.block_sparse_moe.down_proj"])
 def test_at_eighty_columns_nothing_is_cut_off(layer):
     clause = "reconstruction_safe"
