@@ -19,17 +19,6 @@ ON_GPU = ("peak_memory_bytes",)  # elsewhere it is a process's, which may have r
 EQUAL_TIME = "val_loss_at_equal_time"
 
 
-def units(metric: str) -> str:
-    """The unit of a metric; empty for a pure number."""
-    if metric.endswith("loss") or metric == "forgetting":
-        return "nats per token"
-    if metric.endswith("bpb"):
-        return "bits per byte"
-    if metric.startswith("seconds"):
-        return "s"
-    return {"test_accuracy": "share", "base_test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One contrast of arm a with arm b; differences are a − b over the pairs they share."""
@@ -98,23 +87,26 @@ def compare(
         return []
     baseline = by_name[judgement.baseline]
     aa = (
-        _by_looks(again, baseline, judgement, looked[again.name]) if looked and again and again.name in looked else None
+        _by_looks(again, baseline, judgement, looked[again.name], "aa")
+        if looked and again and again.name in looked
+        else None
     )
     aa = aa or (None if again else aa_comparison(baseline, judgement))
     against = {name: by_name[judgement.opponents.get(name, judgement.baseline)] for name in by_name}
-    judged = [_contrast(by_name[name], against[name], judgement.metric, judgement) for name in judgement.contrasts]
+    pairs = {contrast: judgement.pair(contrast) for contrast in judgement.contrasts}
+    judged = [_contrast(by_name[a], by_name[b], judgement.metric, judgement, judged=True) for a, b in pairs.values()]
     # A contrast that cannot be judged tests nothing, so it costs the others nothing under Holm.
     tested = [c.statistics if c.statistics.pairs >= statistics.FEWEST_PAIRS else None for c in judged]
     different = statistics.holm([s.p_value if s else None for s in tested])
     equivalent = statistics.holm([s.p_equivalence if s else None for s in tested])
     rows = [] if aa is None else [aa]
-    for contrast, p_adjusted, p_equivalence in zip(judged, different, equivalent, strict=True):
+    for name, contrast, p_adjusted, p_equivalence in zip(pairs, judged, different, equivalent, strict=True):
         if looked is not None:
             a, b = by_name[contrast.arm_a], by_name[contrast.arm_b]
             unseen = replace(
                 contrast, verdict="withheld", reason="its learning rate is not known yet, so nothing was looked at"
             )
-            rows.append(_by_looks(a, b, judgement, looked[a.name]) if a.name in looked else unseen)
+            rows.append(_by_looks(a, b, judgement, looked[name], "contrast") if name in looked else unseen)
             continue
         verdict, reason = statistics.verdict(
             contrast.statistics,
@@ -144,7 +136,7 @@ def compare(
     rows += [
         replace(_contrast(arm, against[arm.name], judgement.metric, judgement), reason="not a declared contrast")
         for arm in others
-        if arm.name not in judgement.contrasts
+        if (arm.name, against[arm.name].name) not in pairs.values()
     ]
     on_gpu = all(run.record.environment.get("accelerator") == "gpu" for arm in arms for run in arm.runs)
     for metric in DESCRIBED:
@@ -157,9 +149,9 @@ def compare(
     return [replace(c, reason=refusal(by_name[c.arm_a], by_name[c.arm_b]) or c.reason) for c in rows]
 
 
-def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked) -> Comparison:
+def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked, kind: str) -> Comparison:
     """A contrast as its looks left it: on the seeds that were looked at, with the repeated interval."""
-    own, kind = looked.judged, "aa" if a.name not in judgement.contrasts else "contrast"
+    own = looked.judged
     first = {run.pair[1]: value for run in a.runs if (value := run.value(judgement.metric)) is not None}
     second = {run.pair[1]: value for run in b.runs if (value := run.value(judgement.metric)) is not None}
     shared = [seed for seed in judgement.seeds[: own.seeds] if seed in first and seed in second]
@@ -184,7 +176,7 @@ def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked) -> Compariso
     )
 
 
-def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:
+def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement, *, judged: bool = False) -> Comparison:
     """Difference of two arms over the seeds both completed; nothing is computed across data or bases."""
     primary = metric == judgement.metric
     first, second, dropped = _pairs(a, b, metric)
@@ -194,7 +186,7 @@ def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:
     return Comparison(
         metric=metric,
         higher_is_better=judgement.higher_is_better if primary else metric == "test_accuracy",
-        kind="contrast" if primary and a.name in judgement.contrasts else "described",
+        kind="contrast" if judged else "described",
         arm_a=a.name,
         arm_b=b.name,
         statistics=statistics.paired_t(first, second, margin),

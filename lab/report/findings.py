@@ -64,7 +64,8 @@ def headline(analysis: Analysis) -> list[str]:
         }  # fmt: skip
         ends = {word: sum(row.verdict == verdict for row in rows) for verdict, word in words.items()}
         verdicts = ", ".join(f"{count} {word}" for word, count in ends.items() if count)
-        lines[0] += f" Against {judgement.baseline}, of {len(rows)} judged arms: {verdicts}."
+        against = f"Against {judgement.baseline}, of {len(rows)} judged arms"
+        lines[0] += f" {f'Of {len(rows)} contrasts' if judgement.pairs else against}: {verdicts}."
     else:
         lines[0] += " Nothing is judged: the study has no contrast with a baseline."
     return lines + [note[0].upper() + note[1:] + "." for note in judgement.notes]

@@ -1,9 +1,10 @@
 """Sentences of a report on pairs of runs: what a contrast shows, and what the baseline against itself does."""
 
 from lab.report.analysis import Analysis
-from lab.report.comparison import Comparison, units
+from lab.report.comparison import Comparison
 from lab.report.document import number, p_text, signed
 from lab.report.statistics import AA_LEVEL, MOST_SEEDS, POWER
+from lab.verdict.margin import units
 
 
 def sentence(row: Comparison) -> str:
@@ -37,8 +38,8 @@ def scope_of_rates(row: Comparison) -> str:
     """At which learning rates a verdict holds: each arm's own best where the search says so, else those tried."""
     if row.looked is None or not row.looked.at_best:
         return "at the rates tried"
-    arm, baseline = row.looked.arm, row.looked.baseline
-    return f"each at its own best learning rate ({arm.rate:g} and {baseline.rate:g})"
+    arm, other = row.looked.arm, row.looked.other
+    return f"each at its own best learning rate ({arm.rate:g} and {other.rate:g})"
 
 
 def _said(rates: str) -> str:
