@@ -45,6 +45,7 @@ class Study:
     budget: int | None = None  # seeds after which a contrast is inconclusive
     give_up: bool = True  # no more seeds for a contrast that its own estimates leave undecided at the horizon
     rungs: list[int] = field(default_factory=list)  # of procedure 1
+    aims: list[str] = field(default_factory=list)  # what was to be reached, in the words that lab/verdict/aim.py reads
     max_jobs: int = 100  # what may be spent on learning rates beyond the grids is what this leaves
     seconds_per_job: float | None = None  # measured when the study was written; None where nobody measured
     bytes_per_job: int | None = None
@@ -113,7 +114,7 @@ def _check_declared(study: Study) -> None:
     for key, value in (texts | {"selection_metric": study.selection_metric}).items():
         if not isinstance(value, str):
             raise ValueError(f"{key} is {type(value).__name__}, not text")
-    for key, value in (lists | {"contrasts": study.contrasts}).items():
+    for key, value in (lists | {"contrasts": study.contrasts, "aims": study.aims}).items():
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise ValueError(f"{key} is no list of texts")
     seeds = {"seeds": study.seeds, "twin_seeds": study.twin_seeds, "tune_seeds": study.tune_seeds}

@@ -6,11 +6,12 @@ from itertools import pairwise
 
 from lab.report import statistics
 from lab.report.arms import Arm
+from lab.report.document import number, span
 from lab.report.equal_time import at_equal_time
 from lab.report.judgement import Judgement
 from lab.report.looks import Looked
 from lab.report.refusals import chosen_here, refusal, survivorship
-from lab.report.statistics import LEVEL, PairedStatistics
+from lab.report.statistics import LEVEL, PairedStatistics, mean_sd
 from lab.report.study import Run
 
 # What is described beside the primary metric; for all of them but the accuracy, lower is better.
@@ -38,6 +39,7 @@ class Comparison:
     differences: tuple[float, ...] = ()  # a − b, a value per pair
     seeds_to_decide: int | None = None
     looked: Looked | None = None  # where seeds were taken one at a time
+    budgets: str = ""  # what each arm trained, in words, where that is not the same number of steps
 
     @property
     def ci_level(self) -> float:
@@ -173,7 +175,20 @@ def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked, kind: str) -
         lost=tuple(filter(None, (a.lost(judgement.metric), b.lost(judgement.metric)))),
         differences=tuple(first[s] - second[s] for s in shared),
         looked=looked,
+        budgets=unequal_budgets(a, b),
     )
+
+
+def unequal_budgets(a: Arm, b: Arm) -> str:
+    """Steps, tokens and seconds of two arms in words; empty where both trained as many steps."""
+    if {run.record.steps for run in a.runs} == {run.record.steps for run in b.runs}:
+        return ""
+    said = []
+    for arm in (a, b):
+        steps, tokens = (span(getattr(run.record, what) for run in arm.runs) for what in ("steps", "tokens"))
+        seconds = number(mean_sd(arm.values("seconds.total"))[0], 0)
+        said.append(f"{arm.name} trained {steps} steps, {tokens} tokens, in {seconds} s")
+    return " and ".join(said)
 
 
 def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement, *, judged: bool = False) -> Comparison:
@@ -191,6 +206,7 @@ def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement, *, judged: bool
         arm_b=b.name,
         statistics=statistics.paired_t(first, second, margin),
         lost=tuple(filter(None, (a.lost(metric), b.lost(metric)))),
+        budgets=unequal_budgets(a, b),
         dropped=tuple(dropped),
         differences=tuple(x - y for x, y in zip(first, second, strict=True)),
     )

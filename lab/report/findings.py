@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lab.report import accuracy, looks_tables, ranks, scope, tables
+from lab.report import accuracy, aims, looks_tables, ranks, scope, switching_tables, tables
 from lab.report.analysis import Analysis, best_run, frontier_arms, ranking
 from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table, number
 from lab.report.sentences import aa_paragraph, sentence
@@ -39,6 +39,8 @@ def _sections(analysis: Analysis) -> dict[str, tuple[Sequence[Block | None], Seq
     return {
         "Conditions": ([Bullets(scope.conditions(analysis))], []),
         "Contrasts": ([tables.contrasts_table(analysis)], [tables.information_table(analysis)]),
+        "What was to be reached": ([Bullets(aims.in_words(analysis))] if analysis.aims else [], []),
+        "Switching": (switching_tables.words(analysis), switching_tables.tables(analysis)),
         "Learning rates": ([looks_tables.tuning_table(analysis)], []),
         "The baseline against itself": ([Paragraph(aa_paragraph(analysis))], []),
         "Rank": ([*rank_words, tables.ranks_table(analysis)], []),

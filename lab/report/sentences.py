@@ -15,7 +15,7 @@ def sentence(row: Comparison) -> str:
         return f"{row.arm_a} vs {row.arm_b}: no verdict; {'; '.join([row.reason, *lost])}."
     what = "repeated 95 % interval" if row.looked else "95 % interval"
     interval = [f"{what} {signed(s.ci_low)} to {signed(s.ci_high)}"] if s.ci_low is not None else []
-    detail = "; ".join(["a − b", *interval, f"{s.pairs} pairs", *lost])
+    detail = "; ".join(["a − b", *interval, f"{s.pairs} pairs", *lost, *filter(None, [row.budgets])])
     effect = f"{name} differs by {signed(s.mean)} {units(row.metric)}".rstrip() + f" ({detail})"
     p, q, rates = ("P*", "Q*", scope_of_rates(row)) if row.looked else ("p", "TOST p", "at the rates tried")
     match row.verdict:

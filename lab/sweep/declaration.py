@@ -7,7 +7,7 @@ from typing import Any
 
 from lab.errors import UsageError, nearest
 from lab.record.study import AA, MOST_CONTRASTS, RATE, TWIN_OFFSET, Study, pair_of, pairs_of
-from lab.verdict import margin
+from lab.verdict import aim, margin
 from lab.verdict.family import Rules
 from lab.verdict.null_table import FIRST_LOOK
 
@@ -68,6 +68,7 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
             "common": common,
             "baseline": baseline,
             "contrasts": contrasts,
+            "aims": aim.kept(list(plain.get("aims", [])), {*block["arms"], *arms}, arms),
             "seeds": seeds,
             "twin_seeds": [seed + TWIN_OFFSET for seed in seeds] if again else [],
             "tune_seeds": list(plain.get("tune_seeds", [0])),
