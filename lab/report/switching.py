@@ -220,7 +220,7 @@ def _timing(run: Run) -> tuple[float | None, list[tuple[int, int, float]]]:
     tokens = dict(zip(*run.curve("tokens"), strict=True))
     stretches = []
     for (before, after), rate in zip(pairwise([0.0, *steps]), rates, strict=True):
-        if rate > 0 and before in tokens and after in tokens:
+        if rate > 0 and before < after and {before, after} <= tokens.keys():
             stretches.append((int(before), int(after), (tokens[after] - tokens[before]) / rate / (after - before)))
     return bound.get("flops_share"), stretches
 
