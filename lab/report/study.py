@@ -12,7 +12,7 @@ from lab import record
 from lab.errors import UsageError
 from lab.paths import at_home
 from lab.record import RunRecord, run_files
-from lab.record.study import RATE, STUDY, Study, read_study
+from lab.record.study import RATE, STUDY, Study, read_study, role_of
 
 METRICS = "metrics.csv"
 _TEXT = ("study", "stage", "arm")
@@ -172,7 +172,8 @@ class LoadedStudy:
         study = self.declared
         if study.horizon is not None:
             return []  # how many seeds an arm needs is seen as they are looked at
-        jobs = [(arm, seed, seed) for arm in study.arms for seed in study.seeds]
+        few = {arm: study.described_seeds for arm in study.arms if role_of(study, arm) == "described"}
+        jobs = [(arm, seed, seed) for arm in study.arms for seed in study.seeds[: few.get(arm)]]
         jobs += [(study.baseline, twin, seed) for twin, seed in zip(study.twin_seeds, study.seeds, strict=False)]
         present = {(run.record.arm, *run.pair) for run in self.runs if run.record.stage in ("verdict", None)}
         return [

@@ -153,3 +153,12 @@ def test_a_study_from_before_pairs_is_read_as_it_was(study, tmp_path):
     with pytest.raises(UsageError, match="rate is int, not text"):
         read_study(tmp_path)
     assert AA in old.arms
+
+
+def test_a_described_arm_of_a_study_without_looks_lacks_no_seed_beyond_its_own(tmp_path):
+    path = study_dir(
+        tmp_path, arms=ARMS, baseline="never", contrasts=["grow/never"], described_seeds=1, seeds=[1, 2], margin=0.01,
+        learning_rates={arm: [1e-3] for arm in ARMS},
+    )  # fmt: skip
+    assert analyse(path).study.missing == []
+    assert {arm: len(values(path, arm)) for arm in ("grow", "random")} == {"grow": 2, "random": 1}
