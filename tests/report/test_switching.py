@@ -69,9 +69,9 @@ def test_a_peak_is_lowered_by_no_run_that_starts_or_ends_full(rows, lowers):
 
 
 def test_the_largest_fall_of_the_rank_is_found_across_a_rise():
-    rows = [row(5, "a", "low_rank", rank=4), row(9, "a", "full"), row(15, "a", "low_rank"), row(15, "b", "low_rank")]
+    rows = [row(5, "a", "low_rank"), row(9, "a", "full"), row(12, "a", "low_rank"), row(15, "b", "low_rank")]
     before, after = replay(rows, SHAPES, 1).fall
-    assert (before.rank, after.rank, after.step) == (8, 2, 15)
+    assert (before.rank, after.rank, after.step) == (8, 2, 15), "from all full to none, by way of step 12"
     assert replay([row(0, "a", "low_rank"), row(9, "a", "full")], SHAPES, 1).fall is None
 
 
