@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lab.report.analysis import Analysis
+from lab.report.cells import verdict_of
 from lab.report.comparison import Comparison
 from lab.report.document import number
 from lab.report.study import Run
@@ -18,14 +19,8 @@ def in_words(analysis: Analysis) -> list[str]:
 def _checked(aim: Aim, analysis: Analysis) -> str:
     if aim.arm is None or aim.other is None:
         return _seen(aim, analysis)
-    row = _row(aim, analysis)
-    own = {
-        run.pair: run.value(analysis.judgement.metric)
-        for arm in analysis.arms
-        if arm.name == aim.other
-        for run in arm.runs
-    }
-    values = [value for value in own.values() if value is not None]
+    row, metric = _row(aim, analysis), analysis.judgement.metric
+    values = [value for arm in analysis.arms if arm.name == aim.other for value in arm.values(metric)]
     if row is None or row.statistics.mean is None or not values:
         return "not to be seen, since no seed was completed by both"
     flip = -1 if (row.arm_a, row.arm_b) == (aim.other, aim.arm) else 1
@@ -33,12 +28,7 @@ def _checked(aim: Aim, analysis: Analysis) -> str:
     share = worse / abs(sum(values) / len(values))
     reached = worse < 0 if aim.share is None else share <= aim.share
     said = f"{100 * abs(share):.2f} % {'worse' if worse > 0 else 'better'} over {row.statistics.pairs} pairs"
-    verdict = {"contrast": row.verdict.replace("_", " ")}.get(row.kind, "not judged")
-    return f"{'reached' if reached else 'missed'} by the means, {said} (verdict: {_named(row, verdict)})"
-
-
-def _named(row: Comparison, verdict: str) -> str:
-    return verdict.replace("a better", f"{row.arm_a} better").replace("b better", f"{row.arm_b} better")
+    return f"{'reached' if reached else 'missed'} by the means, {said} (verdict: {verdict_of(row)})"
 
 
 def _row(aim: Aim, analysis: Analysis) -> Comparison | None:
@@ -48,7 +38,7 @@ def _row(aim: Aim, analysis: Analysis) -> Comparison | None:
 
 
 def _seen(aim: Aim, analysis: Analysis) -> str:
-    """Whether something happened in any judged or described run, where most, and when first."""
+    """Whether something happened in any run of the arms; of a rank's fall, where it was largest."""
     runs = [
         (arm.name, run, own) for arm in analysis.arms for run in arm.runs if (own := analysis.switching.get(run.path))
     ]

@@ -201,7 +201,7 @@ def _step_seconds(
     moments: list[Moment], timed: Iterable[tuple[int, int, float]], flops_share: float | None
 ) -> tuple[tuple[float | None, float | None], float | None]:
     """Medians over stretches without a switch inside, all layers full or some low-rank, and the latter's FLOP ratio."""
-    full, low, ratios = [], [], []
+    full, low, ratios = list[float](), list[float](), list[float]()
     for first, last, seconds in timed:
         during = [moment for moment in moments if moment.step < last]
         if not during or during[-1].step > first:
