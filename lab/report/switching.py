@@ -60,7 +60,7 @@ class Switching:
     rolled_back: int
     moments: tuple[Moment, ...]
     full_bytes: int  # of the same layers, were all full
-    step_seconds: tuple[float | None, float | None]  # median with all layers full, and with some low-rank
+    step_seconds: tuple[float | None, float | None]  # median with all layers full, and at the fewest FLOPs
     step_ratio: float | None  # of the latter over the former, as FLOPs alone would have it
 
     @property
@@ -200,17 +200,20 @@ def replay(
 def _step_seconds(
     moments: list[Moment], timed: Iterable[tuple[int, int, float]], flops_share: float | None
 ) -> tuple[tuple[float | None, float | None], float | None]:
-    """Medians over stretches without a switch inside, all layers full or some low-rank, and the latter's FLOP ratio."""
-    full, low, ratios = list[float](), list[float](), list[float]()
+    """Median seconds of stretches without a switch inside: all layers full, at the fewest FLOPs; and the FLOPs' ratio.
+
+    What fades rides along for a while, and layers may switch one after another, so that only one state is timed.
+    """
+    full, low = list[float](), dict[float, list[float]]()
     for first, last, seconds in timed:
         during = [moment for moment in moments if moment.step < last]
         if not during or during[-1].step > first:
             continue  # a switch inside
-        (low if during[-1].low else full).append(seconds)
-        if during[-1].low and flops_share is not None:
-            ratios.append(1 - flops_share * (1 - during[-1].flops))
-    medians = [statistics.median(values) if values else None for values in (full, low)]
-    return (medians[0], medians[1]), statistics.median(ratios) if ratios else None
+        (low.setdefault(during[-1].flops, []) if during[-1].low else full).append(seconds)
+    fewest = min(low, default=None)
+    ratio = None if fewest is None or flops_share is None else 1 - flops_share * (1 - fewest)
+    after = None if fewest is None else statistics.median(low[fewest])
+    return (statistics.median(full) if full else None, after), ratio
 
 
 def _timing(run: Run) -> tuple[float | None, list[tuple[int, int, float]]]:

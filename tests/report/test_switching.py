@@ -83,6 +83,14 @@ def test_steps_are_timed_where_no_switch_lies_inside():
     assert own.step_ratio == pytest.approx(1 - 0.5 * (1 - 160 / 192))
 
 
+def test_a_switched_step_is_timed_when_nothing_fades_any_more_and_most_layers_have_gone():
+    timed = [(0, 5, 1.0), (5, 9, 1.3), (9, 12, 0.9), (12, 20, 0.4), (20, 25, 0.6)]
+    rows = [row(5, "a", "fading"), row(9, "a", "low_rank", "faded"), row(12, "b", "low_rank")]
+    own = replay(rows, SHAPES, 1, 0.5, timed)
+    assert own.step_seconds == (1.0, 0.5), "of both low-rank: 0.4 and 0.6"
+    assert own.step_ratio == pytest.approx(1 - 0.5 * (1 - (32 + 48) / 192))
+
+
 def test_a_damaged_file_of_switches_is_said_and_the_run_still_counts(tmp_path):
     run = make_run(tmp_path / "0_run", arm="grow", seed=1, loss=2.0, config={"method": "full"})
     head = {"targets": {name: {"shape": shape} for name, shape in SHAPES.items()}}
