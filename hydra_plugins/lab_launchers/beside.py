@@ -17,7 +17,8 @@ from lab.config import ConfigError
 if TYPE_CHECKING:
     from lab.process.pool import Pool
 
-APART = ("seed", "data_seed", "optim.lr", "stage", "arm", "study")  # keys that change nothing in what a job takes
+# Keys that change nothing in what a job takes.
+APART = ("seed", "data_seed", "optim.lr", "optim.matrix_lr", "stage", "arm", "study")
 
 
 class Beside(Launcher):

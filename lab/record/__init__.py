@@ -85,6 +85,14 @@ def strict(value: Any) -> Any:
     return value
 
 
+def setting(record: RunRecord, key: str) -> Any:
+    """A setting by its dotted key: as resolved, else as overridden where a run failed before; None for neither."""
+    value: Any = record.config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return record.override_values.get(key) if value is None else value
+
+
 def write(run_dir: Path, record: RunRecord) -> None:
     """Replace result.json atomically; raises UsageError naming the path where the disk refuses."""
     write_json(run_dir / RESULT, asdict(record), "hydra.run.dir")

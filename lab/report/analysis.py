@@ -1,7 +1,7 @@
 """Analysis of a study: its arms and every comparison, computed once from the run directories."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from lab.report.judgement import Judgement, judgement_of
 from lab.report.looks import chosen_rates, looks, with_rates
 from lab.report.ranks import RankAnswers, rank_answers
 from lab.report.statistics import mean_sd
-from lab.report.study import LoadedStudy, Run, load_study
+from lab.report.study import LoadedStudy, Problem, Run, load_study
+from lab.report.switching import Switching, switching_of
+from lab.verdict import aim
+from lab.verdict.aim import Aim
 
 STATUSES = ("completed", "diverged", "failed", "stopped", "interrupted", "running")
 
@@ -29,6 +32,7 @@ class Analysis:
     judgement: Judgement
     comparisons: tuple[Comparison, ...]
     ranks: RankAnswers | None
+    switching: Mapping[Path, Switching] = field(default_factory=dict)  # of the runs whose policy may switch layers
 
     @property
     def aa(self) -> Comparison | None:
@@ -45,6 +49,11 @@ class Analysis:
         """Rows of the primary metric that no one declared a contrast."""
         primary = self.judgement.metric
         return [row for row in self.comparisons if row.kind == "described" and row.metric == primary]
+
+    @property
+    def aims(self) -> list[Aim]:
+        """What the study declared that it was to reach."""
+        return [aim.parse(words) for words in self.study.declared.aims] if self.study.declared else []
 
     @property
     def unfinished(self) -> list[Run]:
@@ -75,14 +84,30 @@ def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str 
     if declared is not None and chosen is not None and declared.horizon and judgement.baseline == declared.baseline:
         looked = looks(declared, replace(chosen, margin=judgement.margin), [*every, *again])
     rows = compare(every, judgement, looked, again[0] if again else None)
+    switching, problems = _switching(study.runs)
     return Analysis(
-        study=study,
+        study=replace(study, problems=(*study.problems, *problems)),
         arms=tuple(every),
         again=again[0] if again else None,
         judgement=judgement,
         comparisons=tuple(rows),
         ranks=rank_answers(every, judgement, rows),
+        switching=switching,
     )
+
+
+def _switching(runs: Iterable[Run]) -> tuple[dict[Path, Switching], list[Problem]]:
+    """What the layers of the runs did, and the files that could not be read."""
+    found, problems = {}, []
+    for run in runs:
+        try:
+            own = switching_of(run)
+        except UsageError as error:
+            problems.append(Problem(run.path, str(error)))
+            continue
+        if own is not None:
+            found[run.path] = own
+    return found, problems
 
 
 def ranking(analysis: Analysis) -> list[tuple[Arm, float]]:
@@ -138,7 +163,7 @@ def all_results(analysis: Analysis) -> dict[str, Any]:
                 for row in analysis.comparisons
             ],
             "ranks": asdict(analysis.ranks) if analysis.ranks else None,
-            "runs": [run_row(run) for run in study.runs],
+            "runs": [run_row(run, analysis.switching.get(run.path)) for run in study.runs],
         }
     )
 
@@ -169,7 +194,7 @@ def _against_itself(aa: Comparison | None) -> dict[str, Any] | None:
     return {"pairs": s.pairs, "mean": s.mean, "sd": s.sd, "largest": largest, "p_value": s.p_value}
 
 
-def run_row(run: Run) -> dict[str, Any]:
+def run_row(run: Run, switching: Switching | None = None) -> dict[str, Any]:
     """A run as one flat row: what runs.csv and all_results.json hold; None where not measured."""
     record = run.record
     return {
@@ -197,6 +222,7 @@ def run_row(run: Run) -> dict[str, Any]:
         **{f"seconds.{part}": value for part, value in record.seconds.items()},
         "peak_memory_bytes": record.peak_memory_bytes,
         "switches": record.switches,
+        **(switching.row() if switching else {}),
         "base": run.base,
         "data": record.data.get("name"),
         "data_sha256": record.data.get("sha256"),

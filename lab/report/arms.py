@@ -49,7 +49,7 @@ class Arm:
     def at_edge(self) -> bool:
         """True where the chosen learning rate is the smallest or largest of several that were tried."""
         if self.tuned is not None:
-            return self.tuned.rule == "edge"
+            return self.tuned.at_edge
         rates = sorted(self.outcomes or {})
         return len(rates) > 1 and self.learning_rate in (rates[0], rates[-1])
 
@@ -196,7 +196,8 @@ def labels(run: Run) -> dict[str, str]:
     if "init" in settings and isinstance(scheme, str) and scheme.startswith(settings["init"] + "["):
         settings["init"] = scheme
     flat = dict(_flatten(run.record.config)) or run.record.override_values
-    return settings | {key: str(value) for key, value in flat.items() if not _free(key) and key not in settings}
+    kept = {key: str(value) for key, value in flat.items() if not _free(key) and key not in (run.rate_key, *settings)}
+    return settings | kept
 
 
 def _free(key: str) -> bool:

@@ -6,28 +6,18 @@ from itertools import pairwise
 
 from lab.report import statistics
 from lab.report.arms import Arm
+from lab.report.document import number, span
 from lab.report.equal_time import at_equal_time
 from lab.report.judgement import Judgement
 from lab.report.looks import Looked
 from lab.report.refusals import chosen_here, refusal, survivorship
-from lab.report.statistics import LEVEL, PairedStatistics
+from lab.report.statistics import LEVEL, PairedStatistics, mean_sd
 from lab.report.study import Run
 
 # What is described beside the primary metric; for all of them but the accuracy, lower is better.
 DESCRIBED = ("val_loss", "test_loss", "test_accuracy", "train_loss", "forgetting", "seconds.total", "peak_memory_bytes")
 ON_GPU = ("peak_memory_bytes",)  # elsewhere it is a process's, which may have run other jobs before
 EQUAL_TIME = "val_loss_at_equal_time"
-
-
-def units(metric: str) -> str:
-    """The unit of a metric; empty for a pure number."""
-    if metric.endswith("loss") or metric == "forgetting":
-        return "nats per token"
-    if metric.endswith("bpb"):
-        return "bits per byte"
-    if metric.startswith("seconds"):
-        return "s"
-    return {"test_accuracy": "share", "base_test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +39,7 @@ class Comparison:
     differences: tuple[float, ...] = ()  # a − b, a value per pair
     seeds_to_decide: int | None = None
     looked: Looked | None = None  # where seeds were taken one at a time
+    budgets: str = ""  # what each arm trained, in words, where that is not the same number of steps
 
     @property
     def ci_level(self) -> float:
@@ -98,23 +89,26 @@ def compare(
         return []
     baseline = by_name[judgement.baseline]
     aa = (
-        _by_looks(again, baseline, judgement, looked[again.name]) if looked and again and again.name in looked else None
+        _by_looks(again, baseline, judgement, looked[again.name], "aa")
+        if looked and again and again.name in looked
+        else None
     )
     aa = aa or (None if again else aa_comparison(baseline, judgement))
     against = {name: by_name[judgement.opponents.get(name, judgement.baseline)] for name in by_name}
-    judged = [_contrast(by_name[name], against[name], judgement.metric, judgement) for name in judgement.contrasts]
+    pairs = {contrast: judgement.pair(contrast) for contrast in judgement.contrasts}
+    judged = [_contrast(by_name[a], by_name[b], judgement.metric, judgement, judged=True) for a, b in pairs.values()]
     # A contrast that cannot be judged tests nothing, so it costs the others nothing under Holm.
     tested = [c.statistics if c.statistics.pairs >= statistics.FEWEST_PAIRS else None for c in judged]
     different = statistics.holm([s.p_value if s else None for s in tested])
     equivalent = statistics.holm([s.p_equivalence if s else None for s in tested])
     rows = [] if aa is None else [aa]
-    for contrast, p_adjusted, p_equivalence in zip(judged, different, equivalent, strict=True):
+    for name, contrast, p_adjusted, p_equivalence in zip(pairs, judged, different, equivalent, strict=True):
         if looked is not None:
             a, b = by_name[contrast.arm_a], by_name[contrast.arm_b]
             unseen = replace(
                 contrast, verdict="withheld", reason="its learning rate is not known yet, so nothing was looked at"
             )
-            rows.append(_by_looks(a, b, judgement, looked[a.name]) if a.name in looked else unseen)
+            rows.append(_by_looks(a, b, judgement, looked[name], "contrast") if name in looked else unseen)
             continue
         verdict, reason = statistics.verdict(
             contrast.statistics,
@@ -144,7 +138,7 @@ def compare(
     rows += [
         replace(_contrast(arm, against[arm.name], judgement.metric, judgement), reason="not a declared contrast")
         for arm in others
-        if arm.name not in judgement.contrasts
+        if (arm.name, against[arm.name].name) not in pairs.values()
     ]
     on_gpu = all(run.record.environment.get("accelerator") == "gpu" for arm in arms for run in arm.runs)
     for metric in DESCRIBED:
@@ -157,9 +151,9 @@ def compare(
     return [replace(c, reason=refusal(by_name[c.arm_a], by_name[c.arm_b]) or c.reason) for c in rows]
 
 
-def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked) -> Comparison:
+def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked, kind: str) -> Comparison:
     """A contrast as its looks left it: on the seeds that were looked at, with the repeated interval."""
-    own, kind = looked.judged, "aa" if a.name not in judgement.contrasts else "contrast"
+    own = looked.judged
     first = {run.pair[1]: value for run in a.runs if (value := run.value(judgement.metric)) is not None}
     second = {run.pair[1]: value for run in b.runs if (value := run.value(judgement.metric)) is not None}
     shared = [seed for seed in judgement.seeds[: own.seeds] if seed in first and seed in second]
@@ -181,10 +175,23 @@ def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked) -> Compariso
         lost=tuple(filter(None, (a.lost(judgement.metric), b.lost(judgement.metric)))),
         differences=tuple(first[s] - second[s] for s in shared),
         looked=looked,
+        budgets=unequal_budgets(a, b),
     )
 
 
-def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:
+def unequal_budgets(a: Arm, b: Arm) -> str:
+    """Steps, tokens and seconds of two arms in words; empty where both trained as many steps."""
+    if {run.record.steps for run in a.runs} == {run.record.steps for run in b.runs}:
+        return ""
+    said = []
+    for arm in (a, b):
+        steps, tokens = (span(getattr(run.record, what) for run in arm.runs) for what in ("steps", "tokens"))
+        seconds = number(mean_sd(arm.values("seconds.total"))[0], 0)
+        said.append(f"{arm.name} trained {steps} steps, {tokens} tokens, in {seconds} s")
+    return " and ".join(said)
+
+
+def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement, *, judged: bool = False) -> Comparison:
     """Difference of two arms over the seeds both completed; nothing is computed across data or bases."""
     primary = metric == judgement.metric
     first, second, dropped = _pairs(a, b, metric)
@@ -194,11 +201,12 @@ def _contrast(a: Arm, b: Arm, metric: str, judgement: Judgement) -> Comparison:
     return Comparison(
         metric=metric,
         higher_is_better=judgement.higher_is_better if primary else metric == "test_accuracy",
-        kind="contrast" if primary and a.name in judgement.contrasts else "described",
+        kind="contrast" if judged else "described",
         arm_a=a.name,
         arm_b=b.name,
         statistics=statistics.paired_t(first, second, margin),
         lost=tuple(filter(None, (a.lost(metric), b.lost(metric)))),
+        budgets=unequal_budgets(a, b),
         dropped=tuple(dropped),
         differences=tuple(x - y for x, y in zip(first, second, strict=True)),
     )

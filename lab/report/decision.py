@@ -8,7 +8,8 @@ from lab.report.analysis import Analysis
 from lab.report.comparison import Comparison
 from lab.report.sentences import scope_of_rates, sentence
 
-DECIDED = ("a_better", "b_better", "equivalent")
+BETTER = ("a_better", "b_better")
+DECIDED = (*BETTER, "equivalent")
 WORDS = {"a_better": "better than", "b_better": "worse than", "equivalent": "equivalent to"}
 
 
@@ -57,7 +58,13 @@ def recommended(analysis: Analysis) -> tuple[list[str], str]:
     baseline, rows = analysis.judgement.baseline, analysis.contrasts
     if baseline is None or not any(row.verdict in DECIDED for row in rows):
         return [], "no contrast was decided"
-    better = [row.arm_a for row in rows if row.verdict == "a_better"]
+    pairs = analysis.judgement.pairs.values()
+    own = [row for row in rows if row.arm_b == baseline or (row.arm_a, row.arm_b) not in pairs]
+    better = [row.arm_a for row in own if row.verdict == "a_better"]
+    beaten = {row.arm_a if row.verdict == "b_better" else row.arm_b for row in rows if row.verdict in BETTER}
+    if better and beaten.issuperset(better):
+        return [], f"what was found better than {baseline} was found worse than another arm"
+    better = [arm for arm in better if arm not in beaten]
     if not better:
         return [baseline], f"no judged arm was found better than {baseline}"
     if len(better) == 1:

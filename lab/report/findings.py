@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lab.report import accuracy, looks_tables, ranks, scope, tables
+from lab.report import accuracy, aims, looks_tables, ranks, scope, switching_tables, tables
 from lab.report.analysis import Analysis, best_run, frontier_arms, ranking
 from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table, number
 from lab.report.sentences import aa_paragraph, sentence
@@ -39,6 +39,8 @@ def _sections(analysis: Analysis) -> dict[str, tuple[Sequence[Block | None], Seq
     return {
         "Conditions": ([Bullets(scope.conditions(analysis))], []),
         "Contrasts": ([tables.contrasts_table(analysis)], [tables.information_table(analysis)]),
+        "What was to be reached": ([Bullets(aims.in_words(analysis))] if analysis.aims else [], []),
+        "Switching": (switching_tables.words(analysis), switching_tables.tables(analysis)),
         "Learning rates": ([looks_tables.tuning_table(analysis)], []),
         "The baseline against itself": ([Paragraph(aa_paragraph(analysis))], []),
         "Rank": ([*rank_words, tables.ranks_table(analysis)], []),
@@ -64,7 +66,8 @@ def headline(analysis: Analysis) -> list[str]:
         }  # fmt: skip
         ends = {word: sum(row.verdict == verdict for row in rows) for verdict, word in words.items()}
         verdicts = ", ".join(f"{count} {word}" for word, count in ends.items() if count)
-        lines[0] += f" Against {judgement.baseline}, of {len(rows)} judged arms: {verdicts}."
+        against = f"Against {judgement.baseline}, of {len(rows)} judged arms"
+        lines[0] += f" {f'Of {len(rows)} contrasts' if judgement.pairs else against}: {verdicts}."
     else:
         lines[0] += " Nothing is judged: the study has no contrast with a baseline."
     return lines + [note[0].upper() + note[1:] + "." for note in judgement.notes]

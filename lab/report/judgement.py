@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lab.errors import UsageError, nearest
-from lab.record.study import MOST_CONTRASTS, Study
+from lab.record.study import MOST_CONTRASTS, Study, pair_of
 from lab.report.arms import Arm
 from lab.report.defaults import default_arm
 from lab.verdict import margin as margins
@@ -19,12 +19,22 @@ class Judgement:
     metric: str
     higher_is_better: bool
     baseline: str | None
-    contrasts: tuple[str, ...]
+    contrasts: tuple[str, ...]  # by name
     margin: float | None  # in units of the metric
     declared: bool
     notes: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()  # of a declared study, in the order they are taken
     opponents: Mapping[str, str] = field(default_factory=dict)  # arm -> what it is compared with, if not the baseline
+    pairs: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # contrast -> its arms, if not those
+
+    def pair(self, contrast: str) -> tuple[str, str]:
+        """The two arms of a contrast: the one it names, and its opponent or the baseline."""
+        return self.pairs.get(contrast) or (contrast, self.opponents.get(contrast) or self.baseline or "")
+
+    @property
+    def judged(self) -> set[str]:
+        """The arms of all contrasts, on either side, and the baseline."""
+        return {name for contrast in self.contrasts for name in self.pair(contrast)} | {self.baseline or ""}
 
     @property
     def sign(self) -> int:
@@ -67,7 +77,8 @@ def judgement_of(
         notes.append("no arm consists of the config's defaults, so nothing is judged; name one with --baseline")
     if chosen is not None and (not study or chosen != study.baseline):
         contrasts = list(names)
-    contrasts = [name for name in contrasts if name in names and name != chosen]
+    pairs = {each: pair_of(each, names, chosen or "") for each in contrasts}
+    contrasts = [each for each, (one, other) in pairs.items() if one in names and other in names and one != other]
     if len(contrasts) > MOST_CONTRASTS:
         notes.append(f"only the first {MOST_CONTRASTS} of {len(contrasts)} contrasts are judged")
     present = chosen if chosen in names else None
@@ -80,6 +91,7 @@ def judgement_of(
         declared=study is not None and baseline in (None, study.baseline) and margin in (None, study.margin),
         notes=tuple(notes),
         seeds=tuple(study.seeds) if study else (),
+        pairs={each: pair for each, pair in pairs.items() if each in contrasts and each != pair[0]},
     )
 
 

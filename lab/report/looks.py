@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lab.record.study import AA, Study
+from lab.record.study import AA, Study, pairs_of
 from lab.report.arms import Arm
 from lab.report.study import Run
 from lab.verdict import procedure
@@ -19,18 +19,18 @@ class Looked:
     judged: Judged
     horizon: int
     arm: Tuned
-    baseline: Tuned
+    other: Tuned
 
     @property
     def at_best(self) -> bool:
         """True where both rates were searched for and found inside what was tried, and the claim clears the search."""
-        searched = all(tuned.rule not in ("declared", "edge", "none") for tuned in (self.arm, self.baseline))
-        return searched and (self.judged.clear or self.judged.verdict not in ("better", "worse"))
+        clear = self.judged.clear or self.judged.verdict not in ("better", "worse")
+        return self.arm.searched and self.other.searched and clear
 
     @property
     def regret(self) -> float | None:
         """What the tuning of both may have cost together; None where it is unbounded, or nothing was tuned."""
-        regrets = [tuned.regret for tuned in (self.arm, self.baseline)]
+        regrets = [tuned.regret for tuned in (self.arm, self.other)]
         return None if None in regrets else sum(regret for regret in regrets if regret is not None)
 
 
@@ -68,9 +68,9 @@ def _is_baseline_verdict(run: Run, study: Study) -> bool:
 
 
 def looks(study: Study, chosen: Chosen, arms: Iterable[Arm]) -> dict[str, Looked]:
-    """Every contrast whose arms have a rate, and the A/A arm's, replayed seed by seed; empty without looks."""
+    """Every contrast whose arms have a rate, and the A/A arm's, by name, replayed seed by seed; empty without looks."""
     by_name = {arm.name: arm for arm in arms}
-    if study.horizon is None or study.baseline not in chosen.tuned or study.baseline not in by_name:
+    if study.horizon is None:
         return {}
     ready = {name: tuned for name, tuned in chosen.tuned.items() if name in by_name}
 
@@ -84,8 +84,9 @@ def looks(study: Study, chosen: Chosen, arms: Iterable[Arm]) -> dict[str, Looked
         return False, None
 
     found = procedure.look(study, Chosen(tuned=ready, margin=chosen.margin), ended)
+    pairs = {name: pairs_of(study)[name] for name in found.judged}
     return {
-        name: Looked(judged=own, horizon=study.horizon, arm=ready[name], baseline=ready[study.baseline])
+        name: Looked(judged=own, horizon=study.horizon, arm=ready[pairs[name][0]], other=ready[pairs[name][1]])
         for name, own in found.judged.items()
     }
 

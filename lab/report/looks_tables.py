@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from lab.record.study import RATE
 from lab.report.analysis import Analysis
 from lab.report.cells import interval, verdict_of, versus
 from lab.report.comparison import Comparison
 from lab.report.document import MISSING, Table, number, p_text, signed
+from lab.verdict.margin import units
 
 STOPPED = {
     "difference": "a difference", "equivalence": "equivalence", "gave_up": "out of reach", "budget": "the budget",
@@ -66,8 +68,16 @@ def tuning_table(analysis: Analysis) -> Table | None:
             ]
         )
     columns = ["arm", "learning rate", "chosen by", "curvature", "regret", "decades to the cliff", "losses tried"]
-    caption = (
-        "Learning rates, chosen by the validation loss of tuning seeds that no verdict uses. Curvature in nats per "
-        "decade²; the regret is what nine choices in ten cost at most; the cliff is the largest rate that did not lose."
-    )
+    study = analysis.study.declared
+    key = f" ({study.rate})" if study and study.rate != RATE else ""
+    by = "" if study is None or study.selection_metric == "val_loss" else f" ({units(study.selection_metric)})"
+    caption = f"Learning rates{key}, chosen by the validation loss{by} of tuning seeds that no verdict uses."
+    if study and not study.refine:
+        cells = [[row[0], row[1], row[2], row[-1]] for row in cells]
+        columns = [columns[0], columns[1], columns[2], columns[-1]]
+    else:
+        caption += (
+            " Curvature in nats per decade²; the regret is what nine choices in ten cost at most; the cliff is the "
+            "largest rate that did not lose."
+        )
     return Table("tuning", caption, columns, cells, text=("chosen by", "losses tried"), screen=("losses tried",))

@@ -50,8 +50,11 @@ def protocol(analysis: Analysis) -> list[str]:
     if judgement.baseline and judgement.contrasts:
         by_looks = any(row.looked for row in analysis.contrasts)
         test = "" if by_looks else f", with a paired t test and its {100 * (1 - LEVEL):.0f} % interval"
+        compared = [" with ".join(judgement.pair(contrast)) for contrast in judgement.contrasts]
+        who = f"Arms were compared with {judgement.baseline}"
+        who = f"Compared were {', '.join(compared)}" if judgement.pairs else who
         sentences.append(
-            f"Arms were compared with {judgement.baseline} by {metric}, paired by seed{test}; p values of "
+            f"{who} by {metric}, paired by seed{test}; p values of "
             f"{len(judgement.contrasts)} contrasts were adjusted by Holm's procedure, those of differences and of "
             "equivalences each as one family."
         )
@@ -81,7 +84,15 @@ def protocol(analysis: Analysis) -> list[str]:
 def _with_looks(study: Study) -> list[str]:
     """Procedure 2: rates refined, seeds one at a time."""
     sentences = []
-    if any(len(grid) > 1 for grid in study.learning_rates.values()):
+    tuned = {arm: grid for arm, grid in study.learning_rates.items() if len(grid) > 1}
+    if tuned and not study.refine:
+        sentences.append(
+            f"The learning rates ({study.rate}) of {len(tuned)} of {len(study.arms)} arms are the best of "
+            f"{span(len(grid) for grid in tuned.values())} by {study.selection_metric.replace('_', ' ')} on seed "
+            f"{', '.join(map(str, study.tune_seeds))}, which no verdict uses; nothing was refined, so that a verdict "
+            "holds at the rates tried."
+        )
+    elif tuned:
         sentences.append(
             f"Learning rates were chosen by {study.selection_metric.replace('_', ' ')} on seed "
             f"{', '.join(map(str, study.tune_seeds))}, which no verdict uses: half decades, extended while the best "

@@ -111,7 +111,7 @@ def _per_doubling(seconds: dict[int, list[float]]) -> tuple[float | None, float 
 
 def _recommend(by_rank: dict[int, Arm], judgement: Judgement, rows: Sequence[Comparison]) -> tuple[int | None, str]:
     """The rank that the verdicts license stepping down to, and what is better than every one of them."""
-    verdicts = {row.arm_a: row.verdict for row in rows if row.kind == "contrast"}
+    verdicts = {row.arm_a: row.verdict for row in rows if row.kind == "contrast" and row.arm_b == judgement.baseline}
     reference = next((rank for rank, arm in by_rank.items() if arm.name == judgement.baseline), None)
     if reference is None:
         return None, "no rank is recommended: the baseline is no single rank"

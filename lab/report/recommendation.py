@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from lab.report.comparison import Comparison, units
+from lab.report.comparison import Comparison
 from lab.report.document import number, signed
 from lab.report.judgement import Judgement
+from lab.verdict.margin import units
 
 WORDS = {"b_better": "was found worse", "inconclusive": "is undecided"}
 

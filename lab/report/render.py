@@ -73,7 +73,7 @@ def _draw(analysis: Analysis, folder: Path) -> tuple[list[Figure], list[str]]:
             path.unlink(missing_ok=True)
         figure, column = drawing.figure(analysis), drawing.column(analysis)
         if figure is None or column is None:
-            not_drawn.append(f"{drawing.name.replace('_', ' ')} ({drawing.nothing})")
+            not_drawn += [f"{drawing.name.replace('_', ' ')} ({drawing.nothing})"] if drawing.nothing else []
         else:
             for each, path in zip((figure, figure, column), paths, strict=True):
                 style.save(each, path)
@@ -88,7 +88,7 @@ def _json(path: Path, content: object) -> None:
 
 
 def _runs(path: Path, analysis: Analysis) -> None:
-    rows = [strict(run_row(run)) for run in analysis.study.runs]
+    rows = [strict(run_row(run, analysis.switching.get(run.path))) for run in analysis.study.runs]
     columns = list(dict.fromkeys(column for row in rows for column in row)) or ["run", "status"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")  # as git keeps it

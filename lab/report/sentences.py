@@ -1,9 +1,10 @@
 """Sentences of a report on pairs of runs: what a contrast shows, and what the baseline against itself does."""
 
 from lab.report.analysis import Analysis
-from lab.report.comparison import Comparison, units
+from lab.report.comparison import Comparison
 from lab.report.document import number, p_text, signed
 from lab.report.statistics import AA_LEVEL, MOST_SEEDS, POWER
+from lab.verdict.margin import units
 
 
 def sentence(row: Comparison) -> str:
@@ -14,7 +15,7 @@ def sentence(row: Comparison) -> str:
         return f"{row.arm_a} vs {row.arm_b}: no verdict; {'; '.join([row.reason, *lost])}."
     what = "repeated 95 % interval" if row.looked else "95 % interval"
     interval = [f"{what} {signed(s.ci_low)} to {signed(s.ci_high)}"] if s.ci_low is not None else []
-    detail = "; ".join(["a − b", *interval, f"{s.pairs} pairs", *lost])
+    detail = "; ".join(["a − b", *interval, f"{s.pairs} pairs", *lost, *filter(None, [row.budgets])])
     effect = f"{name} differs by {signed(s.mean)} {units(row.metric)}".rstrip() + f" ({detail})"
     p, q, rates = ("P*", "Q*", scope_of_rates(row)) if row.looked else ("p", "TOST p", "at the rates tried")
     match row.verdict:
@@ -37,8 +38,8 @@ def scope_of_rates(row: Comparison) -> str:
     """At which learning rates a verdict holds: each arm's own best where the search says so, else those tried."""
     if row.looked is None or not row.looked.at_best:
         return "at the rates tried"
-    arm, baseline = row.looked.arm, row.looked.baseline
-    return f"each at its own best learning rate ({arm.rate:g} and {baseline.rate:g})"
+    arm, other = row.looked.arm, row.looked.other
+    return f"each at its own best learning rate ({arm.rate:g} and {other.rate:g})"
 
 
 def _said(rates: str) -> str:

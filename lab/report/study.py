@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from lab import record
 from lab.errors import UsageError
 from lab.paths import at_home
 from lab.record import RunRecord, run_files
-from lab.record.study import STUDY, Study, read_study
+from lab.record.study import RATE, STUDY, Study, read_study, role_of
 
 METRICS = "metrics.csv"
 _TEXT = ("study", "stage", "arm")
@@ -33,6 +33,7 @@ class Run:
     path: Path
     record: RunRecord
     status: str
+    rate_key: str = RATE  # the setting that its study calls the learning rate
 
     @property
     def name(self) -> str:
@@ -42,7 +43,7 @@ class Run:
     @property
     def learning_rate(self) -> float | None:
         """Peak learning rate it was run at."""
-        rate = (self.record.config.get("optim") or {}).get("lr")
+        rate = record.setting(self.record, self.rate_key)
         return float(rate) if isinstance(rate, int | float) else None
 
     @property
@@ -171,7 +172,8 @@ class LoadedStudy:
         study = self.declared
         if study.horizon is not None:
             return []  # how many seeds an arm needs is seen as they are looked at
-        jobs = [(arm, seed, seed) for arm in study.arms for seed in study.seeds]
+        few = {arm: study.described_seeds for arm in study.arms if role_of(study, arm) == "described"}
+        jobs = [(arm, seed, seed) for arm in study.arms for seed in study.seeds[: few.get(arm)]]
         jobs += [(study.baseline, twin, seed) for twin, seed in zip(study.twin_seeds, study.seeds, strict=False)]
         present = {(run.record.arm, *run.pair) for run in self.runs if run.record.stage in ("verdict", None)}
         return [
@@ -208,7 +210,7 @@ def load_study(study_dir: str | Path) -> LoadedStudy:
             problems.append(Problem(run_dir, f"{run_dir} is a link, and a study holds its own runs; copy it in."))
             continue
         try:
-            run = load_run(run_dir)
+            run = replace(load_run(run_dir), rate_key=declared.rate if declared else RATE)
         except UsageError as error:
             problems.append(Problem(run_dir, str(error)))
             continue

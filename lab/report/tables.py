@@ -23,11 +23,7 @@ def arms_table(analysis: Analysis) -> Table:
         mean, sd = mean_sd(values)
         best = best_run([arm], judgement)
         role = (
-            "baseline"
-            if arm.name == judgement.baseline
-            else "judged"
-            if arm.name in judgement.contrasts
-            else "described"
+            "baseline" if arm.name == judgement.baseline else "judged" if arm.name in judgement.judged else "described"
         )
         rows.append(
             [

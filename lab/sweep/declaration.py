@@ -6,13 +6,13 @@ from dataclasses import fields, replace
 from typing import Any
 
 from lab.errors import UsageError, nearest
-from lab.record.study import AA, MOST_CONTRASTS, TWIN_OFFSET, Study
-from lab.verdict import margin
+from lab.record.study import AA, MOST_CONTRASTS, RATE, TWIN_OFFSET, Study, pair_of, pairs_of
+from lab.verdict import aim, margin
 from lab.verdict.family import Rules
 from lab.verdict.null_table import FIRST_LOOK
 
 SIZES = ("quick", "default", "full")
-RATE, SEED = "optim.lr", "seed"
+SEED = "seed"
 _NEEDED = ("name", "question", "arms", "baseline", "margin", "seeds", "learning_rates")
 _OWN = {"schema", "size", "twin_seeds", "jobs", "margin_value", "procedure", "rungs"}  # of study.json alone
 _KNOWN = sorted(({item.name for item in fields(Study)} | {"sizes", "aa"}) - _OWN)
@@ -25,19 +25,20 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
     `sizes: {quick: {…}, full: {…}}`, whose keys replace the block's; `arms` there may be a list of names to keep. With
     four seeds or more there are looks, up to `budget` of a `horizon`, and the A/A arm unless `aa: false`.
     `given` maps a key of the command line to its values: those of an axis (a key some arm sets, `seed`,
-    `optim.lr`) replace it; any other key with a single value holds for every job.
+    the study's `rate`) replace it; any other key with a single value holds for every job.
     Raises UsageError for a declaration that contradicts itself, and for a list over something that is no axis.
     """
     plain = _resize(block, size)
     arms = {name: [value] if isinstance(value, str) else list(value) for name, value in plain["arms"].items()}
     rates: Any = plain["learning_rates"]
+    rate = plain.get("rate", RATE)
     grid = {name: list(rates[name] if isinstance(rates, Mapping) else rates) for name in arms}
     common, seeds = list(plain.get("common", [])), list(plain["seeds"])
     for key, values in (given or {}).items():
         if key == SEED:
             seeds = [_whole(value) for value in values]
-        elif key == RATE:
-            grid = {name: [_rate(value) for value in values] for name in grid}
+        elif key == rate:
+            grid = {name: [_rate(rate, value) for value in values] for name in grid}
         elif key in axes(arms):
             arms, grid = _narrow(arms, grid, key, values)
         elif len(values) == 1:
@@ -45,7 +46,7 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
         else:
             raise UsageError(
                 f"{key}={','.join(values)} is a list over no axis of {plain['name']}; "
-                f"its axes are {', '.join([*axes(arms), SEED, RATE])}."
+                f"its axes are {', '.join([*axes(arms), SEED, rate])}."
             )
     baseline = plain["baseline"] if plain["baseline"] in arms or not given else next(iter(arms))
     looks = len(seeds) >= FIRST_LOOK
@@ -67,6 +68,7 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
             "common": common,
             "baseline": baseline,
             "contrasts": contrasts,
+            "aims": aim.kept(list(plain.get("aims", [])), {*block["arms"], *arms}, arms),
             "seeds": seeds,
             "twin_seeds": [seed + TWIN_OFFSET for seed in seeds] if again else [],
             "tune_seeds": list(plain.get("tune_seeds", [0])),
@@ -140,7 +142,8 @@ def _contrasts(plain: Mapping[str, Any], known: set[str], arms: Mapping[str, lis
     A name that never was an arm is kept, for the check to refuse by name.
     """
     others = [name for name in arms if name != baseline]
-    declared = [name for name in plain.get("contrasts", others) if name in arms or name not in known]
+    pairs = {each: pair_of(each, known, baseline) for each in plain.get("contrasts", others)}
+    declared = [each for each, pair in pairs.items() if all(name in arms or name not in known for name in pair)]
     if baseline != plain["baseline"] or not declared:
         return others[:MOST_CONTRASTS]
     room = max(0, MOST_CONTRASTS - len(declared))
@@ -149,17 +152,30 @@ def _contrasts(plain: Mapping[str, Any], known: set[str], arms: Mapping[str, lis
 
 def _check(study: Study, block_arms: Sequence[str]) -> None:
     """Raises UsageError for what would make the study's verdicts meaningless."""
-    strangers = [name for name in [study.baseline, *study.contrasts] if name not in study.arms]
+    pairs = pairs_of(study).values()
+    named = [study.baseline, *(name for pair in pairs for name in pair)]
+    strangers = [name for name in named if name not in study.arms]
     if strangers:
         raise UsageError(f"{strangers[0]!r} is judged but no arm of {study.name}; arms: {', '.join(study.arms)}.")
-    if study.baseline in study.contrasts or len(study.contrasts) > MOST_CONTRASTS:
+    if any(one == other for one, other in pairs) or len(study.contrasts) > MOST_CONTRASTS:
         raise UsageError(
             f"{study.name} declares {len(study.contrasts)} contrasts with {study.baseline!r}; "
-            f"at most {MOST_CONTRASTS}, none of them the baseline itself, can be judged."
+            f"at most {MOST_CONTRASTS}, none of them of an arm with itself, can be judged."
         )
+    if len({frozenset(pair) for pair in pairs}) < len(pairs):
+        raise UsageError(f"contrasts {', '.join(study.contrasts)} of {study.name} name a pair twice; keep one.")
     if AA in block_arms:
         raise UsageError(f"the arm {AA!r} of {study.name} has the name of the A/A arm; give it another.")
-    margin.parse(study.margin)
+    unit = margin.parse(study.margin)[1]
+    judged, chosen = margin.units(study.metric), margin.units(study.selection_metric)
+    if unit != "metric" and judged != chosen:
+        raise UsageError(
+            f"margin={study.margin!r} of {study.name} is a share of {study.selection_metric} ({chosen or 'a number'}), "
+            f"and {study.metric} is judged ({judged or 'a number'}); give a selection_metric of the same unit, or the "
+            "margin as a number."
+        )
+    if study.described_seeds is not None and study.described_seeds < 1:
+        raise UsageError(f"described_seeds={study.described_seeds} of {study.name} is no number of seeds from 1.")
     twice = [seed + TWIN_OFFSET for seed in study.tune_seeds] if study.twin_seeds else []
     every = [*study.seeds, *study.twin_seeds, *study.tune_seeds, *twice]
     if len(set(every)) < len(every) or not study.seeds:
@@ -176,8 +192,8 @@ def _whole(value: str) -> int:
         raise UsageError(f"seed={value} is no whole number.") from None
 
 
-def _rate(value: str) -> float:
+def _rate(key: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise UsageError(f"{RATE}={value} is no number.") from None
+        raise UsageError(f"{key}={value} is no number.") from None

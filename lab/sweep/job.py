@@ -98,7 +98,7 @@ class State:
             *(["evaluate.test=false"] if stage == "tune" and chosen_by_validation else []),  # what nobody would look at
             *study.common,
             *study.arms[arm],
-            f"optim.lr={rate!r}",
+            f"{study.rate}={rate!r}",
             f"seed={seed}",
             f"data_seed={data_seed}",
             f"study={quoted(study.name)}",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lab import record
 from lab.errors import UsageError, visible
-from lab.record.study import AA, Study
+from lab.record.study import AA, RATE, Study, role_of
 from lab.sweep.job import Seen
 from lab.verdict.null_table import FIRST_LOOK
 from lab.verdict.procedure import extensions_per_arm, fewest_jobs, most_jobs, tuning_jobs
@@ -24,7 +24,7 @@ def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
             unreadable.append(str(error))
             continue
         # A job that failed before its model was built has recorded nothing but its overrides.
-        rate = (read.config.get("optim") or {}).get("lr", read.override_values.get("optim.lr"))
+        rate = record.setting(read, study.rate)
         seed = read.override_values.get("seed") if read.seed is None else read.seed
         if read.stage is None or read.arm is None or seed is None or rate is None:
             unreadable.append(f"{path} belongs to no stage, arm, seed or learning rate of a study.")
@@ -107,16 +107,13 @@ def describe(study: Study, seen: Iterable[Seen] = (), tried: Tried | None = None
     tuned = [arm for arm, grid in study.learning_rates.items() if len(grid) > 1]
     lines = [f"{study.name} ({study.size}): {study.question}"]
     for arm, overrides in study.arms.items():
-        role = "baseline" if arm == study.baseline else "judged" if arm in study.contrasts else "described"
-        if arm == AA:
-            role = "A/A"
         rates = ", ".join(f"{rate:g}" for rate in study.learning_rates[arm])
-        lines.append(f"  {arm:<20} {role:<10} {' '.join(overrides) or 'the defaults'}   lr {rates}")
+        key = "lr" if study.rate == RATE else study.rate
+        lines.append(f"  {arm:<20} {role_of(study, arm):<10} {' '.join(overrides) or 'the defaults'}   {key} {rates}")
     if tuned:
         seeds = ", ".join(map(str, study.tune_seeds))
-        lines.append(
-            f"  tune     {tuning_jobs(study)} jobs on tuning seed {seeds}: half decades, then quarters round the best"
-        )
+        how = "half decades, then quarters round the best" if study.refine else "the best of those declared"
+        lines.append(f"  tune     {tuning_jobs(study)} jobs on tuning seed {seeds}: {how}")
         if cost.extensions:
             lines.append(f"           and at most {cost.extensions} more where a best learning rate is at an edge")
     if study.horizon is None:
@@ -126,10 +123,13 @@ def describe(study: Study, seen: Iterable[Seen] = (), tried: Tried | None = None
             f"  verdict  {_range(FIRST_LOOK, study.budget)} seeds an arm: a look after each from the 4th on, "
             f"and no more for what is decided"
         )
+        if any(role_of(study, arm) == "described" for arm in study.arms) and study.described_seeds is not None:
+            lines.append(f"           {study.described_seeds} of an arm that is only described")
     if AA in study.arms:
         lines.append(f"  A/A      {study.baseline} once more as arm {AA}, tuned and judged on seeds of its own")
     margin = study.margin if isinstance(study.margin, str) else f"{study.margin:g}"
-    lines.append(f"  judged by {study.metric}, equivalent within {margin}")
+    contrasts = ", ".join(each for each in study.contrasts if each not in study.arms)
+    lines.append(f"  judged by {study.metric}, equivalent within {margin}{f': {contrasts}' if contrasts else ''}")
     count = _range(cost.jobs, cost.most)
     hours = dict.fromkeys((_hours(cost.hours), _hours(cost.most_hours)))
     lines.append(f"  {count} jobs, {cost.done} done; {' to '.join(hours)} hours one after another; {disk} GB of disk")

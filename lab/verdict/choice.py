@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Outcomes = Mapping[float, Sequence[float | None]]  # rate -> loss per tuning seed, None where it diverged
-Rule = Literal["declared", "vertex", "cliff", "flat", "edge", "none"]
+Rule = Literal["declared", "grid", "vertex", "cliff", "flat", "edge", "none"]
 Point = tuple[float, float]  # (position, loss), the loss inf where the run diverged
 
 FINE = 0.25  # decades between the rates of the last step
@@ -36,8 +36,18 @@ class Tuned:
 
     @property
     def cost(self) -> float:
-        """What the choice may have cost: 0 where nothing was chosen, unbounded where it may lie beyond an edge."""
-        return 0.0 if self.rule == "declared" else math.inf if self.regret is None else self.regret
+        """What the choice may have cost: 0 where none was searched for, unbounded where it may lie beyond an edge."""
+        return 0.0 if self.rule in ("declared", "grid") else math.inf if self.regret is None else self.regret
+
+    @property
+    def searched(self) -> bool:
+        """True where the rate was searched for and found inside what was tried: a claim may then be of the best one."""
+        return self.rule not in ("declared", "grid", "edge", "none")
+
+    @property
+    def at_edge(self) -> bool:
+        """True where the rate is the smallest or largest of those tried."""
+        return self.rule == "edge" or (self.rule == "grid" and self.rate in (min(self.curve), max(self.curve)))
 
     @property
     def to_cliff(self) -> float | None:

@@ -9,6 +9,17 @@ from lab.errors import UsageError
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*(of gain)?\s*")
 
 
+def units(metric: str) -> str:
+    """The unit of a metric; empty for a pure number."""
+    if metric.endswith("loss") or metric == "forgetting":
+        return "nats per token"
+    if metric.endswith("bpb"):
+        return "bits per byte"
+    if metric.startswith("seconds"):
+        return "s"
+    return {"test_accuracy": "share", "base_test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
+
+
 def parse(declared: float | str) -> tuple[float, str]:
     """(number, unit) of a declaration, the unit being `metric`, `loss` or `gain` of which the number is a share.
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lab.record.study import AA, Study, tune_seeds_of, verdict_seeds_of
+from lab.record.study import AA, Study, pairs_of, role_of, tune_seeds_of, verdict_seeds_of
 from lab.verdict import choice, family, margin, tuning
 from lab.verdict.choice import Scale, Tuned
 from lab.verdict.family import Judged, Rules
@@ -30,7 +30,7 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Looks:
-    """Every contrast as the looks left it, and the verdict seeds every arm needs for the next look."""
+    """Every contrast as the looks left it, by its name, and the verdict seeds every arm needs for the next look."""
 
     judged: dict[str, Judged]
     wanted: dict[str, int]
@@ -50,6 +50,7 @@ def choose(study: Study, ran: Ran, ends: Ends) -> Chosen:
             seeds=len(study.tune_seeds),
             scale=scale,
             most_extensions=extensions_per_arm(study),
+            refine=study.refine,
         )
 
     own, tuned = study.baseline, dict[str, Tuned]()
@@ -74,7 +75,8 @@ def choose(study: Study, ran: Ran, ends: Ends) -> Chosen:
 def follows(study: Study, arm: str) -> bool:
     """True for an arm whose search starts around the baseline's best rate."""
     grids = study.learning_rates
-    return arm != study.baseline and sorted(grids[arm]) == sorted(grids[study.baseline]) and len(grids[arm]) > 3
+    alike = arm != study.baseline and sorted(grids[arm]) == sorted(grids[study.baseline])
+    return study.refine and alike and len(grids[arm]) > 3
 
 
 def look(study: Study, chosen: Chosen, ended: Ended) -> Looks:
@@ -85,31 +87,33 @@ def look(study: Study, chosen: Chosen, ended: Ended) -> Looks:
     ready = {arm: own for arm, own in chosen.tuned.items() if own.rate is not None}
     wanted = {arm: first_seeds(study, arm) for arm in ready}
     judged: dict[str, Judged] = {}
-    if study.horizon is not None and study.baseline in ready:
+    if study.horizon is not None:
         rules = Rules(horizon=study.horizon, budget=study.budget or study.horizon, give_up=study.give_up)
-        for names in (study.contrasts, [AA] if AA in study.arms else []):
+        pairs = {name: pair for name, pair in pairs_of(study).items() if ready.keys() >= set(pair)}
+        for names in (study.contrasts, [AA]):
+            family_of = {name: pairs[name] for name in names if name in pairs}
             each = family.judge(
-                {name: differences(study, chosen, name, ended) for name in names if name in ready},
+                {name: differences(study, chosen, pair, ended) for name, pair in family_of.items()},
                 chosen.margin,
                 higher_is_better=study.higher_is_better,
                 rules=rules,
-                regrets={name: (ready[name].cost, ready[study.baseline].cost) for name in names if name in ready},
+                regrets={name: (ready[a].cost, ready[b].cost) for name, (a, b) in family_of.items()},
             )
             judged |= each.judged
-            wanted |= each.wanted
-        wanted[study.baseline] = max(wanted.values())
+            for name, seeds in each.wanted.items():
+                wanted |= {arm: max(wanted[arm], seeds) for arm in pairs[name]}
     return Looks(judged=judged, wanted=wanted)
 
 
-def differences(study: Study, chosen: Chosen, arm: str, ended: Ended) -> list[float | None]:
-    """Arm − baseline, seed by seed up to the first that has not ended for both; None for a pair that is lost."""
-    rate, base_rate = chosen.tuned[arm].rate, chosen.tuned[study.baseline].rate
+def differences(study: Study, chosen: Chosen, pair: tuple[str, str], ended: Ended) -> list[float | None]:
+    """Arm − other, seed by seed up to the first that has not ended for both; None for a pair that is lost."""
+    (arm, rate), (other, other_rate) = ((name, chosen.tuned[name].rate) for name in pair)
     assert rate is not None
-    assert base_rate is not None
+    assert other_rate is not None
     found: list[float | None] = []
-    for (seed, _), other in zip(verdict_seeds_of(study, arm), study.seeds, strict=True):
-        (done, a), (base_done, b) = ended(arm, rate, seed), ended(study.baseline, base_rate, other)
-        if not (done and base_done):
+    for own, others in zip(verdict_seeds_of(study, arm), verdict_seeds_of(study, other), strict=True):
+        (done, a), (other_done, b) = ended(arm, rate, own[0]), ended(other, other_rate, others[0])
+        if not (done and other_done):
             break
         found.append(None if a is None or b is None else a - b)
     return found
@@ -122,7 +126,7 @@ def fewest_jobs(study: Study) -> int:
 
 def most_jobs(study: Study) -> int:
     """The same with verdicts up to the budget; what learning rates take beyond the first refinement comes on top."""
-    judged = {study.baseline, *study.contrasts, AA} & set(study.arms)
+    judged = [arm for arm in study.arms if role_of(study, arm) != "described"]
     more = (study.budget or 0) - FIRST_LOOK if study.horizon is not None else 0
     return fewest_jobs(study) + len(judged) * more
 
@@ -133,17 +137,21 @@ def tuning_jobs(study: Study) -> int:
     for arm, grid in study.learning_rates.items():
         if len(grid) > 1:
             around = sorted(grid)[len(grid) // 2] if follows(study, arm) else None
-            total += len(tuning.first_rates(grid, around)) + 2 + 3 * (len(study.tune_seeds) - 1)
+            refined = len(tuning.first_rates(grid, around)) + 2 + 3 * (len(study.tune_seeds) - 1)
+            total += refined if study.refine else len(grid) * len(study.tune_seeds)
     return total
 
 
 def first_seeds(study: Study, arm: str) -> int:
     """Verdict seeds of an arm that are run without a look."""
-    return min(FIRST_LOOK, len(study.seeds)) if study.horizon is not None else len(verdict_seeds_of(study, arm))
+    most = len(study.seeds) if study.horizon is None else min(FIRST_LOOK, len(study.seeds))
+    return min(most, study.described_seeds or most) if role_of(study, arm) == "described" else most
 
 
 def extensions_per_arm(study: Study) -> int:
     """Half-decades by which an arm's grid may grow: an equal share of the jobs left, whatever the other arms do."""
+    if not study.refine:
+        return 0
     tuned = sum(len(grid) > 1 for grid in study.learning_rates.values())
     return max(0, min(MOST_EXTENSIONS, (study.max_jobs - fewest_jobs(study)) // max(1, tuned)))
 

@@ -32,6 +32,7 @@ def tune(
     seeds: int = 1,
     scale: Scale | None = None,
     most_extensions: int = MOST_EXTENSIONS,
+    refine: bool = True,
 ) -> Wanted | Tuned:
     """Next rates to run, or the choice once enough are known.
 
@@ -39,10 +40,13 @@ def tune(
     failed otherwise, which is left out. Only the last three rates are run on all `seeds`, and compared on all of them.
     `around` is the baseline's best coarse rate: an arm of the same grid starts from three rates there. Where the regret
     exceeds `scale.tolerance`, the refinement is repeated once at half its spacing. A grid of one rate is a declaration.
+    Without `refine` the best of the grid is the choice, by the mean of all tuning seeds, and nothing else is run.
     """
     scale = scale or Scale()
     if len(grid) == 1:
         return Tuned(rate=grid[0], rule="declared", reason="declared, not tuned", curve={})
+    if not refine:
+        return _best_of(grid, outcomes, seeds)
     coarse = first_rates(grid, around)
     wanted = _unknown(coarse, outcomes)
     for _ in range(most_extensions):
@@ -92,6 +96,7 @@ def search(
     seeds: int = 1,
     scale: Scale | None = None,
     most_extensions: int = MOST_EXTENSIONS,
+    refine: bool = True,
 ) -> Tuned | None:
     """The choice, fed by `ran(rate, seeds)`: outcomes as `tune` takes them, or None where a run is missing.
 
@@ -99,7 +104,9 @@ def search(
     """
     outcomes: dict[float, list[float | None]] = {}
     while True:
-        step = tune(grid, outcomes, around=around, seeds=seeds, scale=scale, most_extensions=most_extensions)
+        step = tune(
+            grid, outcomes, around=around, seeds=seeds, scale=scale, most_extensions=most_extensions, refine=refine
+        )
         if isinstance(step, Tuned):
             return step
         found = {rate: ran(rate, step.seeds) for rate in step.rates}
@@ -128,6 +135,21 @@ def neighbour(rate: float, upward: bool) -> float:
     if float(mantissa) == 3.0:
         return float(f"1e{int(exponent) + 1 if upward else int(exponent)}")
     return rounded(math.log10(rate) + (COARSE if upward else -COARSE))
+
+
+def _best_of(grid: Sequence[float], outcomes: Outcomes, seeds: int) -> Wanted | Tuned:
+    """The best of a grid that is run as it is, on all `seeds`; a rate that diverged on one of them is lost."""
+    missing = tuple(rate for rate in sorted(grid) if rate not in outcomes)
+    if missing:
+        return Wanted(rates=missing, seeds=seeds)
+    losses = {rate: loss_of(own, seeds) for rate, own in outcomes.items() if own}
+    alive = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
+    curve = {rate: alive.get(rate) for rate in sorted(losses)}
+    if not alive:
+        reason = "every learning rate diverged" if losses else "every tuning job failed"
+        return Tuned(rate=None, rule="none", reason=reason, curve=curve)
+    best = min(sorted(alive), key=lambda rate: alive[rate])
+    return Tuned(rate=best, rule="grid", reason=f"the best of the {len(grid)} tried", curve=curve)
 
 
 def _refine(known: list[float], outcomes: Outcomes, spacing: float) -> list[float] | Wanted:

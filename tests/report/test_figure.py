@@ -22,9 +22,9 @@ from lab.report.render import write_report
 
 DRAWINGS = {drawing.name: drawing for drawing in drawings()}
 EXPECTED = {
-    rank_sweep: set(DRAWINGS) - {"rank_heatmap"},
-    init_comparison: set(DRAWINGS) - {"rank_comparison", "rank_heatmap", "frontier"},
-    rank_strategies: set(DRAWINGS) - {"rank_comparison"},
+    rank_sweep: set(DRAWINGS) - {"rank_heatmap", "low_rank_over_steps"},
+    init_comparison: set(DRAWINGS) - {"rank_comparison", "rank_heatmap", "frontier", "low_rank_over_steps"},
+    rank_strategies: set(DRAWINGS) - {"rank_comparison", "low_rank_over_steps"},
 }
 
 

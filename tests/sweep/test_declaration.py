@@ -1,7 +1,7 @@
 import pytest
 
 from lab.errors import UsageError
-from lab.record.study import read_study, write_study
+from lab.record.study import pair_of, read_study, write_study
 from lab.sweep.declaration import declare, with_budget
 
 BLOCK = {
@@ -35,6 +35,30 @@ def test_a_size_replaces_what_it_names():
     assert declare(BLOCK, "full").arms == declare(BLOCK).arms
 
 
+def test_a_pair_is_judged_where_both_its_arms_are_left():
+    block = BLOCK | {"contrasts": ["r8/r64", "r8/r4", "r2"]}
+    assert declare(block).contrasts == ["r8/r64", "r8/r4", "r2"]
+    assert declare(block, "quick").contrasts == ["r8/r64"]
+
+
+def test_an_arm_whose_name_holds_a_slash_is_an_arm_and_no_pair():
+    """An arm made of `data.path=/a/b` on the command line is named after it."""
+    arms = ["x", "y", "x/y", "data.path=/a/b"]
+    assert pair_of("x/y", arms, "base") == ("x/y", "base")
+    assert pair_of("y/x", arms, "base") == ("y", "x")
+    assert pair_of("data.path=/a/b/x", arms, "base") == ("data.path=/a/b", "x")
+    assert pair_of("data.path=/a/b", arms, "base") == ("data.path=/a/b", "base")
+
+
+def test_the_key_of_the_learning_rates_is_the_studys_own():
+    block = BLOCK | {"rate": "optim.matrix_lr"}
+    study = declare(block, given={"optim.matrix_lr": ["1e-2", "2e-2"]})
+    assert study.learning_rates["r2"] == [1e-2, 2e-2]
+    assert declare(block, given={"optim.lr": ["1e-3"]}).common == ["optim.lr=1e-3"]
+    with pytest.raises(UsageError, match=r"seed, optim\.matrix_lr"):
+        declare(block, given={"optim.lr": ["1e-3", "3e-3"]})
+
+
 def test_a_list_on_the_command_line_replaces_an_axis():
     study = declare(
         BLOCK, given={"rank": ["64", "8", "128"], "seed": ["3", "4", "5", "6"], "optim.lr": ["1e-3", "3e-3"]}
@@ -61,7 +85,14 @@ def test_a_single_value_of_another_key_holds_for_every_job():
         ({}, {"data": ["alpaca", "planted"]}, "its axes are rank, method, optim, seed, optim.lr"),
         ({"baseline": "r63"}, {}, "r63"),
         ({"contrasts": ["r2", "r4", "r8", "r16", "full"]}, {}, "at most 4"),
-        ({"contrasts": ["r64"]}, {}, "none of them the baseline"),
+        ({"contrasts": ["r64"]}, {}, "of an arm with itself"),
+        ({"contrasts": ["r2/r63"]}, {}, "'r2/r63' is judged but no arm"),
+        ({"contrasts": ["r2/r2"]}, {}, "of an arm with itself"),
+        ({"contrasts": ["r2/r4", "r4/r2"]}, {}, "a pair twice"),
+        ({"contrasts": ["r2", "r2/r64"]}, {}, "a pair twice"),
+        ({"metric": "val_bpb"}, {}, "a share of val_loss .nats per token., and val_bpb is judged .bits per byte."),
+        ({"metric": "test_accuracy"}, {}, "selection_metric of the same unit"),
+        ({"described_seeds": 0}, {}, "no number of seeds"),
         ({"seeds": [0, 1]}, {}, "distinct"),
         ({"seeds": []}, {}, "distinct and some"),
         ({"learning_rates": []}, {}, "positive"),

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from lab import config
 from lab.config import CONF
+from lab.record.study import role_of
 from lab.sweep.declaration import SIZES, declare
 from lab.sweep.runs import forecast
 from lab.verdict.procedure import extensions_per_arm, fewest_jobs
@@ -23,6 +24,9 @@ def test_the_studies_are_there():
     assert {"init_comparison", "rank_sweep", "rank_strategies"} <= set(BLOCKS)
 
 
+SEARCHED = [name for name in BLOCKS if declare(BLOCKS[name]).refine]  # others are too dear to search for rates
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_shipped_study_declares_what_it_judges(name, size):
@@ -31,7 +35,12 @@ def test_a_shipped_study_declares_what_it_judges(name, size):
     assert study.baseline not in study.contrasts
     assert "%" in str(study.margin)
     if size != "quick":
-        assert len(study.seeds) == study.horizon == 20
+        assert len(study.seeds) == study.horizon
+        assert study.budget >= 4
+        judged = [arm for arm in study.arms if role_of(study, arm) != "described"]
+        assert all(len(study.learning_rates[arm]) >= 3 for arm in judged)
+    if size != "quick" and name in SEARCHED:
+        assert study.horizon == 20
         assert study.budget >= 12
         assert all(len(grid) >= 4 for grid in study.learning_rates.values())
 
@@ -39,8 +48,8 @@ def test_a_shipped_study_declares_what_it_judges(name, size):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_shipped_study_forecasts_its_hours_and_its_disk(name):
     cost = forecast(declare(BLOCKS[name]))
-    assert 0.1 < cost.hours < cost.most_hours < 2
-    assert 0 < cost.gigabytes < 5
+    assert 0.1 < cost.hours <= cost.most_hours < (2 if name in SEARCHED else 6)
+    assert 0 < cost.gigabytes < 6
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -57,7 +66,7 @@ def test_the_commands_in_a_studys_header_compose(name):
 def test_a_default_study_that_is_decided_at_the_first_look_is_at_most_100_jobs_with_its_extensions(name):
     study = declare(BLOCKS[name])
     assert fewest_jobs(study) + extensions_per_arm(study) * len(study.arms) <= 100
-    assert extensions_per_arm(study) >= 1
+    assert (extensions_per_arm(study) >= 1) == (name in SEARCHED)
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -19,7 +19,7 @@ class Drawing:
     draw: Callable[[Analysis], Figure | None]  # None where the study has nothing to draw
     caption: str
     section: str  # heading of the report under which it is shown
-    nothing: str  # why there is nothing to draw, as a phrase
+    nothing: str  # why there is nothing to draw, as a phrase; empty where a study without it need not say so
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from lab.record.study import RATE
 from lab.report.analysis import Analysis
 from lab.report.arms import Arm
 from lab.report.figure import Drawing, style
@@ -115,7 +116,7 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     for shape in [shape for shape in keys if shape in {shape for _, shape, _ in above}]:
         axes.plot([], [], shape, color="black", linestyle="none", markersize=style.points(6), label=keys[shape])
     axes.set_xscale("log")
-    axes.set_xlabel("learning rate (log scale)")
+    axes.set_xlabel(f"{'learning rate' if study is None or study.rate == RATE else study.rate} (log scale)")
     seeds = max(len(values) for _, arm in tuned for values in (arm.outcomes or {}).values())
     axes.set_ylabel(f"{style.axis(metric)}\nmean of n = {seeds} seed{'s' * (seeds > 1)}")
     style.legend_below(figure, axes)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lab.report.arms import Arm
-from lab.report.comparison import units
+from lab.verdict.margin import units
 
 # Okabe and Ito 2008, without the yellow that vanishes on white; the first is the baseline's.
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")

@@ -1,0 +1,50 @@
+"""Aims: what a study was to reach, checked against its runs in words."""
+
+import pytest
+from synthetic import make_study
+
+from lab.errors import UsageError
+from lab.report.aims import in_words
+from lab.report.analysis import analyse
+from lab.sweep.declaration import declare
+from lab.verdict.aim import parse
+
+BLOCK = {
+    "name": "s", "question": "?", "arms": {"never": "a=1", "grow": "a=2", "short": "a=3"}, "baseline": "never",
+    "margin": "1%", "seeds": [1], "learning_rates": [1e-3],
+}  # fmt: skip
+
+
+def test_words_name_the_arms_and_the_share():
+    aim = parse("grow within 0.5% of never")
+    assert (aim.arm, aim.other, aim.share) == ("grow", "never", 0.005)
+    assert (parse("grow better than short").other, parse("grow better than short").share) == ("short", None)
+    assert parse("rank falls").arm is None
+
+
+@pytest.mark.parametrize("words", ["grow", "grow within never", "grow within x% of never", "ranks fall", ""])
+def test_other_words_are_refused(words):
+    with pytest.raises(UsageError, match="aims: "):
+        declare(BLOCK | {"aims": [words]})
+
+
+def test_an_aim_of_an_arm_that_never_was_is_refused_and_of_one_left_out_dropped():
+    with pytest.raises(UsageError, match="'growth', which is no arm"):
+        declare(BLOCK | {"aims": ["growth better than never"]})
+    aims = {"aims": ["grow better than short", "grow within 3% of never", "rank falls"]}
+    assert declare(BLOCK | aims | {"sizes": {"quick": {"arms": ["never", "grow"]}}}, "quick").aims == aims["aims"][1:]
+
+
+def test_aims_are_reached_or_missed_by_the_means_with_the_verdict_beside(tmp_path):
+    """Means apart by 2.5 and 0.5 % of a loss of 2.0; pairs share their noise but for 0.0001."""
+    aims = ["near within 1% of never", "far within 1% of never", "near better than far", "never better than near"]
+    aims += ["far better than near", "a layer switches"]
+    make_study(tmp_path, {"never": 2.0, "far": 2.05, "near": 2.01}, noise=1e-4, aims=aims)
+    said = in_words(analyse(tmp_path))
+    assert said[0].startswith("near within 1% of never: reached by the means, 0.50 % worse over 6 pairs")
+    assert "equivalent" in said[0]
+    assert said[1].startswith("far within 1% of never: missed by the means, 2.5")
+    assert "never better" in said[1]
+    assert said[2].startswith("near better than far: not to be seen"), "the two were compared with never alone"
+    assert said[3].startswith("never better than near: reached by the means, 0.5")
+    assert said[5] == "a layer switches: not to be seen, since no completed run has a policy that switches."
