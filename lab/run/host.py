@@ -220,6 +220,8 @@ class Host:
             )
             if done < total:
                 self.result.evaluations = {}  # those were of weights that change now
+                if saved:
+                    checkpoint.reopen(saved[1])
                 loader = TrainLoader(batches, config.hardware.num_workers)
                 try:
                     trainer.fit(self.module, loader, ckpt_path=str(saved[0]) if saved else None)
