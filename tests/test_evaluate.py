@@ -191,7 +191,7 @@ def test_an_error_of_the_harness_on_a_task_of_its_own_keeps_its_traceback(monkey
         raise ValueError("a bug")
 
     monkeypatch.setattr(TaskManager, "load", broken)
-    with pytest.raises(ValueError, match="^a bug$"):
+    with pytest.raises(ValueError, match=r"^a bug$"):
         module.tasks_of(["gsm8k"])
 
 
