@@ -1,6 +1,7 @@
 """A run under lm-evaluation-harness.      python -m lab.evaluate RUN --tasks gsm8k,my_task.yaml"""
 
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from lab.run import selected
 YAML = (".yaml", ".yml")
 NO_MEASURES = ("sample_len", "sample_count")  # which the harness puts among them
 RESAMPLES = 1000  # for the standard error of a measure that has no formula
+OF_A_YAML = (TypeError, ValueError, LookupError, AttributeError)  # what the harness raises for one that is none
 
 
 def evaluate(
@@ -80,7 +82,8 @@ def _check_asked(tasks: Sequence[str], num_fewshot: int | None, limit: int | Non
 def tasks_of(tasks: Sequence[str]) -> Any:
     """The harness's manager that knows the tasks.
 
-    Raises UsageError for a name that it does not know, and for a task that cannot be made or read.
+    Raises UsageError for a name that it does not know, for a YAML file that is no task and for data that cannot be
+    read; what a function of the task itself raises, or the harness on a task of its own, is let through.
     """
     from lm_eval.tasks import TaskManager
 
@@ -93,10 +96,39 @@ def tasks_of(tasks: Sequence[str]) -> Any:
             )
         try:
             manager.load([task])
-        except Exception as error:  # of whatever the task's data, its YAML or its functions raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"--tasks {task} cannot be read ({reason}); mend it, or bring its data here.") from error
+        except Exception as error:
+            if not _is_a_mistake(error, task):
+                raise
+            raise UsageError(
+                f"--tasks {task} cannot be read ({_reason(error)}); mend it, or bring its data here."
+            ) from error
     return manager
+
+
+def _is_a_mistake(error: Exception, task: str) -> bool:
+    """True for what is missing or cannot be read, and for a YAML file of the user's own that the harness refuses.
+
+    An error in a function beside the YAML needs its traceback.
+    """
+    from datasets.exceptions import DatasetsError
+    from jinja2 import TemplateError
+    from yaml import YAMLError
+
+    if task.endswith(YAML):
+        own = Path(task).resolve().parent
+        files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+        if any(file.is_relative_to(own) and not file.is_relative_to(sys.prefix) for file in files):
+            return False
+        if isinstance(error, OF_A_YAML):
+            return True
+    return isinstance(error, OSError | ImportError | YAMLError | TemplateError | DatasetsError)
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, or its cause where it has one: on one line, with its kind where its text is a key alone."""
+    error = error.__cause__ or error
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__} {text}".strip() if isinstance(error, LookupError) or not text else text
 
 
 def _measured(net: Any, tokenizer: Any, batch_size: int, **how: Any) -> dict[str, dict[str, Any]]:

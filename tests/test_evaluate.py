@@ -3,6 +3,7 @@
 import json
 import math
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -135,6 +136,63 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_heavy(arguments, se
     monkeypatch.setattr(module, "find_spec", lambda name: SimpleNamespace())
     monkeypatch.setattr(module, "tasks_of", lambda tasks: pytest.fail("the harness was asked"))
     assert call(main, "run", *arguments, cwd=tmp_path).sentence.startswith(sentence)
+
+
+MISTAKES = {  # in a task's YAML: what is written -> what the sentence gives as the reason
+    "an unknown key": ("doc_to_txt: a", "unexpected keyword argument 'doc_to_txt'"),
+    "an unknown kind": ("output_type: generate", "invalid output_type 'generate'"),
+    "a split that the data has not": ("test_split: tst", "KeyError 'tst'"),
+    "a metric that is none": ("metric_list: [{metric: exact_mach}]", "KeyError"),
+    "a column that the data has not": ('doc_to_text: "{{nothing}}"', "'nothing' is undefined"),
+    "a template that is none": ('doc_to_text: "{{question"', "unexpected end of template"),
+    "no YAML": ("task: [x", "while parsing a flow sequence"),
+    "a function that is not there": ("doc_to_text: !function asked.nothing", "'nothing'"),
+    "a module that is not there": ("doc_to_text: !function nothing.asked", "'nothing'"),
+    "data that is none": ("dataset_kwargs: {data_files: {test: half.jsonl}}", "JSON"),
+}
+
+
+@harness
+@pytest.mark.parametrize(("written", "reason"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_in_a_task_of_ones_own_is_one_sentence(written, reason, task, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "asked.py").write_text("")
+    (tmp_path / "half.jsonl").write_text('{"question": "What')
+    whole = Path(task).read_text()
+    (tmp_path / "mine.yaml").write_text(f"{_without(whole, written)}\n{written}\n")
+    sentence = call(main, ".", "--tasks", "mine.yaml", cwd=tmp_path).err.strip().splitlines()[-1]
+    assert sentence.startswith("--tasks mine.yaml cannot be read (")
+    assert reason in sentence
+
+
+def _without(text, written):
+    """A YAML text without the line of the key that is written anew."""
+    return "\n".join(line for line in text.splitlines() if line.split(":")[0] != written.split(":")[0])
+
+
+@harness
+@pytest.mark.parametrize("raised", ["RuntimeError('mine')", "KeyError('mine')", "FileNotFoundError('mine')"])
+def test_an_error_in_a_function_of_the_task_keeps_its_traceback(raised, task, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "asked.py").write_text(f"def question(doc):\n    raise {raised}\n")
+    written = "doc_to_text: !function asked.question"
+    (tmp_path / "mine.yaml").write_text(f"{_without(Path(task).read_text(), written)}\n{written}\n")
+    with pytest.raises(Exception, match="mine") as caught:
+        call(main, ".", "--tasks", "mine.yaml", cwd=tmp_path)
+    assert not isinstance(caught.value, UsageError)
+    assert str(caught.traceback[-1].path) == str(tmp_path / "asked.py")
+
+
+@harness
+def test_an_error_of_the_harness_on_a_task_of_its_own_keeps_its_traceback(monkeypatch):
+    from lm_eval.tasks import TaskManager
+
+    def broken(self, tasks):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(TaskManager, "load", broken)
+    with pytest.raises(ValueError, match=r"^a bug$"):
+        module.tasks_of(["gsm8k"])
 
 
 @harness

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import command, losses, run, shell
+from in_process import call
+from jobs import SMALL, command, losses, run, shell
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lab import config, record
+from lab import config, record, train
 from lab.errors import UsageError
 from lab.launch import job, resume
 from lab.training.base_loss import base_loss
@@ -227,8 +229,53 @@ def test_resume_with_another_override_is_refused_in_one_sentence(whole, tmp_path
 
 
 def test_only_a_constant_learning_rate_can_be_extended(whole):
-    from omegaconf import OmegaConf
-
     saved = OmegaConf.structured(config.load(whole))
     with pytest.raises(UsageError, match="only a constant one can be extended"):
         resume.extend(saved, 100)
+
+
+def test_a_policy_that_switches_at_shares_of_the_run_cannot_be_extended(tmp_path):
+    grow = ("svd_policy=grow", "method=full", "schedule.lr_scheduler=constant", "schedule.max_steps=4")
+    config.save(config.compose(*SMALL, *grow), tmp_path, Path.cwd())
+    with pytest.raises(UsageError, match="svd_policy=grow switches layers at shares of the run's steps"):
+        resume.extend(OmegaConf.structured(config.load(tmp_path)), 100)
+
+
+CONSTANT = ("schedule.lr_scheduler=constant", "schedule.max_epochs=null", "evaluate.accuracy=false")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(("init=svd", "adapter.dropout=0.2"), id="lora"),
+        pytest.param(("hardware.micro_batch_size=2", "hardware.num_workers=1"), id="accumulated, a loader's process"),
+        pytest.param(("method=full", "svd_policy=observe", "svd_policy.every_n_steps=2"), id="full"),
+    ],
+)
+def test_a_finished_run_with_a_later_end_is_the_longer_run(overrides, tmp_path):
+    """Twice, the second end within an epoch; what training did is bitwise that of a run with this end at once."""
+    given = (*CONSTANT, *overrides)
+    for steps in (4, 5, 9):  # an epoch has 4
+        result = run(tmp_path / "extended", *given, f"schedule.max_steps={steps}")
+        assert (result.status, result.steps) == ("completed", steps)
+    run(tmp_path / "whole", *given, "schedule.max_steps=9")
+    one, other = (trained_by(tmp_path / name) for name in ("extended", "whole"))
+    assert one == other
+    name = "model/model" if "method=full" in overrides else "adapter/adapter_model"
+    first, second = (load_file(tmp_path / folder / f"{name}.safetensors") for folder in ("extended", "whole"))
+    assert all(torch.equal(first[key], second[key]) for key in second)
+
+
+def trained_by(folder):
+    """Step, train loss, rate and gradient norm of every row; validation is measured at each end besides."""
+    return [(step, loss, lr, norm) for step, loss, _, lr, norm in losses(folder)]
+
+
+def test_a_run_that_ended_with_its_epochs_goes_on_to_more_steps(tmp_path):
+    given = (*SMALL, "schedule.lr_scheduler=constant", "schedule.max_epochs=1", "evaluate.accuracy=false")
+    assert call(train.main, *given, "hydra.run.dir=out", cwd=tmp_path).code == 0
+    assert record.read(tmp_path / "out").steps == 4
+    said = call(train.main, "resume=out", "schedule.max_steps=6", cwd=tmp_path)
+    assert said.code == 0, said.err
+    assert "resuming from last.ckpt at step 4 of 6" in said.out
+    assert record.read(tmp_path / "out").steps == 6

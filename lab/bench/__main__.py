@@ -13,7 +13,7 @@ from lab.bench import BUDGET, MODELS, SPECTRA, lacks
 from lab.errors import UsageError
 from lab.paths import CONF
 
-SUITES = ("train", "job", "init", "spectral", "pretrain", "study", "waits", "switch", "gpu")
+SUITES = ("train", "job", "init", "spectral", "pretrain", "study", "trainer", "waits", "switch", "gpu")
 RESULTS = "multirun/bench"
 LEAST_SIDE = 32  # of a layer of the suite `init`: lora_ga takes twice the rank of 16
 OWN = {  # options of one suite
@@ -23,6 +23,7 @@ OWN = {  # options of one suite
     "spectra": "init",
     "schemes": "init",
     "busy": "job",
+    "overrides": "trainer",
     "budget": "gpu",
     "tiny": "gpu",
 }
@@ -39,6 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=MODELS, help="train: the base, the shipped one unless told otherwise")
     parser.add_argument("--batch", type=_count, metavar="N", help="train: examples a step (16; of 135m 8)")
     parser.add_argument("--busy", action="store_true", help="job: the default job, alone and beside busy processes")
+    parser.add_argument(
+        "--overrides", nargs="+", metavar="KEY=VALUE", help="trainer: another job, in the words of lab.train"
+    )
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="OUTxIN", help="init: these layers and no model")
     parser.add_argument("--spectra", nargs="+", choices=SPECTRA, help="init: these spectra of the layers")
     parser.add_argument("--schemes", nargs="+", choices=schemes, metavar="NAME", help="init: these and no model")

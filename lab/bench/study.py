@@ -76,13 +76,14 @@ def _prepare(folder: Path) -> None:
     corpus = load_corpus(instantiate.make_data(settings.data), tokenizer)
     model.load(torch.float32, 0).save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    rows: dict[str, Any] = {side: _rows(getattr(corpus, side)) for side in ("train", "val", "test")}
+    rows: dict[str, Any] = {side: rows_of(getattr(corpus, side)) for side in ("train", "val", "test")}
     rows |= {"rank": RANK, "alpha": settings.alpha, "lr": settings.optim.lr}
     rows["batch_size"] = settings.schedule.batch_size
     (folder / "rows.json").write_text(json.dumps(rows))
 
 
-def _rows(side: Encoded) -> list[dict[str, list[int]]]:
+def rows_of(side: Encoded) -> list[dict[str, list[int]]]:
+    """Tokens and labels of a side in plain types, as transformers' Trainer takes them."""
     return [{"input_ids": s.input_ids.tolist(), "labels": s.labels.tolist()} for s in side.samples]
 
 

@@ -8,6 +8,7 @@ from lab.data import Chat, Pair, Record, Text
 from lab.errors import UsageError, nearest
 
 NOT_READ = ("tool_calls", "function_call", "reasoning_content")  # of a message; what they hold would be lost
+USUAL = {"messages": "messages_field", "text": "text_field"}  # names that columns of other forms usually have
 
 
 class Twice:
@@ -47,8 +48,14 @@ class Fields:
                 known = sorted(name.encode(errors="backslashreplace").decode() for name in columns)
                 raise UsageError(
                     f"{where} has no field {column!r}{nearest(column, known)} (it has {', '.join(known) or 'none'}); "
-                    f"set data.{key}."
+                    f"set data.{self._other_form(columns) or key}."
                 )
+
+    def _other_form(self, columns: Collection[str]) -> str | None:
+        """What reads columns of the usual names that hold another form than the one asked for."""
+        if self.messages:  # which come first whatever else is named
+            return None
+        return next((f"{key}={name}" for name, key in USUAL.items() if name in columns), None)
 
     def record(self, row: object, where: str) -> Record:
         """The record of a row; raises UsageError naming the place where the row is no object or a field is no text."""

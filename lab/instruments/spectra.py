@@ -30,7 +30,7 @@ from lab.svd_policy.tables import approach_table, chance_table, measures_table, 
 from lab.training.distributed import at_rank_0, from_rank_0, of_all, rank, world
 from lab.training.interrupt import Diverged
 from lab.training.module import CausalLM
-from lab.training.progress import console
+from lab.training.progress import aloud, console
 from lab.training.step import Instrument
 
 log = logging.getLogger(__name__)
@@ -322,7 +322,7 @@ class SpectralObserver(Instrument):
         """Time within is analysis, of this tick."""
         clock = module.run.clock
         before = clock.of("analysis")
-        with clock.spent("analysis"):
+        with clock.spent("analysis"), aloud(f"spectra of {len(self.due)} layers"):
             yield
         self.tick_seconds += clock.of("analysis") - before
 

@@ -140,8 +140,9 @@ def _dry_run(config: RunConfig) -> float:
     for check in _checks(config):
         check()
     from lab.launch import worker
-    from lab.run import dry_run
 
+    with worker.no_garbage():
+        from lab.run import dry_run
     worker.quiet_not_ours()
     print(dry_run.report(config))
     return math.inf

@@ -188,11 +188,16 @@ def extend(plain: DictConfig, max_steps: int | None) -> None:
             f"schedule.max_steps={max_steps} cannot be raised on resume: the run's lr_scheduler is "
             f"{plain.schedule.lr_scheduler}, whose past depends on its end; only a constant one can be extended."
         )
-    strategy = str(plain.rank_strategy.get("_target_"))
+    strategy, policy = (str(plain[group].get("_target_")) for group in ("rank_strategy", "svd_policy"))
     if not getattr(instantiate.locate(strategy), "plan_is_final", True):
         raise UsageError(
             f"schedule.max_steps={max_steps} cannot be raised on resume: rank_strategy={strategy.split('.')[-2]} has "
             "cut its ranks by a schedule that depends on its end; start a longer run anew."
+        )
+    if getattr(instantiate.locate(policy), "depends_on_end", False):
+        raise UsageError(
+            f"schedule.max_steps={max_steps} cannot be raised on resume: svd_policy={policy.split('.')[-2]} switches "
+            "layers at shares of the run's steps, so its past depends on its end; start a longer run anew."
         )
     if plain.schedule.max_steps is not None and max_steps < plain.schedule.max_steps:
         raise UsageError(f"schedule.max_steps={max_steps} is below the run's own {plain.schedule.max_steps}.")

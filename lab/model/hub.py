@@ -19,6 +19,7 @@ REQUEST_SECONDS = 2.0  # a hub that does not answer one request in this time is 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHT_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja")  # configuration, tokenizer and chat template
+FILES = (".gguf", ".safetensors", ".bin")  # endings that name a file, and no folder or repository
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -84,6 +85,8 @@ def check(name_or_path: str, revision: str | None, needs_weights: bool = True, k
         raise UsageError(
             f"{key}={name_or_path} is a file; give the Hugging Face folder that holds a model's files, or a GGUF file."
         )
+    elif name_or_path.lower().endswith(FILES):
+        raise UsageError(f"{key}={name_or_path}: there is no such file; give a GGUF file, a folder or a hub name.")
     elif _looks_like_a_path(name_or_path):
         raise UsageError(f"{key}={name_or_path}: there is no such folder; give a folder or a hub name.")
     elif not is_cached(name_or_path, revision, needs_weights, key):

@@ -2,7 +2,7 @@
 
 import mmap
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Slot:
 
 
 own = Slot(bytearray(_SIZE))  # this process's
+_hearer: Callable[[], None] | None = None  # of this process, too
 
 
 def slots(path: Path, processes: int) -> Sequence[Slot]:
@@ -63,6 +64,19 @@ def join(path: Path, rank: int) -> None:
 def beat() -> None:
     """Count one: a batch, a token, a layer, a file."""
     own.count += 1
+    if _hearer is not None:
+        _hearer()
+
+
+@contextmanager
+def heard(by: Callable[[], None]) -> Iterator[None]:
+    """Within the context each beat of this process calls `by`, and nobody else's."""
+    global _hearer
+    before, _hearer = _hearer, by
+    try:
+        yield
+    finally:
+        _hearer = before
 
 
 @contextmanager

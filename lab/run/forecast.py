@@ -1,8 +1,9 @@
 """Forecast of a run: its seconds by part and its bytes on disk, from a probe of a few seconds on the model itself.
 
-Counted are loading, the base's losses, what an init looks at, training, every evaluation with its samples, losses,
-answers and what was learned at the end, and checkpoints. Not counted: an init's decompositions, spectral ticks and
-measures of the user's own.
+Counted are loading, the base's losses and answers, what an init looks at, training, every evaluation with its samples,
+losses, answers and what was learned at the end, checkpoints and export. A base answers at the greatest length; what
+training has taught to end is as long as the longest reference. Not counted: an init's decompositions, spectral ticks
+and measures of the user's own.
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteria
 
 from lab.adapter.build import build, planned, scaling_factor
 from lab.config import RunConfig
@@ -36,11 +38,10 @@ from lab.training.optim import make_optimizer
 if TYPE_CHECKING:
     from lab.run.dry_run import Planned
 
-PROBE_SECONDS = 1.5  # of each rate; one batch whatever it takes
+PROBE_SECONDS = 1.0  # of each rate; one batch whatever it takes
 PROBED = 1024  # tokens of a batch at most; on a CPU the rate is flat from there on
-NEW_TOKENS = 4  # that a probe generates
 DISK = 300e6  # bytes a second into a checkpoint that is flushed
-BASE = "losses of the base"  # which are known to all jobs of a study but the first
+BASE = "losses and answers of the base"  # which are known to all jobs of a study but the first
 ADAM = 3  # tensors of a trained parameter's size in a checkpoint: itself and two moments
 
 
@@ -87,12 +88,15 @@ def probe(run: "Planned") -> Rates:
     net, targets = load_base(run.parts.model, config, hardware)
     weights_sha256(net)
     load = time.perf_counter() - began
-    shown = len(answers.settings.prompts) or answers.settings.num_samples
+    settings = answers.settings
+    shown = len(settings.prompts) or settings.num_samples
     learned = _decompositions(net, targets)
     prompts = prompt_ids([record for record, _ in answers.judged], answers.tokenizer, answers.data.template)
-    sample, answer = (
-        _seconds_a_token(net, n, answers, hardware) for n in (shown, min(len(prompts), PROMPTS_PER_BATCH))
-    )
+    asked = sum(map(len, prompts))
+    beside = asked // max(1, len(prompts))  # positions of a prompt
+    at_once = min(len(prompts), PROMPTS_PER_BATCH)
+    sample = _seconds_a_token(net, shown, settings.sample_tokens + beside, answers, hardware)
+    answer = _seconds_a_token(net, at_once, settings.max_new_tokens + beside, answers, hardware)
     if targets:
         scaling = scaling_factor(config.alpha, config.rank, config.scaling)  # type: ignore[arg-type]
         structure = planned(targets, {target.name: config.rank for target in targets}, scaling=scaling)
@@ -107,11 +111,11 @@ def probe(run: "Planned") -> Rates:
     optimizer.step()  # the first one makes its state
     step = _seconds(optimizer.step, hardware)
     trained = sum(p.numel() * p.element_size() for p in net.parameters() if p.requires_grad)
-    return Rates(load, train, step, evaluate, sample, answer, sum(map(len, prompts)), learned, trained)
+    return Rates(load, train, step, evaluate, sample, answer, asked, learned, trained)
 
 
 def seconds(run: "Planned", rates: Rates) -> dict[str, float]:
-    """Seconds of a run by part; answers and samples are taken to be as long as they may be."""
+    """Seconds of a run by part."""
     config, corpus, answers, steps = run.config, run.corpus, run.answers, run.steps
     schedule, asked, devices = config.schedule, config.evaluate, run.hardware.devices
     sides = {"val": corpus.val.samples}
@@ -124,22 +128,31 @@ def seconds(run: "Planned", rates: Rates) -> dict[str, float]:
     asking = [each for each in (run.parts.init, run.parts.rank_strategy) if each is not None and each.needs]
     looked_at = min(config.evidence.num_examples, len(corpus.train.samples)) if asking else 0
     batches = math.ceil(len(answers.judged) / PROMPTS_PER_BATCH) if asked.test else 0
+    read = asked.test * rates.asked / rates.evaluate  # the prompts, once
+    sampled = asked.sample_tokens if asked.prompts else _longest(corpus.val.samples, asked.sample_tokens)
+    answered = _longest(corpus.test.samples, asked.max_new_tokens)
     return {
         "loading": rates.load,
-        BASE: sum(losses.values()),
+        BASE: sum(losses.values()) + batches * asked.max_new_tokens * rates.answer + read,
         "what the init looks at": looked_at * mean / rates.train,
         "training": steps * (schedule.batch_size * mean / rates.train / devices + rates.step),
         "evaluations": evaluations * losses["val"],
-        "samples": evaluations * asked.sample_tokens * rates.sample,
+        "samples": evaluations * sampled * rates.sample,
         "losses at the end": sum(losses.values()) - losses["val"],
-        "answers at the end": batches * asked.max_new_tokens * rates.answer + asked.test * rates.asked / rates.evaluate,
+        "answers at the end": batches * answered * rates.answer + read,
         "what was learned": asked.test * rates.learned,
         "checkpoints": saved * ADAM * rates.trained / DISK,
+        "export": rates.load,  # read back on the base, or as large as it
     }
 
 
 def _tokens(samples: Sequence[Sample]) -> int:
     return sum(len(sample.input_ids) for sample in samples)
+
+
+def _longest(samples: Sequence[Sample], limit: int) -> int:
+    """Labelled tokens of the longest, at most `limit`."""
+    return min(limit, max((int((sample.labels != -100).sum()) for sample in samples), default=0))
 
 
 def _held_out(corpus: Corpus) -> Iterator[list[Sample]]:
@@ -183,18 +196,25 @@ def _through(scorer: Scorer, tensors: dict[str, Tensor], then: Callable[[Tensor]
     then(scorer.nats(**tensors))
 
 
-def _seconds_a_token(net: Any, prompts: int, answers: Answers, hardware: Resolved) -> float:
-    """Seconds of one generated token behind each of so many prompts; 0 for none."""
-    word, beyond = torch.tensor([answers.corpus.eos_id]), len(net.get_input_embeddings().weight)  # no word: none ends
+class _Timed(StoppingCriteria):
+    """The time of each token generated; ends when PROBE_SECONDS have passed since the first, which reads the prompt."""
 
-    def generate(new: int) -> float:
-        given = ([beyond], answers.corpus.pad_id, new, hardware.device)
-        return _seconds(lambda: complete(net, [word] * prompts, *given), hardware)
+    def __init__(self) -> None:
+        self.at: list[float] = []
 
-    if prompts == 0:
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self.at.append(time.perf_counter())
+        return torch.full((len(input_ids),), self.at[-1] - self.at[0] > PROBE_SECONDS, device=input_ids.device)
+
+
+def _seconds_a_token(net: Any, prompts: int, positions: int, answers: Answers, hardware: Resolved) -> float:
+    """Seconds of one generated token behind each of so many prompts, with a cache of so many positions; 0 for none."""
+    if prompts == 0 or positions < 2:
         return 0.0
-    generate(1)  # the first one is slow
-    return generate(NEW_TOKENS) / NEW_TOKENS
+    word, beyond = torch.tensor([answers.corpus.eos_id]), len(net.get_input_embeddings().weight)  # no word: none ends
+    timed = _Timed()
+    complete(net, [word] * prompts, [beyond], answers.corpus.pad_id, positions, hardware.device, timed)
+    return (timed.at[-1] - timed.at[0]) / (len(timed.at) - 1)
 
 
 def _decompositions(net: Any, targets: Sequence[Target]) -> float:

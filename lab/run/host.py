@@ -62,7 +62,7 @@ from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
 from lab.training.optim import total_steps
 from lab.training.positions import check_fits
-from lab.training.progress import ProgressBar, console
+from lab.training.progress import ProgressBar, aloud, console
 from lab.training.pulse import Pulse, beat_at_every_pass
 from lab.training.run import Clock, Run
 from lab.training.step import Instrument, StepOrder
@@ -149,14 +149,14 @@ class Host:
         with Scorer(net, self.hardware.device, autocast=False) as base:
             for side in ("val", "test", "retention") if config.evaluate.test else ("val",):
                 if samples := self._samples(side):
-                    with self.clock.spent("eval"):
+                    with self.clock.spent("eval"), aloud(f"the base's {side} loss"):
                         known = base_loss(base, samples, corpus.pad_id, hashes.held, self.hardware)
                     metrics[f"base_{side}_loss"] = known.loss
             before = probe_loss(base, probe, corpus.pad_id, hashes.held, self.hardware)
         if self.main and self.answers.judged and config.evaluate.test:
-            with self.clock.spent("eval"):
+            with self.clock.spent("eval"), aloud("the base's answers"):
                 self._attempt("base_test_accuracy", lambda: self._base_accuracy(net, hashes.held))
-        with self.clock.spent("init"):
+        with self.clock.spent("init"), aloud("initialisation"):
             train = corpus.train.samples
             adapted = adapt(net, targets, self.parts, config, self.hardware, train, corpus.pad_id, hashes)
         if self.main and adapted.filled is not None:
@@ -221,6 +221,8 @@ class Host:
             )
             if done < total:
                 self.result.evaluations = {}  # those were of weights that change now
+                if saved:
+                    checkpoint.reopen(saved[1])
                 loader = TrainLoader(batches, config.hardware.num_workers)
                 try:
                     trainer.fit(self.module, loader, ckpt_path=str(saved[0]) if saved else None)
@@ -339,11 +341,12 @@ class Host:
         net, judged = self.adapted.net, self.config.evaluate.test
         with self.clock.spent("eval"):
             if self.config.evaluate.accuracy and judged and self.main:
-                self._attempt("test_accuracy", lambda: self.answers.accuracy(net))
+                with aloud("answers"):
+                    self._attempt("test_accuracy", lambda: self.answers.accuracy(net))
             for name, measure in self.parts.measures.items():
                 self._attempt(name, partial(_own_measure, name, measure, net, self.tokenizer))
         if self.main and self.adapted.model.structure.pairs and judged:
-            with self.clock.spent("analysis"):
+            with self.clock.spent("analysis"), aloud("what was learned"):
                 self._attempt("learned", lambda: learned.measure(net, self.run_dir))
 
     def _attempt(self, name: str, measure: Callable[[], Mapping[str, float | None]]) -> None:
@@ -382,17 +385,19 @@ class Host:
             self.tokenizer.save_pretrained(self.run_dir / "model")
 
     def _evaluate(self, scorer: Scorer, side: str) -> Evaluation:
-        with self.clock.spent("eval"):
+        with self.clock.spent("eval"), aloud(f"{side} loss"):
             return evaluate(scorer, self._samples(side), self.corpus.pad_id)
 
     def _samples(self, side: str) -> list[Sample]:
         return self.corpus.retention if side == "retention" else getattr(self.corpus, side).samples
 
     def _val(self) -> Evaluation:
-        return evaluate(self.module.scorer, self.corpus.val.samples, self.corpus.pad_id)
+        with aloud("val loss"):
+            return evaluate(self.module.scorer, self.corpus.val.samples, self.corpus.pad_id)
 
     def _show_samples(self, step: int) -> None:
-        self.answers.show(self.module.net, step, self.module.trainer.loggers)
+        with aloud("samples"):
+            self.answers.show(self.module.net, step, self.module.trainer.loggers)
 
     def _data_name(self) -> str:
         return str(self.config.data["name"])

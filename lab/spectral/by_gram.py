@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from lab.process import heartbeat
 from lab.spectral.convergence import degree_for, error_angle
 
 GRAM_UP_TO = 512  # width up to which a Gram matrix costs less than the products it saves
@@ -48,6 +49,7 @@ def by_gram(
     edge = V.new_tensor([edges[i] for i in order])
     degree = [min(MOST_DEGREE, degrees[i] + degrees[i] % 2) for i in order]
     for cycle in range(MOST_CYCLES):
+        heartbeat.beat()
         degree = _finite(B, degree)
         Q = torch.linalg.qr(_filter(B, block, degree)).Q
         image = B @ Q

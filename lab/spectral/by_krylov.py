@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lab.process import heartbeat
 from lab.spectral.by_gram import MOST_DEGREE, by_gram
 from lab.spectral.convergence import error_angle
 
@@ -41,6 +42,7 @@ def by_krylov(W: Tensor, V: Tensor, edge: float, k: int, depth: int, tolerance: 
     V = torch.linalg.qr(V).Q
     following, products = depth, 0
     for cycle in range(MOST_CYCLES):
+        heartbeat.beat()
         U, S, V, residual = _cycle(W, V, edge, k, depth, tolerance)
         products += 2 * depth + 2
         values = S.square()

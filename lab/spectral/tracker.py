@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab.process import heartbeat
 from lab.spectral.curves import change_fields, curve, empty, norm_ratios, project, turns
 from lab.spectral.diagnosis import Diagnosis, Engine, Which, angle_counts_for, counts_for
 from lab.spectral.iteration import first_effort, iterate
@@ -116,6 +117,7 @@ class Tracker:
             measurements |= zip(names, measured, strict=True)
         turn_fields = self._turn_fields(tick, measurements)
         for name, measurement in measurements.items():
+            heartbeat.beat()
             weight = weights[name].detach()
             fields = turn_fields.get(name, {}) | self._spectrum_fields(measurement, scales[name].energy)
             if self.is_exact(tick) and initial and name in initial:

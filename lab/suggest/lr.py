@@ -111,16 +111,21 @@ def curvature(config: RunConfig, examples: int = EXAMPLES) -> float:
     from lab.run.setup import adapt, base_hashes, load_base, resolve_hardware
     from lab.suggest.curvature import hessian_product, largest_eigenvalue
     from lab.training.loss import LabelGate
+    from lab.training.progress import aloud
+    from lab.training.pulse import beat_at_every_pass
 
     config = copy.deepcopy(config)
     config.hardware.precision, config.hardware.devices = "32-true", 1
     parts, hardware = Parts.of(config), resolve_hardware(config)
     corpus = load_corpus(parts.data, parts.model.tokenizer(), config.evaluate.max_examples)
     net, targets = load_base(parts.model, config, hardware)
+    beat_at_every_pass(net)
     hashes, train = base_hashes(parts.model, net, config.seed), corpus.train.samples
-    net = adapt(net, targets, parts, config, hardware, train, corpus.pad_id, hashes).net.eval()
+    name = getattr(parts.init, "label", type(parts.init).__name__)
+    with aloud(f"initialisation by {name}"):
+        net = adapt(net, targets, parts, config, hardware, train, corpus.pad_id, hashes).net.eval()
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    with LabelGate(base_of(net)) as gate:
+    with LabelGate(base_of(net)) as gate, aloud(f"curvature at step 0 of {name}, by ten products with the Hessian"):
         product = hessian_product(net, gate, trained, choose(train, examples, config.seed), corpus.pad_id)
         return largest_eigenvalue(product, sum(p.numel() for p in trained), device=hardware.device)
 

@@ -81,6 +81,8 @@ def curve(run_dir: Path) -> Curve:
     from lab.layer import find_targets
     from lab.training.evaluate import evaluate
     from lab.training.loss import Scorer
+    from lab.training.progress import aloud
+    from lab.training.pulse import beat_at_every_pass
 
     result, config = record.read(run_dir), chosen.config
     corpus = load_corpus(instantiate.make_data(config.data), chosen.model.tokenizer(), config.evaluate.max_examples)
@@ -103,6 +105,7 @@ def curve(run_dir: Path) -> Curve:
     layers, cost = adapted_layers(net), {target.name: target.cost for target in targets}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net.to(device).eval()
+    beat_at_every_pass(net)
     losses: dict[int, float] = {}
     with torch.no_grad(), Scorer(net, device, autocast=False) as scorer:
         for name, change in changes.items():
@@ -111,7 +114,8 @@ def curve(run_dir: Path) -> Curve:
         for rank in [*reversed(ranks_to(max(plan.values()))), 0]:
             for layer in layers.values():
                 layer.B[:, rank:] = 0  # what is cut adds exactly 0
-            losses[rank] = evaluate(scorer, corpus.val.samples, corpus.pad_id).loss
+            with aloud(f"rank {rank}"):
+                losses[rank] = evaluate(scorer, corpus.val.samples, corpus.pad_id).loss
     return Curve(
         run=str(run_dir),
         base_loss=losses[0],

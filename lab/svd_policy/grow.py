@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lab.errors import UsageError
 from lab.svd_policy.switching import ByStep, Move, Shapes, check_rank, check_saves, rank_for
@@ -15,6 +15,8 @@ class Grow(ByStep):
     low_from: float  # share of the optimizer steps after which layers go low-rank; 0: before the first
     low_until: float  # share of them after which layers are full again
     rank: Any  # a whole number, or a share of break-even
+
+    depends_on_end: ClassVar[bool] = True  # a finished run cannot be extended: its window would have been another
 
     def __post_init__(self) -> None:
         super().__post_init__()

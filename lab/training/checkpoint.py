@@ -131,6 +131,14 @@ def newest(run_dir: Path) -> Found | None:
     return None
 
 
+def reopen(content: dict[str, Any]) -> None:
+    """Let a run go on behind the end that it had when this checkpoint was written.
+
+    Lightning's loop keeps whether a batch was its last, and would end again with it.
+    """
+    content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+
 def best(run_dir: Path) -> dict[str, Any]:
     """The checkpoint of the best validation loss; raises UsageError where it is gone or damaged."""
     path = folder(run_dir) / BEST

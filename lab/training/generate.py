@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from lab.model import base_of
 
@@ -21,10 +21,12 @@ def complete(
     pad_id: int,
     max_new_tokens: int,
     device: torch.device,
+    until: StoppingCriteria | None = None,
 ) -> list[Tensor]:
     """The greedy continuation of each prompt (token ids, at least one), up to the first of the end tokens, without it.
 
-    Of the model's own generation settings nothing counts, and they are left as they were.
+    Of the model's own generation settings nothing counts, and they are left as they were. `until` is asked after each
+    token whether to end there.
     """
     model: Any = base_of(net)
     was_training = net.training
@@ -51,7 +53,10 @@ def complete(
                 ids[row, longest - len(prompts[i]) :] = prompts[i]
                 mask[row, longest - len(prompts[i]) :] = 1
             out = model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=greedy
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=greedy,
+                stopping_criteria=StoppingCriteriaList([until] if until is not None else []),
             ).cpu()
             for row, i in enumerate(chosen):
                 new = out[row, longest:]

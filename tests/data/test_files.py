@@ -204,6 +204,20 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path, write):
 
 
 @pytest.mark.parametrize(
+    ("row", "remedy"),
+    [
+        ({"messages": []}, "set data.messages_field=messages."),
+        ({"text": "x"}, "set data.text_field=text."),
+        ({"instruction": "p", "output": "r"}, "set data.prompt_field."),
+    ],
+)
+def test_data_of_another_form_are_told_the_key_that_reads_them(row, remedy, write):
+    with pytest.raises(UsageError) as caught:
+        data("jsonl", path=write["jsonl"]([row])).check()
+    assert str(caught.value).endswith(remedy)
+
+
+@pytest.mark.parametrize(
     ("overrides", "part"),
     [
         ({"template": "no place"}, "has no {prompt}"),

@@ -82,8 +82,12 @@ def test_a_report_shows_accuracy_in_a_table_and_a_figure(tmp_path):
     (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.lines}
     assert lines["the base: 10.0 %"].get_xdata()[0] == pytest.approx(10)
-    dots = [sorted(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]
+    assert {"a seed", "mean over seeds, and Wilson's 95 % interval"} <= lines.keys()
+    drawn = [line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    dots = [sorted(line.get_xdata()) for line in drawn]
     assert dots == [pytest.approx(sorted(100 * share for share in SHARES[arm])) for arm in ("svd", "random")]
+    intervals = [line.get_ydata()[0] for line in axes.lines if line.get_marker() == "|" and len(line.get_xdata()) == 2]
+    assert not {line.get_ydata()[0] for line in drawn} & set(intervals), "no seed is hidden by an interval"
 
 
 def test_what_the_harness_measured_has_a_column_where_it_is_there(tmp_path):

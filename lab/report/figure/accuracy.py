@@ -1,5 +1,7 @@
 """Accuracy of every arm beside the base's, with what the number of questions leaves open."""
 
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from lab.report.accuracy import accuracy_of
@@ -7,6 +9,7 @@ from lab.report.analysis import Analysis
 from lab.report.figure import Drawing, style
 
 BASE = "#7F7F7F"
+BESIDE = 0.24  # of a row: seeds lie below the interval, which would hide them
 
 
 def accuracy(analysis: Analysis) -> Figure | None:
@@ -14,7 +17,8 @@ def accuracy(analysis: Analysis) -> Figure | None:
     found = [(arm, of_arm) for arm in analysis.arms if (of_arm := accuracy_of(arm)) is not None]
     if not found:
         return None
-    figure, axes = style.new(1.7 + 0.42 * len(found))
+    dot: dict[str, Any] = {"alpha": 0.6, "markersize": style.points(4), "markeredgewidth": 0}
+    figure, axes = style.new(1.9 + 0.42 * len(found))
     bases = {of_arm.base for _, of_arm in found if of_arm.base is not None}
     for base in sorted(bases):
         name = f"the base: {100 * base:.1f} %"
@@ -25,13 +29,14 @@ def accuracy(analysis: Analysis) -> Figure | None:
             low, high = (100 * end for end in of_arm.interval)
             axes.plot([low, high], [y, y], color=colour, linewidth=style.points(1.4), marker="|")
         shares = [100 * share for share in of_arm.shares]
-        axes.plot(
-            shares, [y] * len(shares), "o", color=colour, alpha=0.3, markersize=style.points(4), markeredgewidth=0
-        )
+        axes.plot(shares, [y - BESIDE] * len(shares), "o", color=colour, **dot)
         axes.plot(
             100 * of_arm.mean, y, "|", color=colour, markersize=style.points(13), markeredgewidth=style.points(1.4)
         )
-    axes.plot([], [], "|", color="black", markersize=style.points(10), label="mean over seeds; Wilson's 95 % interval")
+    stroke, line = style.points(10), style.points(1.4)
+    label = "mean over seeds, and Wilson's 95 % interval"
+    axes.plot([], [], color="black", marker="|", linewidth=line, markersize=stroke, markeredgewidth=line, label=label)
+    axes.plot([], [], "o", color="black", **dot, label="a seed")
     most = int(0.32 * style.letters())  # of a name: a third of the width
     names = [f"{style.short(arm.name, most)} (n = {len(of_arm.shares)})" for arm, of_arm in reversed(found)]
     axes.set_yticks(range(len(found)), names)
@@ -44,7 +49,7 @@ def accuracy(analysis: Analysis) -> Figure | None:
 
 ACCURACY = Drawing(
     accuracy,
-    caption="Right answers on the test side: every seed, their mean as a stroke, and Wilson's 95 % interval of the "
+    caption="Right answers on the test side: seeds as dots, their mean as a stroke, and Wilson's 95 % interval of the "
     "mean share over the questions of one run, which more seeds do not narrow. Dashed: the base before training.",
     section="Accuracy",
     nothing="no run measured accuracy",
