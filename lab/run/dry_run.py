@@ -22,6 +22,7 @@ from lab.model import base_of
 from lab.model.stored import weight_files
 from lab.run import forecast
 from lab.run.parts import Parts
+from lab.run.setup import full_structure
 from lab.training.answers import Answers
 from lab.training.hardware import Resolved, resolve
 from lab.training.loader import BatchPlan
@@ -74,6 +75,7 @@ class Cost:
     optimizer: int
     activations: int  # everything else at the peak of a step: saved for the backward pass, and in flight
     flops: float  # of one micro-batch, forward and backward
+    optimizer_flops: float  # of the optimizer's step: Muon's products, and nothing else has any
 
     @property
     def peak(self) -> int:
@@ -83,6 +85,10 @@ class Cost:
 
 class PlannedGate(LabelGate):
     """The gate of the loss where numbers have no values: the usual model does no more to its logits than a softcap."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.by_words = False  # its backward pass looks at a value, and no GPU has it
 
     def _only_caps(self, net: nn.Module) -> bool:
         return True
@@ -109,7 +115,9 @@ def cost_of_step(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = loss_at(net, gate, ids, (positions, positions), targets)
         loss.backward()
-    optimizer.step()
+    updates = FlopCounterMode(display=False)
+    with updates:
+        optimizer.step()
     state = _bytes(t for kept in optimizer.state.values() for t in kept.values() if isinstance(t, Tensor))
     # Gradients come to life during the backward pass: they are part of the peak, and not counted twice.
     return Cost(
@@ -120,6 +128,7 @@ def cost_of_step(
         optimizer=state,
         activations=max(0, live.peak - gradients),
         flops=float(flops.get_total_flops()),
+        optimizer_flops=float(updates.get_total_flops()),
     )
 
 
@@ -136,7 +145,9 @@ def fake_model(config: RunConfig, dtype: torch.dtype, mode: FakeTensorMode) -> n
     if config.hardware.gradient_checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         net.enable_input_require_grads()  # type: ignore[operator]
-    if config.method == "lora":
+    if config.method == "full":
+        net = build(net, full_structure(net, instantiate.make(config.svd_policy)))
+    else:
         targets = find_targets(net, config.adapter.target_modules, config.adapter.exclude_modules)
         scaling = scaling_factor(config.alpha, config.rank, config.scaling)  # type: ignore[arg-type]
         plan = {target.name: config.rank for target in targets}
@@ -196,7 +207,7 @@ class Planned:
     corpus: Corpus
     answers: Answers
     cost: Cost  # of the longest micro-batch on one device
-    flops: float  # of a mean optimizer step, on all devices
+    flops: float  # of a mean optimizer step, on all devices, the optimizer's own not counted
     steps: int
 
     @property
@@ -253,11 +264,13 @@ def report(config: RunConfig) -> str:
         f"dry run: {hardware.devices} x {name}, {hardware.precision}, micro-batch {hardware.micro} x "
         f"{hardware.accumulate} accumulated",
         f"{one.trainable:,} of {one.parameters:,} parameters train",
-        *(f"  {what:<12} {size / 2**20:>10,.1f} MiB per device" for what, size in rows.items()),
+        *(f"  {what:<12} {_size(size, hardware)}" for what, size in rows.items()),
     ]
+    own = one.optimizer_flops
     counted = f"{planned.flops:.3g} FLOPs per step, {planned.steps:,} steps"
+    counted += f", and {own:.3g} a step on each device for the optimizer" if own else ""
     if not planned.is_here:
-        hours = planned.steps * planned.flops / hardware.devices / speed / 3600
+        hours = planned.steps * (planned.flops / hardware.devices + own) / speed / 3600
         return "\n".join([*lines, f"{counted}: {hours:.2g} hours of training alone ({source})"])
     expected = forecast.of(planned, forecast.probe(planned))
     took = time.perf_counter() - began
@@ -269,3 +282,9 @@ def report(config: RunConfig) -> str:
             f"{expected.exported / 1e6:,.1f} MB of disk, and {3 * expected.checkpoint / 1e6:,.1f} MB of checkpoints",
         ]
     )
+
+
+def _size(bytes_held: int, hardware: Resolved) -> str:
+    if hardware.accelerator == "gpu":
+        return f"{bytes_held / 2**30:>10,.2f} GiB per GPU"
+    return f"{bytes_held / 2**20:>10,.1f} MiB per device"

@@ -34,19 +34,21 @@ def head_loss(
     cap: float | None,
     scale: float = 1.0,
     buffers: Buffers | None = None,
+    by_words: bool = True,
 ) -> Tensor:
     """Sum over positions of the cross-entropy, in nats, of softcap(hidden weightᵀ); float32 scalar.
 
     hidden (positions, width), weight (vocabulary, width), targets (positions,) word ids. Products run in autocast's
     dtype where that is on, else in the weight's; all else runs in float32. `scale` is what the loss will be multiplied
-    by before backward, if the caller knows: the gradients need no pass of their own for it then.
+    by before backward, if the caller knows: the gradients need no pass of their own for it then. `by_words` allows the
+    pass that is faster on a CPU in bfloat16.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     tracks = torch.is_grad_enabled()
     wanted = (tracks and hidden.requires_grad, tracks and weight.requires_grad)
-    by_words = kind == "cpu" and dtype == torch.bfloat16 and weight.dtype == torch.float32 and all(wanted)
-    if by_words and cap is not None and len(weight) % WORDS == 0 and len(hidden):
+    faster = kind == "cpu" and dtype == torch.bfloat16 and weight.dtype == torch.float32 and all(wanted)
+    if by_words and faster and cap is not None and len(weight) % WORDS == 0 and len(hidden):
         held = {} if buffers is None else buffers
         return _ByWords.apply(hidden, weight, targets, cap, scale, held)  # type: ignore[no-any-return, no-untyped-call]
     return _HeadLoss.apply(hidden, weight, targets, cap, dtype, wanted)  # type: ignore[no-any-return, no-untyped-call]
