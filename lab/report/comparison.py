@@ -21,7 +21,7 @@ EQUAL_TIME = "val_loss_at_equal_time"
 
 def units(metric: str) -> str:
     """The unit of a metric; empty for a pure number."""
-    if metric.endswith("loss") or metric == "forgetting":
+    if metric.endswith(("loss", "forgetting")):
         return "nats per token"
     if metric.endswith("bpb"):
         return "bits per byte"
