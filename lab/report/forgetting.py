@@ -1,22 +1,18 @@
 """Forgetting at equal loss: what each arm kept of what the base knew, and whether protecting directions kept more."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from lab.errors import UsageError
 from lab.record.forgetting import at_loss
 from lab.report.analysis import Analysis
 from lab.report.arms import Arm
 from lab.report.comparison import Comparison
-from lab.report.document import MISSING, Block, Paragraph, Table, number
+from lab.report.document import MISSING, Block, Paragraph, Table, number, span
 from lab.report.statistics import mean_sd
 from lab.report.study import Run
 
 METRIC = "equal_loss_forgetting"
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the base's validation loss to the lowest that every run reached
-SWITCHES = "switches.jsonl"
 
 
 def curve(run: Run) -> tuple[list[float], list[float]]:
@@ -53,7 +49,7 @@ def curves_table(analysis: Analysis) -> Table | None:
             *(number(mean_sd(at_level(arm, level))[0]) for level in levels),
             number(mean_sd(arm.values("forgetting"))[0]),
             number(mean_sd(arm.values("val_loss"))[0]),
-            " and ".join(dict.fromkeys(protected(run) or "nothing" for run in arm.runs)) or MISSING,
+            protected(arm.runs) or ("nothing" if arm.runs else MISSING),
         ]
         for arm in analysis.arms
     ]
@@ -66,29 +62,22 @@ def curves_table(analysis: Analysis) -> Table | None:
     return Table("forgetting", caption, columns, rows, text=("protected",), screen=("protected",))
 
 
-def protected(run: Run) -> str | None:
-    """What a run kept of its principal directions, as it recorded it; None where it kept nothing."""
-    spectral = run.record.spectral
-    guards = [account for account in (spectral.get("guard") or {}).values() if account["steps"]]
-    if guards:
-        removed = math.fsum(a["removed"] for a in guards) / sum(a["steps"] for a in guards)
-        return f"{len(guards)} layers guarded, {removed:.0%} of the updates' energy taken off"
-    if kept := spectral.get("osf"):
-        leaks = [layer["leak"] for layer in kept.values() if layer["leak"] is not None]
-        worst = f", at most {max(leaks):.1%} of the change's energy on them all the same" if leaks else ""
-        return f"{len(kept)} layers by OSF{worst}"
-    frozen = {row["layer"] for row in _switches(run) if row["to"] == "delta"}
-    return f"{len(frozen)} layers frozen under a pair" if frozen else None
-
-
-def _switches(run: Run) -> list[Mapping[str, Any]]:
-    path = run.path / SWITCHES
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise UsageError(f"{path} is not readable ({error}); restore it.") from None
+def protected(runs: Sequence[Run]) -> str | None:
+    """What an arm's runs kept of principal directions, as they recorded it; None where they kept nothing."""
+    guards = [
+        [account for account in (run.record.spectral.get("guard") or {}).values() if account["steps"]] for run in runs
+    ]
+    if any(guards):
+        steps = sum(account["steps"] for of_run in guards for account in of_run)
+        removed = math.fsum(account["removed"] for of_run in guards for account in of_run) / steps
+        return f"{span(map(len, guards))} layers guarded, {removed:.0%} of the updates' energy taken off"
+    kept = [run.record.spectral.get("osf") or {} for run in runs]
+    if any(kept):
+        leaks = [layer["leak"] for of_run in kept for layer in of_run.values() if layer["leak"] is not None]
+        worst = f", up to {max(leaks):.1%} of a change's energy on what they keep" if leaks else ""
+        return f"{span(map(len, kept))} layers by OSF{worst}"
+    frozen = [{row["layer"] for row in run.rows("switches.jsonl") if row["to"] == "delta"} for run in runs]
+    return f"{span(map(len, frozen))} layers frozen under a pair" if any(frozen) else None
 
 
 def thesis(analysis: Analysis) -> str | None:
@@ -97,7 +86,7 @@ def thesis(analysis: Analysis) -> str | None:
     rows = [
         row
         for row in analysis.contrasts
-        if row.metric == METRIC and any(protected(run) for run in by_name[row.arm_a].runs)
+        if row.metric == METRIC and row.arm_a in by_name and protected(by_name[row.arm_a].runs)
     ]
     if not rows:
         return None
@@ -114,6 +103,8 @@ def thesis(analysis: Analysis) -> str | None:
 def _ending(rows: Sequence[Comparison]) -> str:
     """What verdicts on arms that protect come to."""
     verdicts = {row.verdict for row in rows}
+    if verdicts == {"withheld"}:
+        return "not judged here"
     if {"a_better", "b_better"} <= verdicts:
         return "it depends on how they are protected"
     if "a_better" in verdicts:

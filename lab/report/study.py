@@ -1,6 +1,7 @@
 """Run and study directories as data: what is there, what could not be read, what is missing. Standard library only."""
 
 import csv
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -141,6 +142,15 @@ class Run:
         except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"{path} is not readable ({error}); its curves are left out.") from None
         return columns
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a file of JSON lines, none without such a file; raises UsageError for one that is damaged."""
+        path = self.path / name
+        record.check_own(path)
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise UsageError(f"{path} is not readable ({error}); restore it, or remove it.") from None
 
     def curve(self, column: str, over: str = "step") -> tuple[list[float], list[float]]:
         """The rows of metrics.csv where both columns have a value, as (x, y)."""

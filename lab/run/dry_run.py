@@ -95,12 +95,20 @@ class PlannedGate(LabelGate):
 
 
 def cost_of_step(
-    net: nn.Module, optim: Optim, examples: int, length: int, labelled: int, autocast: bool, devices: int = 1
+    net: nn.Module,
+    optim: Optim,
+    examples: int,
+    length: int,
+    labelled: int,
+    autocast: bool,
+    devices: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> Cost:
     """The cost of a training step with one micro-batch of examples (examples, length), `labelled` of them predicted.
 
     `net` must have been made under the FakeTensorMode that is active. The optimizer's state is counted at the peak, as
-    it is from the second step on; with several devices DDP holds the gradients once more, in its buckets.
+    it is from the second step on, and its products are of `dtype`; with several devices DDP holds the gradients once
+    more, in its buckets.
     """
     parameters = list(net.parameters())
     trainable = [p for p in parameters if p.requires_grad]
@@ -108,7 +116,7 @@ def cost_of_step(
     ids = torch.zeros(examples, length, dtype=torch.long)
     targets = torch.zeros(labelled, dtype=torch.long)
     positions = torch.zeros(labelled, dtype=torch.long)  # which they are changes no size
-    optimizer = make_optimizer(net, optim, torch.device("cpu"))
+    optimizer = make_optimizer(net, optim, torch.device("cpu"), dtype=dtype)
     flops = FlopCounterMode(display=False)
     net.train()
     with PlannedGate(base_of(net)) as gate, LiveBytes() as live, flops:
@@ -177,7 +185,14 @@ def predict(config: RunConfig, hardware: Resolved, samples: list[Sample]) -> tup
     net = fake_model(config, hardware.weight_dtype, mode)
     with mode:
         cost = cost_of_step(
-            net, config.optim, len(longest), length, labelled, autocast=hardware.autocast, devices=hardware.devices
+            net,
+            config.optim,
+            len(longest),
+            length,
+            labelled,
+            autocast=hardware.autocast,
+            devices=hardware.devices,
+            dtype=hardware.compute_dtype,
         )
     mean_tokens = sum(len(sample.input_ids) for sample in samples) / len(samples) * config.schedule.batch_size
     return cost, cost.flops / (len(longest) * length) * mean_tokens
