@@ -3,10 +3,12 @@
 import shlex
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from lab import config, record
-from lab.config import CONF
+from lab.config import CONF, instantiate
+from lab.editors.start import switchable
 from lab.launch import job
 from lab.run import dry_run
 from lab.sweep.declaration import SIZES, declare
@@ -27,6 +29,7 @@ TWIN = (  # of a study's model: as deep as it must be to have blocks, and as wid
 )
 
 
+EVERY_STEP = ("svd_policy.every_n_steps=1", "svd_policy.warmup_steps=1")
 BF16 = ("hardware.precision=bf16-mixed",)
 
 
@@ -48,8 +51,9 @@ def test_every_arm_of_a_study_runs_two_steps(name, arm, text, tmp_path):
     block = BLOCKS[name]
     overrides = [block["arms"][arm]] if isinstance(block["arms"][arm], str) else block["arms"][arm]
     own = [f"data.retention={text}", "evaluate.forgetting_at=99"] if name == "forgetting" else TWIN
+    early = ["svd_policy.warmup_steps=1"] if arm in ("compress", "auto") else []  # theirs is longer than the run
     common = [*block.get("common", []), *overrides]
-    result = ran(tmp_path, f"experiment={name}", *SHORT, f"data.path={text}", *own, *common, "optim.lr=1e-3")
+    result = ran(tmp_path, f"experiment={name}", *SHORT, f"data.path={text}", *own, *common, *early, "optim.lr=1e-3")
     assert (result.status, result.steps) == ("completed", 2)
     if name == "forgetting":
         assert result.metrics["equal_loss_forgetting"] == 0.0, "the base is below 99"
@@ -71,6 +75,10 @@ def test_a_study_of_any_size_declares_arms_that_its_policies_accept(name, size):
         asked = config.compose(f"experiment={name}", *study.common, *overrides)
         assert asked.method == "full"
         assert asked.hardware.threads == 1, "jobs run beside each other"
+        policy, skeleton = instantiate.make(asked.svd_policy), instantiate.make(asked.model).skeleton()
+        switchable(
+            skeleton, policy, torch.float32, False, asked.schedule.max_steps
+        )  # raises for a run too short for it
 
 
 def test_the_arms_that_protect_by_guard_and_by_osf_keep_as_many_directions():
@@ -98,7 +106,7 @@ def test_phase_3_is_nanochats_own_run_at_depth_20():
 
 def test_two_steps_of_a_shrunken_twin_of_phase_3_run_here(text, tmp_path):
     twin = ("model.depth=2", "model.vocab_size=8192", "schedule.batch_size=16", "hardware.devices=1")
-    given = ("experiment=phase3", *SHORT, *twin, *BF16, f"data.path={text}", "svd_policy.every_n_steps=1")
+    given = ("experiment=phase3", *SHORT, *twin, *BF16, f"data.path={text}", *EVERY_STEP)
     result = ran(tmp_path, *given)
     assert (result.status, result.steps, result.study) == ("completed", 2, "phase3")
     assert result.environment["precision"] == "bf16-mixed"

@@ -86,9 +86,9 @@ class Cost:
 class PlannedGate(LabelGate):
     """The gate of the loss where numbers have no values: the usual model does no more to its logits than a softcap."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, kind: str) -> None:
         super().__init__(net)
-        self.by_words = False  # its backward pass looks at a value, and no GPU has it
+        self.planned_for = kind
 
     def _only_caps(self, net: nn.Module) -> bool:
         return True
@@ -103,12 +103,13 @@ def cost_of_step(
     autocast: bool,
     devices: int = 1,
     dtype: torch.dtype = torch.float32,
+    kind: str = "cpu",
 ) -> Cost:
     """The cost of a training step with one micro-batch of examples (examples, length), `labelled` of them predicted.
 
     `net` must have been made under the FakeTensorMode that is active. The optimizer's state is counted at the peak, as
-    it is from the second step on, and its products are of `dtype`; with several devices DDP holds the gradients once
-    more, in its buckets.
+    it is from the second step on; its products are of `dtype`, and the head's loss goes by the chunks of a `kind` of
+    device. With several devices DDP holds the gradients once more, in its buckets.
     """
     parameters = list(net.parameters())
     trainable = [p for p in parameters if p.requires_grad]
@@ -119,7 +120,7 @@ def cost_of_step(
     optimizer = make_optimizer(net, optim, torch.device("cpu"), dtype=dtype)
     flops = FlopCounterMode(display=False)
     net.train()
-    with PlannedGate(base_of(net)) as gate, LiveBytes() as live, flops:
+    with PlannedGate(base_of(net), kind) as gate, LiveBytes() as live, flops:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = loss_at(net, gate, ids, (positions, positions), targets)
         loss.backward()
@@ -193,6 +194,7 @@ def predict(config: RunConfig, hardware: Resolved, samples: list[Sample]) -> tup
             autocast=hardware.autocast,
             devices=hardware.devices,
             dtype=hardware.compute_dtype,
+            kind="cuda" if hardware.accelerator == "gpu" else "cpu",
         )
     mean_tokens = sum(len(sample.input_ids) for sample in samples) / len(samples) * config.schedule.batch_size
     return cost, cost.flops / (len(longest) * length) * mean_tokens
