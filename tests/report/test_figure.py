@@ -25,7 +25,7 @@ EXPECTED = {
     rank_sweep: set(DRAWINGS) - {"rank_heatmap", "forgetting_curves"},
     init_comparison: set(DRAWINGS) - {"rank_comparison", "rank_heatmap", "frontier", "forgetting_curves"},
     rank_strategies: set(DRAWINGS) - {"rank_comparison", "forgetting_curves"},
-    forgetting: set(DRAWINGS) - {"rank_comparison", "rank_heatmap", "frontier", "learning_rates", "accuracy"},
+    forgetting: set(DRAWINGS) - {"rank_comparison", "rank_heatmap", "frontier", "learning_rates"},
 }
 
 

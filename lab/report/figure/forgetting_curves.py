@@ -31,7 +31,7 @@ def forgetting_curves(analysis: Analysis) -> Figure | None:
     if common is not None:
         axes.axvline(common[1], color="#999999", linewidth=style.points(1), linestyle=":")
     axes.invert_xaxis()
-    axes.set_xlabel("validation loss, falling as training goes on (nats per token)")
+    axes.set_xlabel("validation loss (nats per token)")
     axes.set_ylabel("forgetting: loss on the retention text\n− the base's (nats per token)")
     style.legend_below(figure, axes)
     return figure
@@ -39,7 +39,7 @@ def forgetting_curves(analysis: Analysis) -> Figure | None:
 
 FORGETTING_CURVES = Drawing(
     forgetting_curves,
-    caption="Forgetting against the validation loss reached, mean and one standard deviation over seeds; lower at one "
+    caption="Forgetting against the validation loss, which falls to the right: mean and one standard deviation over seeds; lower at one "
     "place is better. Dotted: the lowest loss that every run of every arm reached.",
     section="Forgetting at equal loss",
     nothing="no run measured forgetting along training",
