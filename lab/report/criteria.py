@@ -26,7 +26,7 @@ Check = Callable[[Arm, Arm], Checked]  # an arm that may switch, and the baselin
 
 def criteria_table(analysis: Analysis) -> Table | None:
     """Every criterion of the study's phase on every arm but the baseline; None of a study that is no phase."""
-    names = {run.record.study for run in analysis.study.runs} & PHASES.keys()
+    names = {str(run.record.study) for run in analysis.study.runs} & PHASES.keys()
     baseline = next((arm for arm in analysis.arms if arm.name == analysis.judgement.baseline), None)
     if len(names) != 1 or baseline is None:
         return None

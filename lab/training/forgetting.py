@@ -15,21 +15,20 @@ class ForgettingCurve:
 
     def __init__(self, run_dir: Path, evaluate: Callable[[], Evaluation]) -> None:
         self.run_dir, self.evaluate = run_dir, evaluate
-        self.final: Evaluation | None = None  # of the last weights it saw
 
     @staticmethod
-    def start(run_dir: Path, val_loss: float, retention_loss: float) -> None:
+    def start(run_dir: Path, val_loss: float | None, retention_loss: float | None) -> None:
         """Begin anew with the base's losses."""
         MetricsFile(run_dir, FILE, COLUMNS).start({"step": 0, "val_loss": val_loss, "retention_loss": retention_loss})
 
     def evaluated(self, trainer: Trainer, step: int, val_loss: float) -> None:
         """Evaluate the retention text too, on every process; rank 0 writes."""
-        self.final = self.evaluate()
+        found = self.evaluate()
         if trainer.is_global_zero:
-            row = {"step": step, "val_loss": val_loss, "retention_loss": self.final.loss}
-            MetricsFile(self.run_dir, FILE, COLUMNS).append(row)
+            file = MetricsFile(self.run_dir, FILE, COLUMNS)
+            file.append({"step": step, "val_loss": val_loss, "retention_loss": found.loss})
             for logger in trainer.loggers:
-                logger.log_metrics({"retention/loss": self.final.loss}, step=step)
+                logger.log_metrics({"retention/loss": found.loss}, step=step)
 
     def forgotten_at(self, level: float) -> float | None:
         """How far the retention loss was above the base's where the validation loss first came down to a level."""

@@ -39,8 +39,8 @@ def forgetting_curves(analysis: Analysis) -> Figure | None:
 
 FORGETTING_CURVES = Drawing(
     forgetting_curves,
-    caption="Forgetting against the validation loss, which falls to the right: mean and one standard deviation over seeds; lower at one "
-    "place is better. Dotted: the lowest loss that every run of every arm reached.",
+    caption="Forgetting against the validation loss, which falls to the right: mean and one standard deviation over "
+    "seeds; lower at one place is better. Dotted: the lowest loss that every run of every arm reached.",
     section="Forgetting at equal loss",
     nothing="no run measured forgetting along training",
 )
