@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-Form = Literal["full", "fading", "low_rank", "delta"]
+Form = Literal["full", "fading", "low_rank", "delta", "osf"]
 Offset = Literal["separate", "fold", "none"]
 NAMES = {  # of a form's fields, as sentences have them
     "form": "the form",
@@ -17,6 +17,7 @@ NAMES = {  # of a form's fields, as sentences have them
     "active": "the number of directions that act",
     "step": "the factor on Muon's step",
     "since": "the step of its switch",
+    "kept": "the number of directions kept",
 }
 
 
@@ -25,7 +26,8 @@ class LayerForm:
     """Form of one module that trains.
 
     full: the module's own weights. delta: a low-rank pair on a frozen weight, W + s B A. low_rank: the pair in the
-    weight's place, s B A. fading: the pair, and what it leaves of the weight while that fades away.
+    weight's place, s B A. fading: the pair, and what it leaves of the weight while that fades away. osf: the weight,
+    whose leading singular directions are frozen.
     """
 
     form: Form
@@ -37,6 +39,7 @@ class LayerForm:
     active: int | None = None  # directions left, where values between the factors can cut some; None without values
     step: float | None = None  # factor on Muon's step of the pair; None where no switch made it
     since: int | None = None  # optimizer steps taken when a switch gave it this form; None where it began so
+    kept: int | None = None  # leading directions that are frozen; None where none is
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Structure:
         """Those that a switch has made low-rank, and that are so still."""
         held = self.layers.items()
         return {name: layer for name, layer in held if layer.rank is not None and layer.since is not None}
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Leading directions that a layer keeps, of those that keep some."""
+        return {name: layer.kept for name, layer in self.layers.items() if layer.kept is not None}
 
     @property
     def ranks(self) -> dict[str, int]:

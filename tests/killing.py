@@ -128,6 +128,7 @@ def facts(run_dir: Path) -> dict[str, Any]:
         "init.csv",
         "ledger/rows.jsonl",
         "switches.jsonl",
+        "retention.csv",
     ):
         path = run_dir / name
         found[name] = (_rows(path) if path.suffix == ".csv" else path.read_text()) if path.exists() else None

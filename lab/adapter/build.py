@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
+from lab.adapter.osf import install_osf
 from lab.adapter.switched import install, install_full, switched_layers
 from lab.errors import UsageError
 from lab.layer import Target
@@ -95,7 +96,9 @@ def build(net: nn.Module, structure: Structure, dropout: float = 0.0) -> Any:
     absent = next((name for name in structure.layers if name not in modules), None)
     assert absent is None, f"the structure of another model: {absent}"
     net.requires_grad_(False)
-    for name in structure.layers.keys() - structure.pairs.keys():
+    if structure.kept:
+        install_osf(net, structure.kept)
+    for name in structure.layers.keys() - structure.pairs.keys() - structure.kept.keys():
         for parameter in _own(modules[name]):
             parameter.requires_grad_(True)
     for name, form in structure.switched.items():

@@ -8,6 +8,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from lab.adapter.layer import ADAPTER, LowRankLinear, adapted_layers
+from lab.adapter.osf import OsfLinear, form_of_osf, osf_layers
 from lab.adapter.switched import SwitchedLinear, switched_layers
 from lab.errors import Mismatch
 from lab.layer import shape_of
@@ -19,7 +20,8 @@ def read(net: Any) -> Structure:
     """The structure of a model, named as in its pristine base.
 
     Raises Mismatch where a pair is not whole: of another shape or dtype than it states, frozen, switched off, merged,
-    with another dropout than the others, or with half an offset; a switched one also where what it froze would train.
+    with another dropout than the others, or with half an offset; a switched one also where what it froze would train,
+    and one that keeps directions where the others do not.
     """
     structure = _forms(net)
     _check_whole(net)
@@ -28,13 +30,17 @@ def read(net: Any) -> Structure:
 
 def _forms(net: Any) -> Structure:
     pairs = adapted_layers(net)
+    kept = osf_layers(base_of(net))
     trained = {id(p) for layer in pairs.values() for p in layer.trained_parameters()}
+    trained |= {id(p) for layer in kept.values() for p in layer.osf_svd_params.parameters()}
     forms = {}
     for name, module in base_of(net).named_modules():
         if name in pairs:
             forms[name] = form_of(pairs[name])
         elif isinstance(module, SwitchedLinear):
             forms[name] = module.form
+        elif name in kept:
+            forms[name] = form_of_osf(module)
         elif any(p.requires_grad and id(p) not in trained for p in module.parameters(recurse=False)):
             forms[name] = LayerForm("full")
     return Structure(forms)
@@ -45,6 +51,8 @@ def form_at(net: Any, name: str) -> LayerForm:
     layer = base_of(net).get_submodule(name)
     if isinstance(layer, LowRankLinear):
         return form_of(layer)
+    if isinstance(layer, OsfLinear):
+        return form_of_osf(layer)
     return layer.form if isinstance(layer, SwitchedLinear) else LayerForm("full")
 
 
@@ -96,6 +104,9 @@ def _check_whole(net: Any) -> None:
     faults = (fault for name, layer in pairs.items() for fault in _faults(name, layer, dropout))
     refuse(faults, len(pairs))
     check_switched(switched_layers(base_of(net)))
+    kept = osf_layers(base_of(net))
+    facts = ((name, *each) for name, layer in kept.items() for each in layer.osf_svd_params.named_parameters())
+    refuse((Difference(n, f"{of}.requires_grad", True, False) for n, of, p in facts if not p.requires_grad), len(kept))
 
 
 def check_switched(layers: Mapping[str, SwitchedLinear]) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lab.adapter.osf import dense_linear, osf_layers
 from lab.structure import Form, LayerForm
 
 
@@ -96,14 +97,16 @@ def install_full(net: nn.Module, name: str) -> nn.Linear:
 
 @contextmanager
 def dense(net: nn.Module) -> Iterator[None]:
-    """Within the context every switched layer is a plain linear one, as files of stock transformers need it."""
-    layers = switched_layers(net)
+    """Within the context every layer in another form is a plain linear one, as files of stock transformers need it."""
+    layers, kept = switched_layers(net), osf_layers(net)
     try:
         for name, layer in layers.items():
             _put(net, name, _linear(layer))
+        for name, of in kept.items():
+            _put(net, name, dense_linear(of))
         yield
     finally:
-        for name, layer in layers.items():
+        for name, layer in {**layers, **kept}.items():
             _put(net, name, layer)
 
 

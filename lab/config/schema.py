@@ -93,6 +93,8 @@ class Evaluate:
     test: bool = True
     prompts: list[str] = field(default_factory=list)
     max_examples: int | None = None
+    forgetting_curve: bool = False
+    forgetting_at: float | None = None
 
 
 @dataclass

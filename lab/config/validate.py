@@ -53,7 +53,13 @@ AT_MOST = {
     "hardware.num_workers": 1024,
 }
 ABOVE_ZERO = ("alpha", "optim.lr", "optim.eps", "optim.lora_plus_ratio")
-ABOVE_ZERO_OR_NULL = ("hardware.timeout_s", "optim.matrix_lr", "optim.embedding_lr", "optim.head_lr")
+ABOVE_ZERO_OR_NULL = (
+    "evaluate.forgetting_at",
+    "hardware.timeout_s",
+    "optim.matrix_lr",
+    "optim.embedding_lr",
+    "optim.head_lr",
+)
 BELOW_ONE = ("optim.momentum", "optim.momentum_start", "adapter.dropout")  # and at least 0
 DEFAULTS: dict[str, dict[str, Any]] = {  # by group: the option that stands for none
     "init": {"_target_": "lab.init.random.Random", "distribution": "kaiming", "filled": "A", "gain": 1.0},
@@ -101,6 +107,11 @@ def problems(plain: dict[str, Any]) -> list[str]:
     prompts = plain["evaluate"]["prompts"]
     if not all(isinstance(prompt, str) for prompt in prompts):
         wrong.append(f"evaluate.prompts={prompts} is no list of texts; write ['What is rank?', …].")
+    if plain["evaluate"]["forgetting_at"] is not None and not plain["evaluate"]["forgetting_curve"]:
+        at = plain["evaluate"]["forgetting_at"]
+        wrong.append(f"evaluate.forgetting_at={at} is read off a curve; give evaluate.forgetting_curve=true, or null.")
+    if plain["evaluate"]["forgetting_curve"] and plain["data"].get("retention") is None:
+        wrong.append("evaluate.forgetting_curve=True has no text to measure on; name one with data.retention.")
     for key in ("adapter.target_modules", "adapter.exclude_modules"):
         value = _get(plain, key)
         if isinstance(value, list) and all(isinstance(name, str) for name in value):

@@ -20,6 +20,7 @@ from lab.rank_strategy import RankStrategy
 from lab.rank_strategy.adalora import Adalora
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.attack import Guarding
+from lab.svd_policy.osf import Osf
 from lab.svd_policy.switching import Switching
 from lab.training.step import Instrument
 
@@ -65,12 +66,12 @@ def switchable(
     `weights` is the dtype in which the run will hold them. Raises UsageError for adapters, for weights that are not
     float32, for a layer that cannot switch, and for a schedule that cannot be carried out.
     """
-    if not isinstance(policy, Switching | Guarding):
+    if not isinstance(policy, Switching | Guarding | Osf):
         return {}
     kind = type(policy).__name__
     if adapters:
         raise UsageError(
-            f"svd_policy {kind} switches layers that train in full, and method=lora has none; use method=full, or "
+            f"svd_policy {kind} acts on layers that train in full, and method=lora has none; use method=full, or "
             f"svd_policy=observe."
         )
     if weights != torch.float32:
@@ -78,12 +79,16 @@ def switchable(
             f"svd_policy {kind} works on float32 weights, and hardware.precision=bf16-true holds them in "
             f"{str(weights).removeprefix('torch.')}; use hardware.precision=bf16-mixed."
         )
-    if not isinstance(policy, Switching):
+    if isinstance(policy, Guarding) and not isinstance(policy, Switching):
         return {}
     targets = find_targets(skeleton, policy.target_modules, key="svd_policy.target_modules")
     for target in targets:
         if (reason := why_not(skeleton, target.name)) is not None:
             raise UsageError(f"{target.name} {reason}; leave it out of svd_policy.target_modules.")
     shapes = {target.name: target.shape for target in targets}
+    if isinstance(policy, Osf):
+        for name, shape in shapes.items():
+            policy.kept(name, shape)
+        return {}
     policy.check_schedule(shapes, total_steps)
     return shapes

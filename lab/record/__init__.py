@@ -24,6 +24,7 @@ LOCK_SECONDS = 1.0
 METRICS = (  # what every run measures, as far as its data and method allow, in nats per token where it is a loss
     *("train_loss", "val_loss", "val_perplexity", "val_bpb", "best_val_loss", "best_val_bpb", "best_step"),
     *("test_loss", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "retention_loss", "forgetting"),
+    "equal_loss_forgetting",
     *("base_val_loss", "base_test_loss", "base_retention_loss"),
     *("base_test_accuracy", "base_test_accuracy_low", "base_test_accuracy_high"),
 )

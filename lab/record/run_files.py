@@ -9,7 +9,7 @@ from typing import Any
 
 from lab.errors import UsageError
 
-GROWING = ("metrics.csv", "decisions.jsonl", "ledger/rows.jsonl", "adalora.csv", "switches.jsonl")
+GROWING = ("metrics.csv", "decisions.jsonl", "ledger/rows.jsonl", "adalora.csv", "switches.jsonl", "retention.csv")
 WRITTEN_ONCE = ("init.csv", "first_step.csv", "learned.csv")
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}|(last|best)\.tmp")  # of a write that a kill cut short
 WEIGHTS = ("adapter/*.safetensors", "model/*.safetensors")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lab.report import accuracy, aims, looks_tables, ranks, scope, switching_tables, tables
+from lab.report import accuracy, aims, criteria, forgetting, looks_tables, ranks, scope, switching_tables, tables
 from lab.report.analysis import Analysis, best_run, frontier_arms, ranking
 from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table, number
 from lab.report.sentences import aa_paragraph, sentence
@@ -45,6 +45,8 @@ def _sections(analysis: Analysis) -> dict[str, tuple[Sequence[Block | None], Seq
         "The baseline against itself": ([Paragraph(aa_paragraph(analysis))], []),
         "Rank": ([*rank_words, tables.ranks_table(analysis)], []),
         "Arms": (arms, []),
+        "Criteria": ([criteria.criteria_table(analysis)], []),
+        "Forgetting at equal loss": forgetting.section(analysis),
         "Accuracy": ([accuracy.accuracy_table(analysis)], [accuracy.evaluations_table(analysis)]),
         "Training": ([], traces),
         "Everything else that was measured": ([tables.described_table(analysis)], []),

@@ -1,6 +1,7 @@
 """Run and study directories as data: what is there, what could not be read, what is missing. Standard library only."""
 
 import csv
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,7 @@ from lab import record
 from lab.errors import UsageError
 from lab.paths import at_home
 from lab.record import RunRecord, run_files
+from lab.record.forgetting import FILE as RETENTION
 from lab.record.study import RATE, STUDY, Study, read_study, role_of
 
 METRICS = "metrics.csv"
@@ -116,9 +118,17 @@ class Run:
     @cached_property
     def curves(self) -> dict[str, list[float | None]]:
         """The columns of metrics.csv, None where a cell is empty; raises UsageError where it cannot be read."""
-        path = self.path / METRICS
+        return self._columns(METRICS)
+
+    @cached_property
+    def retention(self) -> dict[str, list[float | None]]:
+        """The columns of retention.csv likewise; none where forgetting was not measured along training."""
+        return self._columns(RETENTION)
+
+    def _columns(self, name: str) -> dict[str, list[float | None]]:
+        path = self.path / name
         record.check_own(path)
-        recorded = self.record.files.get(METRICS) if self.status == "completed" else None
+        recorded = self.record.files.get(name) if self.status == "completed" else None
         if recorded is not None and (fault := run_files.damage(path, recorded, whole=True)) is not None:
             raise UsageError(f"{fault}; its curves are left out.")
         if not path.exists():
@@ -133,6 +143,15 @@ class Run:
         except (ValueError, TypeError, UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"{path} is not readable ({error}); its curves are left out.") from None
         return columns
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a file of JSON lines, none without such a file; raises UsageError for one that is damaged."""
+        path = self.path / name
+        record.check_own(path)
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise UsageError(f"{path} is not readable ({error}); restore it, or remove it.") from None
 
     def curve(self, column: str, over: str = "step") -> tuple[list[float], list[float]]:
         """The rows of metrics.csv where both columns have a value, as (x, y)."""
@@ -214,11 +233,12 @@ def load_study(study_dir: str | Path) -> LoadedStudy:
         except UsageError as error:
             problems.append(Problem(run_dir, str(error)))
             continue
-        try:
-            _ = run.curves
-        except UsageError as error:
-            problems.append(Problem(run_dir, str(error)))
-            run.__dict__["curves"] = {}  # the record is whole, so the run counts; only its curves are left out
+        for name in ("curves", "retention"):
+            try:
+                getattr(run, name)
+            except UsageError as error:
+                problems.append(Problem(run_dir, str(error)))
+                run.__dict__[name] = {}  # the record is whole, so the run counts; only its curves are left out
         runs.append(run)
     _fill_stored_hashes(runs)
     return LoadedStudy(path, declared, tuple(runs), tuple(problems))

@@ -22,6 +22,7 @@ from lab.model import base_of
 from lab.model.stored import weight_files
 from lab.run import forecast
 from lab.run.parts import Parts
+from lab.run.setup import full_structure
 from lab.training.answers import Answers
 from lab.training.hardware import Resolved, resolve
 from lab.training.loader import BatchPlan
@@ -33,6 +34,14 @@ from lab.training.positions import check_fits
 PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 ROOM = 0.8  # of the memory that is free: what a run may take to be tried
 UTILISATION = 0.4  # of a GPU's peak: what LoRA and small pre-training runs reach is between 0.3 and 0.5
+
+# torch counts the fused attention of a GPU, and not that of a CPU, on which all is planned; a masked half counts as done.
+ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ),
+}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -77,7 +86,7 @@ class StepCount(LiveBytes):
         if func is torch.ops.prim.device.default:  # a question, two of three calls
             return func(*args)
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        count = flop_registry.get(func._overloadpacket)
+        count = flop_registry.get(ON_CPU.get(func._overloadpacket, func._overloadpacket))
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         return out
@@ -94,6 +103,7 @@ class Cost:
     optimizer: int
     activations: int  # everything else at the peak of a step: saved for the backward pass, and in flight
     flops: float  # of one micro-batch, forward and backward
+    optimizer_flops: float  # of the optimizer's step: Muon's products, and nothing else has any
 
     @property
     def peak(self) -> int:
@@ -104,17 +114,30 @@ class Cost:
 class PlannedGate(LabelGate):
     """The gate of the loss where numbers have no values: the usual model does no more to its logits than a softcap."""
 
+    def __init__(self, net: nn.Module, kind: str) -> None:
+        super().__init__(net)
+        self.planned_for = kind
+
     def _only_caps(self, net: nn.Module) -> bool:
         return True
 
 
 def cost_of_step(
-    net: nn.Module, optim: Optim, examples: int, length: int, labelled: int, autocast: bool, devices: int = 1
+    net: nn.Module,
+    optim: Optim,
+    examples: int,
+    length: int,
+    labelled: int,
+    autocast: bool,
+    devices: int = 1,
+    dtype: torch.dtype = torch.float32,
+    kind: str = "cpu",
 ) -> Cost:
     """The cost of a training step with one micro-batch of examples (examples, length), `labelled` of them predicted.
 
     `net` must have been made under the FakeTensorMode that is active. The optimizer's state is counted at the peak, as
-    it is from the second step on; with several devices DDP holds the gradients once more, in its buckets.
+    it is from the second step on; its products are of `dtype`, and the head's loss goes by the chunks of a `kind` of
+    device. With several devices DDP holds the gradients once more, in its buckets.
     """
     parameters = list(net.parameters())
     trainable = [p for p in parameters if p.requires_grad]
@@ -122,13 +145,14 @@ def cost_of_step(
     ids = torch.zeros(examples, length, dtype=torch.long)
     targets = torch.zeros(labelled, dtype=torch.long)
     positions = torch.zeros(labelled, dtype=torch.long)  # which they are changes no size
-    optimizer = make_optimizer(net, optim, torch.device("cpu"))
+    optimizer = make_optimizer(net, optim, torch.device("cpu"), dtype=dtype)
     net.train()
-    with PlannedGate(base_of(net)) as gate, StepCount() as step:
+    with PlannedGate(base_of(net), kind) as gate, StepCount() as step:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             loss = loss_at(net, gate, ids, (positions, positions), targets)
         loss.backward()
-    optimizer.step()
+    with StepCount() as updates:
+        optimizer.step()
     state = _bytes(t for kept in optimizer.state.values() for t in kept.values() if isinstance(t, Tensor))
     # Gradients come to life during the backward pass: they are part of the peak, and not counted twice.
     return Cost(
@@ -139,6 +163,7 @@ def cost_of_step(
         optimizer=state,
         activations=max(0, step.peak - gradients),
         flops=float(step.flops),
+        optimizer_flops=float(updates.flops),
     )
 
 
@@ -155,7 +180,9 @@ def fake_model(config: RunConfig, dtype: torch.dtype, mode: FakeTensorMode) -> n
     if config.hardware.gradient_checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         net.enable_input_require_grads()  # type: ignore[operator]
-    if config.method == "lora":
+    if config.method == "full":
+        net = build(net, full_structure(net, instantiate.make(config.svd_policy)))
+    else:
         targets = find_targets(net, config.adapter.target_modules, config.adapter.exclude_modules)
         scaling = scaling_factor(config.alpha, config.rank, config.scaling)  # type: ignore[arg-type]
         plan = {target.name: config.rank for target in targets}
@@ -185,7 +212,15 @@ def predict(config: RunConfig, hardware: Resolved, samples: list[Sample]) -> tup
     net = fake_model(config, hardware.weight_dtype, mode)
     with mode:
         cost = cost_of_step(
-            net, config.optim, len(longest), length, labelled, autocast=hardware.autocast, devices=hardware.devices
+            net,
+            config.optim,
+            len(longest),
+            length,
+            labelled,
+            autocast=hardware.autocast,
+            devices=hardware.devices,
+            dtype=hardware.compute_dtype,
+            kind="cuda" if hardware.accelerator == "gpu" else "cpu",
         )
     mean_tokens = sum(len(sample.input_ids) for sample in samples) / len(samples) * config.schedule.batch_size
     return cost, cost.flops / (len(longest) * length) * mean_tokens
@@ -215,7 +250,7 @@ class Planned:
     corpus: Corpus
     answers: Answers
     cost: Cost  # of the longest micro-batch on one device
-    flops: float  # of a mean optimizer step, on all devices
+    flops: float  # of a mean optimizer step, on all devices, the optimizer's own not counted
     steps: int
 
     @property
@@ -272,11 +307,13 @@ def report(config: RunConfig) -> str:
         f"dry run: {hardware.devices} x {name}, {hardware.precision}, micro-batch {hardware.micro} x "
         f"{hardware.accumulate} accumulated",
         f"{one.trainable:,} of {one.parameters:,} parameters train",
-        *(f"  {what:<12} {size / 2**20:>10,.1f} MiB per device" for what, size in rows.items()),
+        *(f"  {what:<12} {_size(size, hardware)}" for what, size in rows.items()),
     ]
+    own = one.optimizer_flops
     counted = f"{planned.flops:.3g} FLOPs per step, {planned.steps:,} steps"
+    counted += f", and {own:.3g} a step on each device for the optimizer" if own else ""
     if not planned.is_here:
-        hours = planned.steps * planned.flops / hardware.devices / speed / 3600
+        hours = planned.steps * (planned.flops / hardware.devices + own) / speed / 3600
         return "\n".join([*lines, f"{counted}: {hours:.2g} hours of training alone ({source})"])
     expected = forecast.of(planned, forecast.probe(planned))
     took = time.perf_counter() - began
@@ -288,3 +325,9 @@ def report(config: RunConfig) -> str:
             f"{expected.exported / 1e6:,.1f} MB of disk, and {3 * expected.checkpoint / 1e6:,.1f} MB of checkpoints",
         ]
     )
+
+
+def _size(bytes_held: int, hardware: Resolved) -> str:
+    if hardware.accelerator == "gpu":
+        return f"{bytes_held / 2**30:>10,.2f} GiB per GPU"
+    return f"{bytes_held / 2**20:>10,.1f} MiB per device"

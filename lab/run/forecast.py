@@ -25,7 +25,7 @@ from lab.data.encode import Sample, prompt_ids
 from lab.instruments.first_step import LARGEST_SIDE
 from lab.layer import Target, weight_of
 from lab.model import weights_sha256
-from lab.run.setup import load_base
+from lab.run.setup import full_structure, load_base
 from lab.spectral.decomposition import exact_basis
 from lab.training.answers import Answers
 from lab.training.evaluate import batches_of
@@ -101,6 +101,8 @@ def probe(run: "Planned") -> Rates:
         scaling = scaling_factor(config.alpha, config.rank, config.scaling)  # type: ignore[arg-type]
         structure = planned(targets, {target.name: config.rank for target in targets}, scaling=scaling)
         net = build(net, structure, config.adapter.dropout).to(hardware.device)
+    else:
+        net = build(net, full_structure(net, run.parts.svd_policy))
     with Scorer(net, hardware.device, hardware.autocast) as scorer:
         net.eval()
         with torch.no_grad():

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lab import record
 from lab.adapter.export import BASE, export, verify_export
+from lab.adapter.osf import leaks
 from lab.adapter.switched import dense
 from lab.adapter.verify import verify_frozen
 from lab.config import RunConfig, instantiate
@@ -23,6 +24,7 @@ from lab.editors.guard import GuardEditor
 from lab.editors.switch import Switcher
 from lab.editors.switch_board import GuardBoard, SwitchBoard
 from lab.editors.trials import Trials
+from lab.errors import UsageError
 from lab.files import share_weights
 from lab.instruments import learned, per_module_csv
 from lab.instruments.first_step import FirstStepWatch, bytes_of, sample_of
@@ -54,6 +56,7 @@ from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
 from lab.training.compile import compile_blocks, graphs_made
 from lab.training.distributed import any_of, check_equal, rank, world
 from lab.training.evaluate import Evaluation, evaluate
+from lab.training.forgetting import ForgettingCurve
 from lab.training.hardware import Resolved
 from lab.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
@@ -88,6 +91,7 @@ class Host:
     total: int  # optimizer steps
     switchable: dict[str, tuple[int, int]]  # layers that the policy may switch, (out, in)
     monitor: Monitor
+    forgetting: ForgettingCurve | None = None
 
     def __init__(self, run_dir: Path, config: RunConfig, result: RunRecord, main: bool) -> None:
         self.run_dir, self.config, self.result, self.main = run_dir, config, result, main
@@ -111,6 +115,11 @@ class Host:
         model, data = self.parts.model, self.parts.data
         self.tokenizer = model.tokenizer()
         self.corpus = load_corpus(data, self.tokenizer, config.evaluate.max_examples)
+        if config.evaluate.forgetting_curve and not self.corpus.retention:
+            raise UsageError(
+                f"data.retention={config.data['retention']} gives no text here, and evaluate.forgetting_curve=true "
+                "needs one; name one with data.retention, or give evaluate.forgetting_curve=false."
+            )
         adapters = adapter_targets(model, config) if self.parts.rank_strategy is not None else None
         self.spectra = spectral_targets(model, self.parts.svd_policy, adapters)
         self.plan, self.total = self._batches()
@@ -169,6 +178,8 @@ class Host:
         if self.main:
             summary.print_start(self.result, adapted.targets)
             MetricsFile(self.run_dir).start({"step": 0, "tokens": 0, "val_loss": metrics["base_val_loss"]})
+            if self._watches_forgetting:
+                ForgettingCurve.start(self.run_dir, metrics["base_val_loss"], metrics["base_retention_loss"])
             record.write(self.run_dir, self.result)  # what was read back so far outlives a kill
         return adapted
 
@@ -197,7 +208,11 @@ class Host:
             if "files" in saved[1]:  # checkpoints of before 2026-11-27 have none, and are cut back by their steps
                 run_files.cut_back(self.run_dir, saved[1]["files"])
         with ProgressBar(total, done, enabled=self.main) as bar:
-            self.monitor = Monitor(self.run_dir, self._val, self._show_samples, bar)
+            curve = ForgettingCurve(self.run_dir, partial(self._evaluated, "retention"))
+            self.forgetting = curve if self._watches_forgetting else None
+            self.monitor = Monitor(
+                self.run_dir, partial(self._evaluated, "val"), self._show_samples, bar, self.forgetting
+            )
             checkpoints = Checkpoints(self.run_dir)
             stop = StopOnRequest(self.request, checkpoints)
             order = StepOrder(instruments, self.editing, boards, self.monitor, checkpoints, stop)
@@ -308,6 +323,8 @@ class Host:
             self.adapted.model.restore(best["structure"], best["state_dict"])
             self.monitor.final = None
         self.editing.finish(self.result)
+        if adapted.model.structure.kept:
+            self.result.spectral["osf"] = leaks(adapted.net)
         if self.main and self.editing.editors and adapted.targets:
             print_plan(self.result.ranks, adapted.targets)
         if adapted.frozen:
@@ -328,6 +345,8 @@ class Host:
             after = self._evaluate(scorer, "retention").loss
             metrics["retention_loss"] = after
             metrics["forgetting"] = after - (metrics["base_retention_loss"] or 0.0)
+            if self.forgetting is not None and (level := self.config.evaluate.forgetting_at) is not None:
+                metrics["equal_loss_forgetting"] = self.forgetting.forgotten_at(level)
         self._stop_if_asked()
         self.request.at_once = self._stopped()  # no process waits for another from here on
         self._measure()
@@ -388,12 +407,17 @@ class Host:
         with self.clock.spent("eval"), aloud(f"{side} loss"):
             return evaluate(scorer, self._samples(side), self.corpus.pad_id)
 
+    @property
+    def _watches_forgetting(self) -> bool:
+        return self.config.evaluate.forgetting_curve and self.config.evaluate.test
+
     def _samples(self, side: str) -> list[Sample]:
         return self.corpus.retention if side == "retention" else getattr(self.corpus, side).samples
 
-    def _val(self) -> Evaluation:
-        with aloud("val loss"):
-            return evaluate(self.module.scorer, self.corpus.val.samples, self.corpus.pad_id)
+    def _evaluated(self, side: str) -> Evaluation:
+        """On the live weights, in whatever account of the clock is open."""
+        with aloud(f"{side} loss"):
+            return evaluate(self.module.scorer, self._samples(side), self.corpus.pad_id)
 
     def _show_samples(self, step: int) -> None:
         with aloud("samples"):

@@ -22,7 +22,9 @@ from lab.evidence.gather import EvidenceGatherer
 from lab.layer import Target, find_targets, weight_of
 from lab.model import Model, combined, digests_of, weights_sha256
 from lab.run.parts import Parts
-from lab.structure import Structure
+from lab.structure import LayerForm, Structure
+from lab.svd_policy import SvdPolicy
+from lab.svd_policy.osf import Osf
 from lab.training import hardware
 from lab.training.distributed import check_equal, from_rank_0
 from lab.training.hardware import Resolved
@@ -119,7 +121,7 @@ def adapt(
     began = time.perf_counter()
     if parts.rank_strategy is None or parts.init is None:
         check_equal({"the base's sha256": base.held})
-        structure = trained_in_full(net)
+        structure = full_structure(net, parts.svd_policy)
         return Adapted(Structured(build(net, structure), check_structure(net, structure), base.plain()), [])
     strategy, (scheme, values) = parts.rank_strategy, first_scheme(parts.rank_strategy, parts.init)
     gatherer = EvidenceGatherer(net, targets, config, train, pad_id, resolved.device)
@@ -149,6 +151,18 @@ def adapt(
     }
     model = Structured(adapted, filled.applied_to(structure), base.plain())
     return Adapted(model, targets, applied, record, frozen, filled)
+
+
+def full_structure(net: nn.Module, policy: SvdPolicy) -> Structure:
+    """The structure of a run without adapters: every weight trains, but what the policy keeps from the start."""
+    full = trained_in_full(net)
+    if not isinstance(policy, Osf):
+        return full
+    targets = find_targets(net, policy.target_modules, key="svd_policy.target_modules")
+    kept = {target.name: LayerForm("osf", kept=policy.kept(target.name, target.shape)) for target in targets}
+    return Structure(
+        {name: kept.get(name, of) for name, of in full.layers.items() if policy.train_others or name in kept}
+    )
 
 
 def readapt(net: Any, targets: list[Target], config: RunConfig, checkpoint: dict[str, Any], model: Model) -> Adapted:

@@ -12,6 +12,7 @@ from lab.record import run_files
 from lab.training import checkpoint
 from lab.training.distributed import all_reduce, any_of
 from lab.training.evaluate import Evaluation
+from lab.training.forgetting import ForgettingCurve
 from lab.training.interrupt import Diverged, Interrupted, StopRequest
 from lab.training.metrics_file import MetricsFile
 from lab.training.module import CausalLM
@@ -46,8 +47,10 @@ class Monitor(AfterStep):
         evaluate: Callable[[], Evaluation],
         show_samples: Callable[[int], None],
         bar: ProgressBar,
+        forgetting: ForgettingCurve | None = None,
     ) -> None:
         self.run_dir, self.evaluate, self.show_samples, self.bar = run_dir, evaluate, show_samples, bar
+        self.forgetting = forgetting
         self.file: MetricsFile | None = None
         self.final: Evaluation | None = None  # of the last step's weights
         self.since = (0, 0.0)  # tokens and training seconds at the last logged row
@@ -103,6 +106,9 @@ class Monitor(AfterStep):
         if not math.isfinite(result.loss):  # the step just taken broke the weights, and no training loss follows it yet
             bad = next((name for name, p in module.named_parameters() if not bool(torch.isfinite(p).all())), None)
             raise Diverged("the validation loss", progress.step, examples, bad)
+        if self.forgetting is not None:
+            with run.clock.spent("eval"):
+                self.forgetting.evaluated(trainer, progress.step, result.loss)
         self.final = result if progress.step == run.total_steps else None
         if progress.best_val_loss is None or result.loss < progress.best_val_loss:
             progress.best_val_loss, progress.best_step = result.loss, progress.step

@@ -34,22 +34,24 @@ def head_loss(
     cap: float | None,
     scale: float = 1.0,
     buffers: Buffers | None = None,
+    planned_for: str | None = None,
 ) -> Tensor:
     """Sum over positions of the cross-entropy, in nats, of softcap(hidden weightᵀ); float32 scalar.
 
     hidden (positions, width), weight (vocabulary, width), targets (positions,) word ids. Products run in autocast's
     dtype where that is on, else in the weight's; all else runs in float32. `scale` is what the loss will be multiplied
-    by before backward, if the caller knows: the gradients need no pass of their own for it then.
+    by before backward, if the caller knows: the gradients need no pass of their own for it then. `planned_for`: the
+    kind of device whose chunks are taken where tensors have no values, which the pass by words would ask for.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     tracks = torch.is_grad_enabled()
     wanted = (tracks and hidden.requires_grad, tracks and weight.requires_grad)
-    by_words = kind == "cpu" and dtype == torch.bfloat16 and weight.dtype == torch.float32 and all(wanted)
-    if by_words and cap is not None and len(weight) % WORDS == 0 and len(hidden):
+    faster = kind == "cpu" and dtype == torch.bfloat16 and weight.dtype == torch.float32 and all(wanted)
+    if planned_for is None and faster and cap is not None and len(weight) % WORDS == 0 and len(hidden):
         held = {} if buffers is None else buffers
         return _ByWords.apply(hidden, weight, targets, cap, scale, held)  # type: ignore[no-any-return, no-untyped-call]
-    return _HeadLoss.apply(hidden, weight, targets, cap, dtype, wanted)  # type: ignore[no-any-return, no-untyped-call]
+    return _HeadLoss.apply(hidden, weight, targets, cap, dtype, wanted, planned_for)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _ByWords(torch.autograd.Function):
@@ -139,9 +141,11 @@ class _HeadLoss(torch.autograd.Function):
         cap: float | None,
         dtype: torch.dtype,
         wanted: tuple[bool, bool],
+        planned_for: str | None = None,
     ) -> Tensor:
+        kind = planned_for or hidden.device.type
         with torch.autocast(hidden.device.type, enabled=False):
-            nats, ctx.d_hidden, ctx.d_weight = _one_pass(hidden, weight, targets, cap, dtype, wanted)
+            nats, ctx.d_hidden, ctx.d_weight = _one_pass(hidden, weight, targets, cap, dtype, wanted, kind)
         return nats
 
     @staticmethod
@@ -149,7 +153,7 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         grads = ctx.d_hidden, ctx.d_weight
         del ctx.d_hidden, ctx.d_weight  # scaled in place: there is no second backward
-        return *(None if grad is None else grad.mul_(scale) for grad in grads), None, None, None, None
+        return *(None if grad is None else grad.mul_(scale) for grad in grads), None, None, None, None, None
 
 
 def _one_pass(
@@ -159,11 +163,12 @@ def _one_pass(
     cap: float | None,
     dtype: torch.dtype,
     wanted: tuple[bool, bool],
+    kind: str,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and the gradients of hidden and weight, None where they are not wanted."""
+    """The loss and the gradients of hidden and weight, None where they are not wanted, in the chunks of a device."""
     x, w = hidden.detach().to(dtype), weight.detach().to(dtype)
     positions, vocabulary = len(x), len(w)
-    rows = max(1, CHUNK.get(x.device.type, CHUNK["cuda"]) // vocabulary)
+    rows = max(1, CHUNK.get(kind, CHUNK["cuda"]) // vocabulary)
     buffer = x.new_empty(min(rows, positions), vocabulary)
     nats = torch.zeros((), dtype=torch.float32, device=x.device)
     d_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -173,7 +178,7 @@ def _one_pass(
     for start in range(0, positions, rows):
         part = slice(start, min(start + rows, positions))
         logits = torch.mm(x[part], w.T, out=buffer[: part.stop - start]).float()  # no copy in float32
-        nats += _to_gradient(logits, targets[part], cap, any(wanted))
+        nats += _to_gradient(logits, targets[part], cap, any(wanted), kind)
         gradient = logits.to(dtype)
         if d_hidden is not None:
             d_hidden[part] = gradient @ w
@@ -187,12 +192,12 @@ def _one_pass(
     return nats, d_hidden, d_weight
 
 
-def _to_gradient(logits: Tensor, targets: Tensor, cap: float | None, wanted: bool) -> Tensor:
+def _to_gradient(logits: Tensor, targets: Tensor, cap: float | None, wanted: bool, kind: str) -> Tensor:
     """The loss of a chunk (rows, vocabulary) float32, whose logits become their own gradients in place.
 
     With s = softcap(z): ∂loss/∂z = (softmax(s) − onehot(target)) · (1 − (s / cap)²).
     """
-    step = max(1, IN_CACHE // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    step = max(1, IN_CACHE // logits.shape[1]) if kind == "cpu" else len(logits)
     nats = torch.zeros((), dtype=torch.float32, device=logits.device)
     for z, y in zip(logits.split(step), targets.split(step), strict=True):
         if cap is not None:

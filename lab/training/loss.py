@@ -32,6 +32,7 @@ class LabelGate:
         self.entering: Tensor | None = None  # (labelled, width), where the head is passed by
         self.scale = 1.0  # what the loss will be multiplied by before backward, which spares a pass if it is right
         self.buffers: dict[str, Tensor] = {}  # of the pass over the head's logits
+        self.planned_for: str | None = None  # see head_loss
         plain = type(self.head) is nn.Linear and self.head.bias is None
         self.passes_by = plain and self.head.out_features >= LARGE_VOCABULARY and self._only_caps(net)
         self._handle = self.head.register_forward_pre_hook(self._select)
@@ -97,7 +98,8 @@ def loss_at(net: nn.Module, gate: LabelGate, input_ids: Tensor, where: Any, targ
     with gate.only(where):
         logits = net(input_ids=input_ids, use_cache=False).logits
         if gate.entering is not None:
-            return head_loss(gate.entering, gate.head.weight, targets, gate.cap, gate.scale, gate.buffers)
+            given = (gate.cap, gate.scale, gate.buffers, gate.planned_for)
+            return head_loss(gate.entering, gate.head.weight, targets, *given)
     return F.cross_entropy(logits.squeeze(0).float(), targets, reduction="sum")
 
 

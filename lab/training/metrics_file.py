@@ -50,6 +50,12 @@ class MetricsFile:
             return None
         return {name: float(cell) for name, cell in zip(self.columns, cells, strict=True) if cell}
 
+    def rows(self) -> list[dict[str, float]]:
+        """The values of every row, by column."""
+        lines = self.path.read_text().splitlines()[1:]
+        cells = (zip(self.columns, line.split(","), strict=True) for line in lines)
+        return [{name: float(cell) for name, cell in row if cell} for row in cells]
+
     def _step_of(self, line: bytes, number: int) -> int | None:
         """The step of a line, -1 of the header; None where it is not whole."""
         cells = line.decode(errors="replace").rstrip("\r\n").split(",")

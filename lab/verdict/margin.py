@@ -11,7 +11,7 @@ _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*(of gain)?\s*")
 
 def units(metric: str) -> str:
     """The unit of a metric; empty for a pure number."""
-    if metric.endswith("loss") or metric == "forgetting":
+    if metric.endswith(("loss", "forgetting")):
         return "nats per token"
     if metric.endswith("bpb"):
         return "bits per byte"

@@ -300,7 +300,7 @@ def test_a_schedule_that_cannot_be_is_refused_in_one_sentence(events, said, tmp_
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (("method=lora", *scheduled()), "switches layers that train in full, and method=lora has none"),
+        (("method=lora", *scheduled()), "acts on layers that train in full, and method=lora has none"),
         (("method=full", *scheduled(), "hardware.precision=bf16-true"), "use hardware.precision=bf16-mixed"),
         (("method=full", *scheduled(residual="keep")), "svd_policy.residual='keep' is none of fade, drop"),
         (("method=full", *scheduled(fade_steps=0)), "svd_policy.fade_steps=0 must be at least 1"),

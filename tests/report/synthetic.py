@@ -1,11 +1,12 @@
 """Run and study directories with known numbers, written with lab.record: nothing here trains."""
 
 import csv
+import json
 import math
 import random
 from pathlib import Path
 
-from lab.record import RunRecord, write
+from lab.record import RunRecord, read, write
 from lab.record.study import Study, write_study
 
 STEPS = 60
@@ -208,4 +209,34 @@ def rank_strategies(directory: Path) -> Study:
         error={"type": "Diverged", "message": "loss is NaN at step 17 <script>alert(1)</script>"},
         **per_arm["empirical"],
     )  # fmt: skip
+    return study
+
+
+FORGOT = {"never": 0.2, "guard": 0.1, "osf": 0.2, "delta": 0.3}  # nats on A for each nat that B's loss fell
+
+
+def forgetting(directory: Path, slopes: dict[str, float] = FORGOT, level: float = 2.5, **fields) -> Study:
+    """Arms that forget in proportion to what they learn, by their own slopes; what they protect is in their records."""
+    means = dict(zip(slopes, (2.0, 2.2, 2.1, 2.05), strict=False))
+    wanted = {"metric": "equal_loss_forgetting", "margin": 0.01, "name": "forgetting", "tuned": False}
+    study = make_study(directory, means, **wanted | {"question": "Is more kept at equal loss?"} | fields)
+    for path in sorted(directory.glob("*/result.json")):
+        held = read(path.parent)
+        noise = random.Random(f"{held.arm} {held.seed}").gauss(0, 0.002)
+        slope, end = slopes[held.arm], held.metrics["val_loss"]
+        losses = [3.02 + i / 12 * (end - 3.02) for i in range(13)]
+        rows = [
+            f"{5 * i},{loss!r},{4.0 + slope * (3.02 - loss) + noise * (i > 0)!r}\n" for i, loss in enumerate(losses)
+        ]
+        (path.parent / "retention.csv").write_text("step,val_loss,retention_loss\n" + "".join(rows))
+        held.metrics |= {"equal_loss_forgetting": slope * (3.02 - level) + noise, "base_retention_loss": 4.0}
+        held.metrics["forgetting"] = slope * (3.02 - end) + noise
+        if held.arm == "guard":
+            held.spectral["guard"] = {name: {"steps": 59, "removed": 29.5, "leak": 1e-10} for name in LAYERS}
+        if held.arm == "osf":
+            held.spectral["osf"] = {name: {"kept": 64, "leak": 0.02 + 0.01 * i} for i, name in enumerate(LAYERS)}
+        if held.arm == "delta":
+            moves = [{"step": 0, "layer": name, "from": "full", "to": "delta"} for name in LAYERS]
+            (path.parent / "switches.jsonl").write_text("".join(json.dumps(move) + "\n" for move in moves))
+        write(path.parent, held)
     return study

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.text import Text
-from synthetic import COLUMNS, STEPS, init_comparison, make_run, make_study, rank_strategies, rank_sweep
+from synthetic import COLUMNS, STEPS, forgetting, init_comparison, make_run, make_study, rank_strategies, rank_sweep
 
 from lab.report import figure as figures
 from lab.report.analysis import analyse, frontier_arms
@@ -22,9 +22,12 @@ from lab.report.render import write_report
 
 DRAWINGS = {drawing.name: drawing for drawing in drawings()}
 EXPECTED = {
-    rank_sweep: set(DRAWINGS) - {"rank_heatmap", "low_rank_over_steps"},
-    init_comparison: set(DRAWINGS) - {"rank_comparison", "rank_heatmap", "frontier", "low_rank_over_steps"},
-    rank_strategies: set(DRAWINGS) - {"rank_comparison", "low_rank_over_steps"},
+    rank_sweep: set(DRAWINGS) - {"rank_heatmap", "low_rank_over_steps", "forgetting_curves"},
+    init_comparison: set(DRAWINGS)
+    - {"rank_comparison", "rank_heatmap", "frontier", "low_rank_over_steps", "forgetting_curves"},
+    rank_strategies: set(DRAWINGS) - {"rank_comparison", "low_rank_over_steps", "forgetting_curves"},
+    forgetting: set(DRAWINGS)
+    - {"rank_comparison", "rank_heatmap", "frontier", "learning_rates", "low_rank_over_steps"},
 }
 
 
