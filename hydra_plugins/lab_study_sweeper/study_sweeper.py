@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -168,11 +169,15 @@ class StudySweeper(Sweeper):
         return Tried(*seconds, bytes=verdict.exported + verdict.checkpoint)
 
     def _launch(self, study_dir: Path) -> Callable[[Sequence[Sequence[str]], int], None]:
+        from lab.errors import UsageError
         from lab.paths import quoted
 
         def launch(jobs: Sequence[Sequence[str]], first: int) -> None:
             where = ["hydra.mode=MULTIRUN", f"hydra.sweep.dir={quoted(str(study_dir))}"]
-            self.launcher.launch([[*overrides, *where] for overrides in jobs], initial_job_idx=first)
+            try:
+                self.launcher.launch([[*overrides, *where] for overrides in jobs], initial_job_idx=first)
+            except HydraException as error:
+                raise UsageError(f"no job of {study_dir} can be composed: {error}") from error
 
         return launch
 

@@ -35,7 +35,7 @@ PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 ROOM = 0.8  # of the memory that is free: what a run may take to be tried
 UTILISATION = 0.4  # of a GPU's peak: what LoRA and small pre-training runs reach is between 0.3 and 0.5
 
-# torch counts the fused attention of a GPU, and not that of a CPU, on which all is planned; a masked half counts as done.
+# torch counts the fused attention of a GPU, and not that of a CPU, on which all is planned, masked or not.
 ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (

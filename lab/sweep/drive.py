@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hydra.errors import HydraException
-
 from lab import record
+from lab.errors import UsageError
 from lab.paths import quoted
 from lab.record.study import Study, write_study
 from lab.sweep import runs
@@ -35,7 +34,7 @@ def drive(
     `launch` takes the overrides of several jobs and the number of the first, and returns when they have ended; what
     they achieved is read from their directories, never from what it returns. `launcher` is the name of its class,
     `one_by_one` submits one job at a time. Raises UsageError where another process is driving the same directory, and
-    Hydra's error where a job cannot be composed.
+    passes on a launcher's, which is of all jobs.
     """
     attempts: dict[str, int] = {}
     named: set[str] = set()
@@ -90,8 +89,8 @@ def _submit(
     write_study(study_dir, study)
     try:
         launch(overrides, first)
-    except HydraException:
-        raise  # no job could be composed, nor will it be at another attempt
+    except UsageError:
+        raise  # of all jobs, and at every attempt
     except Exception as error:
         # A launcher gives up on all jobs when it loses one; what became of each is on disk, and is looked at next.
         print(f"the launcher raised {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -5,7 +5,6 @@ import math
 import re
 
 import pytest
-from hydra.errors import ConfigCompositionException
 
 from lab.errors import UsageError
 from lab.record import RunRecord, lock, write
@@ -107,11 +106,11 @@ def test_a_launcher_that_raises_is_asked_twice_and_the_study_goes_on(study_dir, 
     assert "RuntimeError: no such partition" in capsys.readouterr().err
 
 
-def test_jobs_that_hydra_cannot_compose_end_the_study_before_any_attempt_is_counted(study_dir):
+def test_jobs_that_cannot_be_composed_end_the_study_before_any_attempt_is_counted(study_dir):
     def refuse(jobs, first):
-        raise ConfigCompositionException("Could not override 'hydra.launcher.n_jobs'.")
+        raise UsageError("Could not override 'hydra.launcher.n_jobs'.")
 
-    with pytest.raises(ConfigCompositionException):
+    with pytest.raises(UsageError):
         go(study_dir, refuse, one_by_one=False)
 
 
