@@ -10,7 +10,7 @@ from hydra import initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from lab.config import CONF, ConfigError, RunConfig, compose, from_plain
+from lab.config import CONF, ConfigError, RunConfig, check, compose, from_plain
 from lab.config.validate import CHOICES, DEFAULTS
 
 
@@ -227,3 +227,13 @@ def test_every_choice_is_documented_by_its_default():
     for key, allowed in CHOICES.items():
         value = OmegaConf.select(OmegaConf.structured(compose()), key)
         assert value in allowed
+
+
+@pytest.mark.parametrize("group", ["model", "data", "init", "rank_strategy", "svd_policy", "logger"])
+def test_a_file_that_names_an_option_where_its_values_belong_is_told_where_names_go(group):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = hydra_compose("config")
+    cfg[group] = "mine"  # as `init: mine` in an experiment's file
+    with pytest.raises(ConfigError) as told:
+        check(cfg)
+    assert str(told.value).startswith(f"{group}: mine is a name where its values belong; in a file's defaults list")

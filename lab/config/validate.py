@@ -4,7 +4,7 @@ No torch here: a class is imported to ask what it refuses beside it only where a
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lab.config.instantiate import locate
@@ -89,6 +89,13 @@ def problems(plain: dict[str, Any]) -> list[str]:
     missing = [f"{key} has no value; give it one: {key}=…" for key in _missing(plain)]
     if missing:
         return missing
+    named = {key: plain[key] for key in OF_CLASSES if not isinstance(plain[key], Mapping)}
+    if named:  # as a YAML file without its defaults list gives it
+        return [
+            f"{key}: {value} is a name where its values belong; in a file's defaults list write "
+            f"'- override /{key}: {value}', on the command line {key}={value}."
+            for key, value in named.items()
+        ]
     wrong = [
         f"{key} is empty text, which is no path; give one, or null where there shall be none." for key in empty(plain)
     ]
