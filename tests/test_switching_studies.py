@@ -134,6 +134,17 @@ def test_the_muon_products_of_a_plan_are_those_of_newton_schulz(text):
     assert planned.cost.optimizer_flops == products
 
 
+def test_the_flops_of_a_plan_are_those_of_its_products_with_attention_scores(text):
+    """Closed form: 6 a weight and token, and of attention, forward and backward, (2 + 5) products of T x T x width."""
+    twin = ("model.depth=1", "model.vocab_size=8192", "data=text", f"data.path={text}", "data.max_length=32")
+    planned = dry_run.plan(config.compose("experiment=phase3", *twin, "hardware=cpu", *BF16, "schedule.batch_size=16"))
+    width, tokens, length = planned.parts.model.skeleton().config.hidden_size, 8 * 32, 32
+    blocks, head = 12 * width * width, 8192 * width
+    labelled = 8 * 31  # the first of a block is not predicted
+    expected = 6 * blocks * tokens + 6 * head * labelled + 7 * 2 * length * width * tokens
+    assert planned.cost.flops == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["forgetting", "phase2", "phase3"])
 def test_the_commands_in_a_header_compose(name):
     text = (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
