@@ -321,7 +321,7 @@ def report(config: RunConfig) -> str:
         [
             *lines,
             f"{counted}: {expected.total / 3600:.2g} hours in all, by a probe of this machine ({took:.0f} s)",
-            *(f"  {what:<22} {each:>10,.1f} s" for what, each in expected.seconds.items() if each),
+            *(f"  {what:<30} {each:>10,.1f} s" for what, each in expected.seconds.items() if each),
             f"{expected.exported / 1e6:,.1f} MB of disk, and {3 * expected.checkpoint / 1e6:,.1f} MB of checkpoints",
         ]
     )
