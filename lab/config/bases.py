@@ -20,9 +20,9 @@ UNKNOWN = Base(lr=1e-3, lr_from="the lab's rate where it knows nothing of the ba
 PRETRAINED = Base(3e-4, "pretrained models of 1B to 550B: 126 sweeps of thinking-machines-lab/tinker-cookbook")
 BASES: Mapping[str, Base] = {  # by model.name_or_path
     "lab:base": Base(1e-3, "the lab's rate on the shipped base", retention="stdlib_docs"),
-    # A placeholder until its quarter-decade sweep is committed. Five steps took 2.312 nats to 2.303 at 2e-4, to 2.228
-    # at 1e-3 and to 2.049 at 3e-3; longer training wants less.
-    "lab:smollm2_135m": Base(1e-3, "SmolLM2-135M at three rates and five steps, not yet swept"),
+    # 60 steps of 8 sums at rank 16, quarters of a decade round the best (docs/studies/init_comparison_smollm2): lowest
+    # at 1e-3 on one seed (0.588 nats; 0.628 a quarter below, 0.598 above), at 1.78e-3 on another (0.588; 0.617 at 1e-3).
+    "lab:smollm2_135m": Base(1e-3, "SmolLM2-135M swept by quarters of a decade, 60 steps of sums"),
 }
 
 
