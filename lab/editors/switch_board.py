@@ -28,6 +28,7 @@ class SwitchBoard(Instrument):
         """What switched before the first step."""
         if pl_module.run.progress.step == 0:
             self._show(trainer, pl_module, 0)
+            self._log(trainer, self._forms(pl_module), 0)  # where the lines start
 
     def after_step(self, trainer: Trainer, module: CausalLM, batch: dict[str, Any]) -> None:
         """What switched after this step."""
@@ -43,16 +44,26 @@ class SwitchBoard(Instrument):
             console.print(Text(line, style="bold"))
         if not rows:
             return
-        forms = Counter(form.form for form in module.run.model.structure.layers.values())
-        scalars = {f"switch/layers_{form}": float(forms[form]) for form in ("fading", "low_rank", "delta")}
-        scalars["switch/trainable_params"] = float(sum(p.numel() for p in module.net.parameters() if p.requires_grad))
+        scalars = self._forms(module) if step else {}
         if rows[0]["loss_before"] is not None:
             scalars["switch/loss_jump"] = rows[0]["loss_after"] - rows[0]["loss_before"]
+        self._log(trainer, scalars, step)
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=step)
             add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
             if add_text is not None:
                 add_text("switch", "\n\n".join(map(sentence, rows)), step)
+
+    def _forms(self, module: CausalLM) -> dict[str, float]:
+        forms = Counter(form.form for form in module.run.model.structure.layers.values())
+        trained = sum(p.numel() for p in module.net.parameters() if p.requires_grad)
+        return {f"switch/layers_{form}": float(forms[form]) for form in ("fading", "low_rank", "delta")} | {
+            "switch/trainable_params": float(trained)
+        }
+
+    def _log(self, trainer: Trainer, scalars: dict[str, float], step: int) -> None:
+        if trainer.is_global_zero and scalars:
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars, step=step)
 
 
 def lines(rows: Sequence[Row]) -> list[str]:

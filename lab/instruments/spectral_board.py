@@ -9,6 +9,7 @@ from lab.layer import Target, evenly_spaced
 from lab.ledger import Row
 from lab.svd_policy.decisions import Decided
 from lab.svd_policy.observing import Observing
+from lab.svd_policy.switching import Switching
 
 MEASURES: dict[str, Callable[[Row], float | None]] = {
     "angle": lambda row: row.angle(row.k),  # radians, since the last tick
@@ -43,7 +44,11 @@ PAGE_OF_CLAUSE = {
     "minor_safe": "energy against chance",
     "reconstruction_safe": "tail error",
 }
-OTHER, COST = "limits", "cost"
+OTHER, COST, SWITCHES = "limits", "cost", "switches"
+WHAT_SWITCHED = {  # tags of lab.editors.switch_board
+    "layers by form": ["Multiline", ["switch/layers_.+"]],
+    "parameters that train": ["Multiline", ["switch/trainable_params"]],
+}
 FIGURES_AT = tuple(2 * 4**i for i in range(2, 12))  # ticks; figures cost as much as thirty, so ever further apart
 SAYS = {  # of the measures drawn as heat maps
     "angle": "largest angle since the last tick (rad)",
@@ -126,7 +131,9 @@ class SpectralBoard:
 
     def layout(self) -> dict[str, dict[str, list[Any]]]:
         """The custom-scalars page: a category per question, its clauses with their limits first."""
-        pages: dict[str, dict[str, list[Any]]] = {page: {} for page in (*PAGES, OTHER)}
+        pages: dict[str, dict[str, list[Any]]] = {page: {} for page in (SWITCHES, *PAGES, OTHER)}
+        if isinstance(self.policy, Switching):
+            pages[SWITCHES] = dict(WHAT_SWITCHED)
         for clause in self.clauses:
             page = pages[PAGE_OF_CLAUSE.get(clause, OTHER)]
             page[f"{clause} and its limit"] = ["Multiline", [f"spectral_limit/{clause}/.+"]]

@@ -260,7 +260,7 @@ def test_the_dashboard_has_a_page_per_question_with_the_limits_drawn_in(tmp_path
     layout = Layout()
     layout.ParseFromString(events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0])
     pages = {page.title: [chart.title for chart in page.chart] for page in layout.category}
-    assert list(pages) == ["angle", "energy against chance", "tail error", "effective rank", "cost"]
+    assert list(pages) == ["switches", "angle", "energy against chance", "tail error", "effective rank", "cost"]
     assert pages["angle"][0] == "angle_stable and its limit"
     scalars = events.Tags()["scalars"]
     assert [event.value for event in events.Scalars("spectral_limit/angle_stable/limit")] == pytest.approx([0.1] * 2)
