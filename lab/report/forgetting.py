@@ -42,7 +42,7 @@ def curves_table(analysis: Analysis) -> Table | None:
     if common is None:
         return None
     base, lowest = common
-    levels = [base + share * (lowest - base) for share in SHARES]
+    levels = [*(base + share * (lowest - base) for share in SHARES[:-1]), lowest]
     rows = [
         [
             arm.name,

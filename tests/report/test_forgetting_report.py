@@ -1,10 +1,13 @@
 """The report of a study of forgetting: what its verdicts come to, and the curves at losses that all arms reached."""
 
 import pytest
+from matplotlib import rc_context
 from synthetic import FORGOT, forgetting, init_comparison
 
 from lab.report.analysis import analyse
 from lab.report.document import Heading, Table
+from lab.report.figure import style
+from lab.report.figure.forgetting_curves import forgetting_curves
 from lab.report.findings import report
 from lab.report.forgetting import at_level, common_level, curves_table, protected, thesis
 
@@ -90,6 +93,20 @@ def test_forgetting_is_read_where_every_run_of_every_arm_came_down_to(analysed):
     assert table.rows[0][-1] == "nothing"
     last = {row[0]: float(row[4]) for row in table.rows}
     assert last["guard"] < last["osf"] < last["delta"]
+
+
+@pytest.mark.parametrize("lowest", [0.5903 + 0.0007 * i for i in range(8)])
+def test_the_run_that_set_the_lowest_level_counts_at_it(tmp_path, lowest):
+    """2.4 + 1.0 * (lowest - 2.4) lies below `lowest` for some of these pairs: no run came so far down."""
+    forgetting(tmp_path, seeds=[1])
+    for path in sorted(tmp_path.glob("*/retention.csv")):
+        path.write_text(f"step,val_loss,retention_loss\n0,2.4,4.0\n5,{lowest!r},4.25\n")
+    analysis = analyse(tmp_path)
+    assert {row[4] for row in curves_table(analysis).rows} == {"0.2500"}
+    with rc_context(style.RC):
+        lines = forgetting_curves(analysis).axes[0].lines[:-1]
+    for line in lines:
+        assert (line.get_xdata()[-1], line.get_ydata()[-1]) == (lowest, pytest.approx(0.25))
 
 
 def test_the_report_has_the_section_where_it_was_measured_and_only_there(analysed, tmp_path):
