@@ -79,6 +79,11 @@ class Switching:
         return min(self.after_start, key=lambda moment: moment.trained)
 
     @property
+    def least_rank(self) -> float:
+        """The lowest mean rank from the first step on, which need not be where fewest entries trained."""
+        return min(moment.rank for moment in self.after_start)
+
+    @property
     def whole(self) -> int:
         """Entries of the layers when all are full."""
         return self.moments[0].trained
@@ -90,7 +95,7 @@ class Switching:
 
     @property
     def lowers_peak(self) -> bool:
-        """True only for a run whose layers were low-rank from before its first step to its end."""
+        """True where the peak is below that of all layers full."""
         return self.peak_bytes < self.full_bytes
 
     @property
@@ -118,7 +123,7 @@ class Switching:
             "returns": self.returned,
             "rollbacks": self.rolled_back,
             "layers_low_at_end": self.end.low,
-            "mean_rank_least": self.least.rank,
+            "mean_rank_least": self.least_rank,
             "mean_rank_end": self.end.rank,
             "layer_params_least": self.least.trained,
             "layer_params_end": self.end.trained,

@@ -68,6 +68,14 @@ def test_a_peak_is_lowered_by_no_run_that_starts_or_ends_full(rows, lowers):
     assert replay(rows, SHAPES, 1).lowers_peak is lowers
 
 
+def test_the_least_rank_need_not_be_where_fewest_entries_trained():
+    """Fewest train with b at rank 2, 64 + 48; with a at rank 1 it is 16 + 128, at a lower mean rank."""
+    own = replay([row(5, "b", "low_rank"), row(9, "b", "full"), row(12, "a", "low_rank", rank=1)], SHAPES, 1)
+    assert [(moment.trained, moment.rank) for moment in own.after_start] == [(192, 8), (112, 5), (192, 8), (144, 4.5)]
+    assert (own.least.step, own.least.rank) == (5, 5)
+    assert own.least_rank == own.row()["mean_rank_least"] == 4.5
+
+
 def test_the_largest_fall_of_the_rank_is_found_across_a_rise():
     rows = [row(5, "a", "low_rank"), row(9, "a", "full"), row(12, "a", "low_rank"), row(15, "b", "low_rank")]
     before, after = replay(rows, SHAPES, 1).fall
