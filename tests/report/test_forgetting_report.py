@@ -1,5 +1,7 @@
 """The report of a study of forgetting: what its verdicts come to, and the curves at losses that all arms reached."""
 
+from dataclasses import replace
+
 import pytest
 from matplotlib import rc_context
 from synthetic import FORGOT, forgetting, init_comparison
@@ -69,6 +71,35 @@ def test_an_arm_that_protected_nothing_is_no_test_of_the_thesis(tmp_path):
         path.write_text(path.read_text().replace('"steps": 59', '"steps": 0'))
     assert study.contrasts == ["guard"]
     assert thesis(analyse(tmp_path)) is None
+
+
+def test_a_pair_that_starts_from_zero_keeps_no_directions_and_is_no_test_of_the_thesis(tmp_path):
+    """Its tail is 1: the product of 0 holds none of the weight, and all of it lies beneath what is trained."""
+    forgetting(tmp_path, contrasts=["guard", "delta"])
+    for path in tmp_path.glob("*_delta_*/switches.jsonl"):
+        path.write_text(path.read_text().replace('"tail": 0.9', '"tail": 1.0'))
+    analysis = analyse(tmp_path)
+    assert thesis(analysis) == SAID + "shown. At equal loss guard keeps more than never."
+    assert protected(analysis.arms[3].runs) == "7 layers frozen under a pair", "which the table still says"
+
+
+def test_of_an_arm_that_was_not_judged_nothing_is_said_to_be_shown_or_not(tmp_path):
+    forgetting(tmp_path, contrasts=["guard", "osf"])
+    analysis = analyse(tmp_path)
+    rows = [replace(row, verdict="withheld") if row.arm_a == "osf" else row for row in analysis.comparisons]
+    assert thesis(replace(analysis, comparisons=tuple(rows))) == (
+        SAID + "shown. At equal loss guard keeps more than never; osf has no verdict against never."
+    )
+
+
+@pytest.mark.parametrize("damage", ['{"step": 0, "lay', '{"step": 0, "step": 1}\n'])
+def test_switches_that_cannot_be_read_leave_what_was_protected_unmeasured(tmp_path, damage):
+    forgetting(tmp_path, contrasts=["delta"])
+    broken = min(tmp_path.glob("*_delta_*/switches.jsonl"))
+    broken.write_text(damage)
+    analysis = analyse(tmp_path)
+    assert curves_table(analysis).rows[3][-1] == "not measurable"
+    assert thesis(analysis) is None
 
 
 def test_what_was_protected_is_read_from_the_records(analysed):
