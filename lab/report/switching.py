@@ -10,7 +10,6 @@ from typing import Any
 
 from lab import record
 from lab.errors import UsageError
-from lab.record import run_files
 from lab.report.study import Run
 
 SWITCHES, LEDGER = "switches.jsonl", "ledger/rows.jsonl"
@@ -144,7 +143,7 @@ def switching_of(run: Run) -> Switching | None:
     """
     if run.record.config.get("method") != "full" or not (run.path / LEDGER).exists():
         return None
-    rows, shapes = _rows(run), _shapes(run.path / LEDGER)
+    rows, shapes = run.rows(SWITCHES), _shapes(run.path / LEDGER)
     moments = 1 if (run.record.config.get("optim") or {}).get("matrix_lr") is not None else 2
     return replay(rows, shapes, moments, *_timing(run))
 
@@ -236,25 +235,9 @@ def _timing(run: Run) -> tuple[float | None, list[tuple[int, int, float]]]:
 def _shapes(path: Path) -> dict[str, tuple[int, int]]:
     """Shapes (out, in) of the layers that may switch, from the head of a run's ledger."""
     record.check_own(path)
-    with path.open() as file:
-        head = _parsed(path, file.readline().partition(" ")[2])
-    return {name: tuple(target["shape"]) for name, target in head["targets"].items()}
-
-
-def _rows(run: Run) -> list[dict[str, Any]]:
-    """The rows of switches.jsonl; none where nothing switched."""
-    path = run.path / SWITCHES
-    record.check_own(path)
-    recorded = run.record.files.get(SWITCHES) if run.status == "completed" else None
-    if recorded is not None and (fault := run_files.damage(path, recorded, whole=True)) is not None:
-        raise UsageError(f"{fault}; its switches are left out.")
-    if not path.exists():
-        return []
-    return [_parsed(path, line) for line in path.read_text().splitlines()]
-
-
-def _parsed(path: Path, text: str) -> Any:
     try:
-        return record.parse(text)
+        with path.open() as file:
+            head = record.parse(file.readline().partition(" ")[2])
     except ValueError as error:
         raise UsageError(f"{path} is not readable ({error}); its switches are left out.") from None
+    return {name: tuple(target["shape"]) for name, target in head["targets"].items()}

@@ -5,6 +5,7 @@ import json
 import pytest
 from synthetic import make_run
 
+from lab import record
 from lab.report.analysis import analyse
 from lab.report.study import load_run
 from lab.report.switching import replay, switching_of
@@ -110,6 +111,17 @@ def test_a_damaged_file_of_switches_is_said_and_the_run_still_counts(tmp_path):
     assert len(analysis.arms[0].runs) == 1
     (problem,) = analysis.study.problems
     assert "its switches are left out" in problem.reason
+
+
+def test_the_last_row_of_a_run_that_still_runs_is_no_problem_where_it_is_half_written(tmp_path):
+    run = make_run(tmp_path / "0_run", arm="grow", seed=1, loss=2.0, config={"method": "full"}, status="running")
+    (run / "ledger").mkdir()
+    (run / "ledger/rows.jsonl").write_text(f"0 {json.dumps({'targets': {'a': {'shape': SHAPES['a']}}})}\n")
+    (run / "switches.jsonl").write_text('{"step": 5, "la')
+    with record.lock(run):  # held by the process that trains
+        analysis = analyse(tmp_path)
+    assert analysis.counts == {"running": 1}
+    assert analysis.study.problems == ()
 
 
 def test_a_run_without_ticks_and_one_of_adapters_have_no_forms(tmp_path):
