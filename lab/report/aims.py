@@ -21,7 +21,9 @@ def _checked(aim: Aim, analysis: Analysis) -> str:
         return _seen(aim, analysis)
     row, metric = _row(aim, analysis), analysis.judgement.metric
     values = [value for arm in analysis.arms if arm.name == aim.other for value in arm.values(metric)]
-    if row is None or row.statistics.mean is None or not values:
+    if row is None:
+        return "not checked, since the two are in no contrast and neither is the baseline"
+    if row.statistics.mean is None or not values:
         return "not to be seen, since no seed was completed by both"
     flip = -1 if (row.arm_a, row.arm_b) == (aim.other, aim.arm) else 1
     worse = flip * analysis.judgement.sign * row.statistics.mean

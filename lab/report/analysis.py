@@ -97,9 +97,9 @@ def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str 
 
 
 def _switching(runs: Iterable[Run]) -> tuple[dict[Path, Switching], list[Problem]]:
-    """What the layers of the runs did, and the files that could not be read."""
+    """What the layers of the runs did that have ended, and the files that could not be read."""
     found, problems = {}, []
-    for run in runs:
+    for run in (run for run in runs if run.status != "running"):  # whose last row may be half written
         try:
             own = switching_of(run)
         except UsageError as error:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from lab.errors import UsageError
 from lab.report.analysis import Analysis
 from lab.report.arms import Arm
 from lab.report.document import Table, number
@@ -35,19 +36,29 @@ def criteria_table(analysis: Analysis) -> Table | None:
     for text, check in PHASES[phase].items():
         for arm in analysis.arms:
             if arm is not baseline:
-                found = check(arm, baseline) if arm.runs else Checked(None, "no run has completed")
+                found = _on(check, arm, baseline)
                 rows.append([text, arm.name, WORDS[found.met], found.said])
     columns = ["criterion", "arm", "", "by"]
     caption = f"The criteria of seed 001's {phase}, one by one, on what the runs recorded: no verdicts."
     return Table("criteria", caption, columns, rows, text=("arm", "", "by"), screen=("by",))
 
 
+def _on(check: Check, arm: Arm, baseline: Arm) -> Checked:
+    """A criterion on an arm, not measurable where a file that it reads is damaged."""
+    if not arm.runs:
+        return Checked(None, "no run has completed")
+    try:
+        return check(arm, baseline)
+    except UsageError as error:
+        return Checked(None, str(error))
+
+
 def switches(arm: Arm, baseline: Arm) -> Checked:
-    """Layers switch, and for which reasons their policy says that they did."""
-    rows = [row for run in arm.runs for row in run.rows("switches.jsonl")]
-    low = {(run.name, row["layer"]) for run in arm.runs for row in run.rows("switches.jsonl") if row["to"] != "full"}
-    back = sum(row["to"] == "full" for row in rows)
-    reasons = ", ".join(sorted({row["reason"] for row in rows if row["to"] != "full"}))
+    """Layers switch, and for which reasons their policy says that they did; that a residual has faded is none."""
+    rows = [(run.name, row) for run in arm.runs for row in run.rows("switches.jsonl")]
+    low = {(name, row["layer"]) for name, row in rows if row["to"] != "full"}
+    back = sum(row["to"] == "full" for _, row in rows)
+    reasons = ", ".join(sorted({row["reason"] for _, row in rows if row["to"] != "full" and row["from"] != "fading"}))
     if not low:
         return Checked(False, f"no layer switched (runs: {len(arm.runs)})")
     return Checked(True, f"{len(low)} layers, runs: {len(arm.runs)} ({reasons}); {back} returns to full")
@@ -91,7 +102,7 @@ def attacked(arm: Arm, baseline: Arm) -> Checked:
 
 
 def falls(arm: Arm, baseline: Arm) -> Checked:
-    """The rank of some layer decreases while it is low-rank, or from full to low."""
+    """A layer's rank is lower than its last one."""
     fallen = rose = 0
     for run in arm.runs:
         ranks: dict[str, int] = {}

@@ -59,8 +59,16 @@ def recommended(analysis: Analysis) -> tuple[list[str], str]:
     if baseline is None or not any(row.verdict in DECIDED for row in rows):
         return [], "no contrast was decided"
     pairs = analysis.judgement.pairs.values()
-    own = [row for row in rows if row.arm_b == baseline or (row.arm_a, row.arm_b) not in pairs]
-    better = [row.arm_a for row in own if row.verdict == "a_better"]
+    own = [row for row in rows if baseline in (row.arm_a, row.arm_b) or (row.arm_a, row.arm_b) not in pairs]
+    if not own:
+        return [], f"no contrast is with {baseline}"
+    if not any(row.verdict in DECIDED for row in own):
+        return [], f"no contrast with {baseline} was decided"
+    better = [
+        row.arm_b if row.arm_a == baseline else row.arm_a
+        for row in own
+        if row.verdict == ("b_better" if row.arm_a == baseline else "a_better")
+    ]
     beaten = {row.arm_a if row.verdict == "b_better" else row.arm_b for row in rows if row.verdict in BETTER}
     if better and beaten.issuperset(better):
         return [], f"what was found better than {baseline} was found worse than another arm"

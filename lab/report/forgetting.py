@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+from lab.errors import UsageError
 from lab.record.forgetting import at_loss
 from lab.report.analysis import Analysis
 from lab.report.arms import Arm
@@ -42,7 +44,7 @@ def curves_table(analysis: Analysis) -> Table | None:
     if common is None:
         return None
     base, lowest = common
-    levels = [base + share * (lowest - base) for share in SHARES]
+    levels = [*(base + share * (lowest - base) for share in SHARES[:-1]), lowest]
     rows = [
         [
             arm.name,
@@ -76,8 +78,28 @@ def protected(runs: Sequence[Run]) -> str | None:
         leaks = [layer["leak"] for of_run in kept for layer in of_run.values() if layer["leak"] is not None]
         worst = f", up to {max(leaks):.1%} of a change's energy on what they keep" if leaks else ""
         return f"{span(map(len, kept))} layers by OSF{worst}"
-    frozen = [{row["layer"] for row in run.rows("switches.jsonl") if row["to"] == "delta"} for run in runs]
+    try:
+        frozen = [{row["layer"] for row in _deltas(run)} for run in runs]
+    except UsageError:  # a problem of the run, which the report lists
+        return "not measurable"
     return f"{span(map(len, frozen))} layers frozen under a pair" if any(frozen) else None
+
+
+def keeps_principal(runs: Sequence[Run]) -> bool:
+    """True where an arm's runs kept principal directions; a pair that starts from zero keeps none (LoRA, in effect)."""
+    for run in runs:
+        guards = (run.record.spectral.get("guard") or {}).values()
+        if run.record.spectral.get("osf") or any(account["steps"] for account in guards):
+            return True
+    try:
+        # Of a weight's smallest directions, the tail is what the others hold; of a product of 0 it is all.
+        return any(row["tail"] < 1 for run in runs for row in _deltas(run))
+    except UsageError:  # a problem of the run, which the report lists
+        return False
+
+
+def _deltas(run: Run) -> list[dict[str, Any]]:
+    return [row for row in run.rows("switches.jsonl") if row["to"] == "delta"]
 
 
 def thesis(analysis: Analysis) -> str | None:
@@ -86,7 +108,7 @@ def thesis(analysis: Analysis) -> str | None:
     rows = [
         row
         for row in analysis.contrasts
-        if row.metric == METRIC and row.arm_a in by_name and protected(by_name[row.arm_a].runs)
+        if row.metric == METRIC and row.arm_a in by_name and keeps_principal(by_name[row.arm_a].runs)
     ]
     if not rows:
         return None
@@ -102,8 +124,8 @@ def thesis(analysis: Analysis) -> str | None:
 
 def _ending(rows: Sequence[Comparison]) -> str:
     """What verdicts on arms that protect come to."""
-    verdicts = {row.verdict for row in rows}
-    if verdicts == {"withheld"}:
+    verdicts = {row.verdict for row in rows} - {"withheld"}
+    if not verdicts:
         return "not judged here"
     if {"a_better", "b_better"} <= verdicts:
         return "it depends on how they are protected"

@@ -7,7 +7,7 @@ from lab.report.analysis import Analysis
 from lab.report.cells import interval, verdict_of, versus
 from lab.report.comparison import Comparison
 from lab.report.document import MISSING, Table, number, p_text, signed
-from lab.verdict.margin import units
+from lab.verdict.margin import missing, units
 
 STOPPED = {
     "difference": "a difference", "equivalence": "equivalence", "gave_up": "out of reach", "budget": "the budget",
@@ -49,13 +49,13 @@ def tuning_table(analysis: Analysis) -> Table | None:
     arms = [arm for arm in (*analysis.arms, *filter(None, [analysis.again])) if arm.tuned and arm.tuned.curve]
     if not arms:
         return None
-    cells = []
+    study = analysis.study.declared
+    metric = study.selection_metric if study else "val_loss"
+    cells, lost, unit = [], missing(metric), units(metric)
     for arm in arms:
         tuned = arm.tuned
         assert tuned is not None
-        curve = ", ".join(
-            f"{rate:g}: {'diverged' if loss is None else number(loss)}" for rate, loss in tuned.curve.items()
-        )
+        curve = ", ".join(f"{rate:g}: {lost if loss is None else number(loss)}" for rate, loss in tuned.curve.items())
         cells.append(
             [
                 "A/A" if arm is analysis.again else arm.name,
@@ -68,16 +68,15 @@ def tuning_table(analysis: Analysis) -> Table | None:
             ]
         )
     columns = ["arm", "learning rate", "chosen by", "curvature", "regret", "decades to the cliff", "losses tried"]
-    study = analysis.study.declared
     key = f" ({study.rate})" if study and study.rate != RATE else ""
-    by = "" if study is None or study.selection_metric == "val_loss" else f" ({units(study.selection_metric)})"
-    caption = f"Learning rates{key}, chosen by the validation loss{by} of tuning seeds that no verdict uses."
+    by = metric.replace("_", " ") + (f" ({unit})" if unit else "")
+    caption = f"Learning rates{key}, chosen by {by} of tuning seeds that no verdict uses."
     if study and not study.refine:
         cells = [[row[0], row[1], row[2], row[-1]] for row in cells]
         columns = [columns[0], columns[1], columns[2], columns[-1]]
     else:
         caption += (
-            " Curvature in nats per decade²; the regret is what nine choices in ten cost at most; the cliff is the "
+            " Curvature is per decade²; the regret is what nine choices in ten cost at most; the cliff is the "
             "largest rate that did not lose."
         )
     return Table("tuning", caption, columns, cells, text=("chosen by", "losses tried"), screen=("losses tried",))

@@ -1,7 +1,6 @@
 """Run and study directories as data: what is there, what could not be read, what is missing. Standard library only."""
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -126,11 +125,7 @@ class Run:
         return self._columns(RETENTION)
 
     def _columns(self, name: str) -> dict[str, list[float | None]]:
-        path = self.path / name
-        record.check_own(path)
-        recorded = self.record.files.get(name) if self.status == "completed" else None
-        if recorded is not None and (fault := run_files.damage(path, recorded, whole=True)) is not None:
-            raise UsageError(f"{fault}; its curves are left out.")
+        path = self._checked(name, "curves")
         if not path.exists():
             return {}
         columns: dict[str, list[float | None]] = {}
@@ -146,12 +141,20 @@ class Run:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """The rows of a file of JSON lines, none without such a file; raises UsageError for one that is damaged."""
+        path, what = self._checked(name, Path(name).stem), Path(name).stem
+        try:
+            return [record.parse(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise UsageError(f"{path} is not readable ({error}); its {what} are left out.") from None
+
+    def _checked(self, name: str, what: str) -> Path:
+        """A file of the run; raises UsageError where a completed run's is not the one that was recorded."""
         path = self.path / name
         record.check_own(path)
-        try:
-            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        except ValueError as error:
-            raise UsageError(f"{path} is not readable ({error}); restore it, or remove it.") from None
+        recorded = self.record.files.get(name) if self.status == "completed" else None
+        if recorded is not None and (fault := run_files.damage(path, recorded, whole=True)) is not None:
+            raise UsageError(f"{fault}; its {what} are left out.")
+        return path
 
     def curve(self, column: str, over: str = "step") -> tuple[list[float], list[float]]:
         """The rows of metrics.csv where both columns have a value, as (x, y)."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from lab import record
 from lab.errors import UsageError
-from lab.record import run_files
 from lab.report.study import Run
 
 SWITCHES, LEDGER = "switches.jsonl", "ledger/rows.jsonl"
@@ -79,6 +78,11 @@ class Switching:
         return min(self.after_start, key=lambda moment: moment.trained)
 
     @property
+    def least_rank(self) -> float:
+        """The lowest mean rank from the first step on, which need not be where fewest entries trained."""
+        return min(moment.rank for moment in self.after_start)
+
+    @property
     def whole(self) -> int:
         """Entries of the layers when all are full."""
         return self.moments[0].trained
@@ -90,7 +94,7 @@ class Switching:
 
     @property
     def lowers_peak(self) -> bool:
-        """True only for a run whose layers were low-rank from before its first step to its end."""
+        """True where the peak is below that of all layers full."""
         return self.peak_bytes < self.full_bytes
 
     @property
@@ -118,7 +122,7 @@ class Switching:
             "returns": self.returned,
             "rollbacks": self.rolled_back,
             "layers_low_at_end": self.end.low,
-            "mean_rank_least": self.least.rank,
+            "mean_rank_least": self.least_rank,
             "mean_rank_end": self.end.rank,
             "layer_params_least": self.least.trained,
             "layer_params_end": self.end.trained,
@@ -139,7 +143,7 @@ def switching_of(run: Run) -> Switching | None:
     """
     if run.record.config.get("method") != "full" or not (run.path / LEDGER).exists():
         return None
-    rows, shapes = _rows(run), _shapes(run.path / LEDGER)
+    rows, shapes = run.rows(SWITCHES), _shapes(run.path / LEDGER)
     moments = 1 if (run.record.config.get("optim") or {}).get("matrix_lr") is not None else 2
     return replay(rows, shapes, moments, *_timing(run))
 
@@ -231,25 +235,9 @@ def _timing(run: Run) -> tuple[float | None, list[tuple[int, int, float]]]:
 def _shapes(path: Path) -> dict[str, tuple[int, int]]:
     """Shapes (out, in) of the layers that may switch, from the head of a run's ledger."""
     record.check_own(path)
-    with path.open() as file:
-        head = _parsed(path, file.readline().partition(" ")[2])
-    return {name: tuple(target["shape"]) for name, target in head["targets"].items()}
-
-
-def _rows(run: Run) -> list[dict[str, Any]]:
-    """The rows of switches.jsonl; none where nothing switched."""
-    path = run.path / SWITCHES
-    record.check_own(path)
-    recorded = run.record.files.get(SWITCHES) if run.status == "completed" else None
-    if recorded is not None and (fault := run_files.damage(path, recorded, whole=True)) is not None:
-        raise UsageError(f"{fault}; its switches are left out.")
-    if not path.exists():
-        return []
-    return [_parsed(path, line) for line in path.read_text().splitlines()]
-
-
-def _parsed(path: Path, text: str) -> Any:
     try:
-        return record.parse(text)
+        with path.open() as file:
+            head = record.parse(file.readline().partition(" ")[2])
     except ValueError as error:
         raise UsageError(f"{path} is not readable ({error}); its switches are left out.") from None
+    return {name: tuple(target["shape"]) for name, target in head["targets"].items()}

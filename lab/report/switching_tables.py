@@ -37,13 +37,14 @@ def words(analysis: Analysis) -> list[Block]:
     lines = []
     if rest:
         lines.append(
-            f"No lower peak of memory: {', '.join(rest)}. A run that trains its layers full at any step holds all of "
-            "their weights, gradients and moments then; what it saves later is memory at that moment, and time."
+            f"No lower peak of memory: {', '.join(rest)}. Most often: a run that trains its layers full at any step "
+            "holds all of their weights, gradients and moments then; what it saves later is memory at that moment, and "
+            "time."
         )
     if lower:
         lines.append(
-            f"A lower peak of memory: {', '.join(lower)}, low-rank from before the first step to the end. Counted are "
-            "weights, gradients and moments of the layers that may switch, no activations."
+            f"A lower peak of memory: {', '.join(lower)}, some or all layers low-rank from before the first step to "
+            "the end. Counted are weights, gradients and moments of the layers that may switch, no activations."
         )
     return [Bullets(lines)]
 
@@ -64,7 +65,7 @@ def _switches(arms: Sequence[tuple[Arm, list[Switching]]]) -> Table:
             span(each.returned for each in own),
             span(each.rolled_back for each in own),
             span(each.end.low for each in own),
-            number(_mean([each.least.rank for each in own]), 1),
+            number(_mean([each.least_rank for each in own]), 1),
             number(_mean([each.end.rank for each in own]), 1),
         ]
         for arm, own in arms

@@ -78,6 +78,8 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
         }
     )
     _check(study, list(plain["arms"]))
+    if baseline == plain["baseline"]:  # the command line may have left it out, and with it a contrast
+        _check_aims(study)
     return study
 
 
@@ -183,6 +185,19 @@ def _check(study: Study, block_arms: Sequence[str]) -> None:
     for name, grid in study.learning_rates.items():
         if not grid or len(set(grid)) < len(grid) or not all(rate > 0 and math.isfinite(rate) for rate in grid):
             raise UsageError(f"learning rates {grid} of {name} must be positive, distinct and some.")
+
+
+def _check_aims(study: Study) -> None:
+    """Raises UsageError for an aim that no row of the report could check: every arm is compared with the baseline."""
+    compared = {frozenset(pair) for pair in pairs_of(study).values()}
+    for own in map(aim.parse, study.aims):
+        if own.arm is None or own.other is None or study.baseline in (own.arm, own.other):
+            continue
+        if frozenset((own.arm, own.other)) not in compared:
+            raise UsageError(
+                f"aims: {own.words!r} of {study.name} is of two arms that are in no contrast, and neither is the "
+                f"baseline; add '{own.arm}/{own.other}' to the contrasts."
+            )
 
 
 def _whole(value: str) -> int:

@@ -59,22 +59,26 @@ class Tuned:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """What counts as much in the units of the loss; the defaults suit nats per token at a margin of about 0.03."""
+    """What counts as much in the units of the loss, and what a rate without one is said to have done.
+
+    The defaults suit nats per token at a margin of about 0.03.
+    """
 
     flat: float = FLAT
     lost: float = LOST
     tolerance: float = math.inf  # regret beyond which a second refinement is worth its two jobs
+    missing: str = "diverged"
 
     @classmethod
-    def of(cls, margin: float | None) -> "Scale":
+    def of(cls, margin: float | None, missing: str = "diverged") -> "Scale":
         """In proportion to a margin below the usual, of a study whose losses differ by less; else the defaults.
 
         Without a margin there is one refinement.
         """
         if margin is None:
-            return cls()
+            return cls(missing=missing)
         share = min(1.0, margin / USUAL_MARGIN)
-        return cls(flat=FLAT * share, lost=LOST * share, tolerance=margin)
+        return cls(flat=FLAT * share, lost=LOST * share, tolerance=margin, missing=missing)
 
 
 def best_rate(rates: Sequence[float], outcomes: Outcomes) -> float | None:
@@ -111,9 +115,10 @@ def choose(known: Sequence[float], outcomes: Outcomes, seeds: int, spacing: floa
     points = [(math.log10(rate), loss_of(outcomes[rate], seeds)) for rate in last]
     lowest = min(zip(points, last, strict=True), key=lambda each: each[0][1])
     if math.isinf(lowest[0][1]):
-        return chosen(rate=None, rule="none", reason="its best rates diverged on another tuning seed")
+        return chosen(rate=None, rule="none", reason=f"its best rates {scale.missing} on another tuning seed")
     if math.isinf(points[1][1]):
-        return chosen(rate=lowest[1], rule="edge", reason="the best rate of one tuning seed diverged on another")
+        reason = f"the best rate of one tuning seed {scale.missing} on another"
+        return chosen(rate=lowest[1], rule="edge", reason=reason)
     side = _flat_side(known, outcomes, last, points)
     whole, flank = vertex(points), vertex(side) if len(side) == 3 else None
     middle, half = points[1][0], spacing / 2

@@ -20,6 +20,11 @@ def units(metric: str) -> str:
     return {"test_accuracy": "share", "base_test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
 
 
+def missing(metric: str) -> str:
+    """What a run without a value of a metric did: of a loss it diverged, anything else it may just not have reached."""
+    return "diverged" if metric.endswith(("loss", "bpb")) else "came to no value"
+
+
 def parse(declared: float | str) -> tuple[float, str]:
     """(number, unit) of a declaration, the unit being `metric`, `loss` or `gain` of which the number is a share.
 

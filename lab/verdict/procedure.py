@@ -3,6 +3,7 @@
 Source: `docs/statistics.md`, where its error rates are.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,11 +54,12 @@ def choose(study: Study, ran: Ran, ends: Ends) -> Chosen:
             refine=study.refine,
         )
 
+    scale = functools.partial(Scale.of, missing=margin.missing(study.selection_metric))
     own, tuned = study.baseline, dict[str, Tuned]()
-    value, first = study.margin_value, search(own, None, Scale.of(study.margin_value))
+    value, first = study.margin_value, search(own, None, scale(study.margin_value))
     if first is not None and value is None:
         value = _margin(study, first, ends)
-        first = search(own, None, Scale.of(value))
+        first = search(own, None, scale(value))
     if first is not None:
         tuned[own] = first
     for arm in (arm for arm in study.arms if arm != own):
@@ -66,7 +68,7 @@ def choose(study: Study, ran: Ran, ends: Ends) -> Chosen:
             if first is None:
                 continue
             around = choice.best_rate(study.learning_rates[own], {rate: [loss] for rate, loss in first.curve.items()})
-        found = search(arm, around, Scale.of(value))
+        found = search(arm, around, scale(value))
         if found is not None and first is not None:
             tuned[arm] = found
     return Chosen(tuned=tuned, margin=value)

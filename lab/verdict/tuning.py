@@ -46,7 +46,7 @@ def tune(
     if len(grid) == 1:
         return Tuned(rate=grid[0], rule="declared", reason="declared, not tuned", curve={})
     if not refine:
-        return _best_of(grid, outcomes, seeds)
+        return _best_of(grid, outcomes, seeds, scale.missing)
     coarse = first_rates(grid, around)
     wanted = _unknown(coarse, outcomes)
     for _ in range(most_extensions):
@@ -67,7 +67,7 @@ def tune(
     best = best_rate(coarse, outcomes)
     if best is None:
         ran = any(outcomes[rate] for rate in coarse)
-        reason = "every learning rate diverged" if ran else "every tuning job failed"
+        reason = f"every learning rate {scale.missing}" if ran else "every tuning job failed"
         return Tuned(rate=None, rule="none", reason=reason, curve=curve_of(coarse, outcomes))
     known, spacing = coarse, FINE
     while True:
@@ -137,16 +137,16 @@ def neighbour(rate: float, upward: bool) -> float:
     return rounded(math.log10(rate) + (COARSE if upward else -COARSE))
 
 
-def _best_of(grid: Sequence[float], outcomes: Outcomes, seeds: int) -> Wanted | Tuned:
+def _best_of(grid: Sequence[float], outcomes: Outcomes, seeds: int, missing: str) -> Wanted | Tuned:
     """The best of a grid that is run as it is, on all `seeds`; a rate that diverged on one of them is lost."""
-    missing = tuple(rate for rate in sorted(grid) if rate not in outcomes)
-    if missing:
-        return Wanted(rates=missing, seeds=seeds)
+    unknown = tuple(rate for rate in sorted(grid) if rate not in outcomes)
+    if unknown:
+        return Wanted(rates=unknown, seeds=seeds)
     losses = {rate: loss_of(own, seeds) for rate, own in outcomes.items() if own}
     alive = {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
     curve = {rate: alive.get(rate) for rate in sorted(losses)}
     if not alive:
-        reason = "every learning rate diverged" if losses else "every tuning job failed"
+        reason = f"every learning rate {missing}" if losses else "every tuning job failed"
         return Tuned(rate=None, rule="none", reason=reason, curve=curve)
     best = min(sorted(alive), key=lambda rate: alive[rate])
     return Tuned(rate=best, rule="grid", reason=f"the best of the {len(grid)} tried", curve=curve)

@@ -26,8 +26,11 @@ def block(**fields):
     } | fields
 
 
-def study_dir(path, most=10**6, diverged=(), curvature=3.0, effect=EFFECT, noise=0.02, **fields):
-    """A study driven by the real planner over runs whose losses follow a formula; at most so many runs."""
+def study_dir(path, most=10**6, diverged=(), curvature=3.0, effect=EFFECT, noise=0.02, reached=math.inf, **fields):
+    """A study driven by the real planner over runs whose losses follow a formula; at most so many runs.
+
+    Runs at a rate above `reached` never came down to the loss at which equal_loss_forgetting is read.
+    """
     study = declare(block(**fields))
     write_study(path, study)
     ran = 0
@@ -48,7 +51,7 @@ def study_dir(path, most=10**6, diverged=(), curvature=3.0, effect=EFFECT, noise
             folder.mkdir()
             gone = (arm, seed) in diverged
             metrics = {"val_loss": loss, "test_loss": loss, "base_val_loss": BASE, "base_test_loss": BASE}
-            metrics |= {"val_bpb": loss / 2}
+            metrics |= {"val_bpb": loss / 2, "equal_loss_forgetting": loss if rate <= reached else None}
             group, key = study.rate.split(".")
             write(
                 folder,

@@ -236,7 +236,7 @@ def forgetting(directory: Path, slopes: dict[str, float] = FORGOT, level: float 
         if held.arm == "osf":
             held.spectral["osf"] = {name: {"kept": 64, "leak": 0.02 + 0.01 * i} for i, name in enumerate(LAYERS)}
         if held.arm == "delta":
-            moves = [{"step": 0, "layer": name, "from": "full", "to": "delta"} for name in LAYERS]
+            moves = [{"step": 0, "layer": name, "from": "full", "to": "delta", "tail": 0.9} for name in LAYERS]
             (path.parent / "switches.jsonl").write_text("".join(json.dumps(move) + "\n" for move in moves))
         write(path.parent, held)
     return study

@@ -32,7 +32,18 @@ def test_an_aim_of_an_arm_that_never_was_is_refused_and_of_one_left_out_dropped(
     with pytest.raises(UsageError, match="'growth', which is no arm"):
         declare(BLOCK | {"aims": ["growth better than never"]})
     aims = {"aims": ["grow better than short", "grow within 3% of never", "rank falls"]}
+    aims["contrasts"] = ["grow/short", "grow"]
     assert declare(BLOCK | aims | {"sizes": {"quick": {"arms": ["never", "grow"]}}}, "quick").aims == aims["aims"][1:]
+
+
+@pytest.mark.parametrize("words", ["grow better than short", "short within 1% of grow"])
+def test_an_aim_between_arms_that_nothing_compares_is_refused_unless_the_command_line_left_the_baseline_out(words):
+    with pytest.raises(UsageError, match=r"no contrast, and neither is the baseline; add '(grow/short|short/grow)'"):
+        declare(BLOCK | {"aims": [words]})
+    for contrast in ("grow/short", "short/grow"):
+        assert declare(BLOCK | {"aims": [words], "contrasts": [contrast]}).aims == [words]
+    more = BLOCK | {"arms": BLOCK["arms"] | {"long": "a=4"}, "aims": [words], "contrasts": ["grow/short"]}
+    assert declare(more, given={"a": ["4", "2", "3"]}).baseline == "long"
 
 
 def test_aims_are_reached_or_missed_by_the_means_with_the_verdict_beside(tmp_path):
@@ -45,6 +56,8 @@ def test_aims_are_reached_or_missed_by_the_means_with_the_verdict_beside(tmp_pat
     assert "equivalent" in said[0]
     assert said[1].startswith("far within 1% of never: missed by the means, 2.5")
     assert "never better" in said[1]
-    assert said[2].startswith("near better than far: not to be seen"), "the two were compared with never alone"
+    assert said[2] == (
+        "near better than far: not checked, since the two are in no contrast and neither is the baseline."
+    )
     assert said[3].startswith("never better than near: reached by the means, 0.5")
     assert said[5] == "a layer switches: not to be seen, since no completed run has a policy that switches."

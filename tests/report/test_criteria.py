@@ -5,6 +5,7 @@ import json
 import pytest
 from synthetic import declare, make_run
 
+from lab.record import read, run_files, write
 from lab.report.analysis import analyse
 from lab.report.criteria import PHASES, criteria_table
 
@@ -90,6 +91,32 @@ def test_phase_3_asks_for_3_percent_core_and_time(tmp_path, seconds, word):
     assert said["validation within 3 % of the baseline"][0] == "not met"
     assert said["CORE at least the baseline's"][0] == "not measurable"
     assert said["time competitive"][0] == word
+
+
+def test_what_a_damaged_file_would_tell_is_not_measurable_and_the_report_goes_on(tmp_path):
+    rows = [switch("q_proj", "delta", 200)]
+    files = {"switches.jsonl": rows, "decisions.jsonl": [decision(principal_danger=True)]}
+    study(tmp_path, "phase2", {"never": 2.0, "auto": 2.0}, files)
+    run = tmp_path / "1_verdict_auto"
+    held = read(run)
+    held.files = run_files.prefixes(run, ["switches.jsonl"])
+    write(run, held)
+    lines(run / "switches.jsonl", [switch("q_proj", "delta", 100)])  # as long, and not what was written
+    (run / "decisions.jsonl").write_text('{"step": 20, "clau')
+    said = found(criteria_table(analyse(tmp_path)))
+    assert [word for word, _ in said.values()] == [
+        "not measurable", "met", "not measurable", "not measurable", "not measurable", "met",
+    ]  # fmt: skip
+    assert "its switches are left out" in said["rank falls somewhere"][1]
+    assert "its decisions are left out" in said["at least one clobbering detected"][1]
+
+
+def test_the_end_of_a_fade_is_no_reason_of_the_policy(tmp_path):
+    fades = [switch("q_proj", "fading", 64, "eligible"), switch("q_proj", "low_rank", 64, "faded") | {"from": "fading"}]
+    said = found(study(tmp_path, "phase2", {"never": 2.0, "auto": 2.0}, {"switches.jsonl": fades}))
+    assert (
+        said["layers switch, for the reasons of their policy"][1] == "1 layers, runs: 1 (eligible); 0 returns to full"
+    )
 
 
 def test_another_study_has_no_criteria(tmp_path):

@@ -1,10 +1,15 @@
 """The report of a study of forgetting: what its verdicts come to, and the curves at losses that all arms reached."""
 
+from dataclasses import replace
+
 import pytest
+from matplotlib import rc_context
 from synthetic import FORGOT, forgetting, init_comparison
 
 from lab.report.analysis import analyse
 from lab.report.document import Heading, Table
+from lab.report.figure import style
+from lab.report.figure.forgetting_curves import forgetting_curves
 from lab.report.findings import report
 from lab.report.forgetting import at_level, common_level, curves_table, protected, thesis
 
@@ -68,6 +73,35 @@ def test_an_arm_that_protected_nothing_is_no_test_of_the_thesis(tmp_path):
     assert thesis(analyse(tmp_path)) is None
 
 
+def test_a_pair_that_starts_from_zero_keeps_no_directions_and_is_no_test_of_the_thesis(tmp_path):
+    """Its tail is 1: the product of 0 holds none of the weight, and all of it lies beneath what is trained."""
+    forgetting(tmp_path, contrasts=["guard", "delta"])
+    for path in tmp_path.glob("*_delta_*/switches.jsonl"):
+        path.write_text(path.read_text().replace('"tail": 0.9', '"tail": 1.0'))
+    analysis = analyse(tmp_path)
+    assert thesis(analysis) == SAID + "shown. At equal loss guard keeps more than never."
+    assert protected(analysis.arms[3].runs) == "7 layers frozen under a pair", "which the table still says"
+
+
+def test_of_an_arm_that_was_not_judged_nothing_is_said_to_be_shown_or_not(tmp_path):
+    forgetting(tmp_path, contrasts=["guard", "osf"])
+    analysis = analyse(tmp_path)
+    rows = [replace(row, verdict="withheld") if row.arm_a == "osf" else row for row in analysis.comparisons]
+    assert thesis(replace(analysis, comparisons=tuple(rows))) == (
+        SAID + "shown. At equal loss guard keeps more than never; osf has no verdict against never."
+    )
+
+
+@pytest.mark.parametrize("damage", ['{"step": 0, "lay', '{"step": 0, "step": 1}\n'])
+def test_switches_that_cannot_be_read_leave_what_was_protected_unmeasured(tmp_path, damage):
+    forgetting(tmp_path, contrasts=["delta"])
+    broken = min(tmp_path.glob("*_delta_*/switches.jsonl"))
+    broken.write_text(damage)
+    analysis = analyse(tmp_path)
+    assert curves_table(analysis).rows[3][-1] == "not measurable"
+    assert thesis(analysis) is None
+
+
 def test_what_was_protected_is_read_from_the_records(analysed):
     never, guard, osf, delta = (arm.runs for arm in analysed.arms)
     assert protected(never) is None
@@ -90,6 +124,20 @@ def test_forgetting_is_read_where_every_run_of_every_arm_came_down_to(analysed):
     assert table.rows[0][-1] == "nothing"
     last = {row[0]: float(row[4]) for row in table.rows}
     assert last["guard"] < last["osf"] < last["delta"]
+
+
+@pytest.mark.parametrize("lowest", [0.5903 + 0.0007 * i for i in range(8)])
+def test_the_run_that_set_the_lowest_level_counts_at_it(tmp_path, lowest):
+    """2.4 + 1.0 * (lowest - 2.4) lies below `lowest` for some of these pairs: no run came so far down."""
+    forgetting(tmp_path, seeds=[1])
+    for path in sorted(tmp_path.glob("*/retention.csv")):
+        path.write_text(f"step,val_loss,retention_loss\n0,2.4,4.0\n5,{lowest!r},4.25\n")
+    analysis = analyse(tmp_path)
+    assert {row[4] for row in curves_table(analysis).rows} == {"0.2500"}
+    with rc_context(style.RC):
+        lines = forgetting_curves(analysis).axes[0].lines[:-1]
+    for line in lines:
+        assert (line.get_xdata()[-1], line.get_ydata()[-1]) == (lowest, pytest.approx(0.25))
 
 
 def test_the_report_has_the_section_where_it_was_measured_and_only_there(analysed, tmp_path):

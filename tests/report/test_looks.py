@@ -7,17 +7,23 @@ import sys
 
 import pytest
 from driven import BASE, study_dir
+from matplotlib import rc_context
 
 from lab.record import read, write
 from lab.record.study import AA, read_study
 from lab.report.analysis import analyse
 from lab.report.calibration import interval
 from lab.report.decision import decision
+from lab.report.figure import style
+from lab.report.figure.curves import learning_rates
 from lab.report.findings import headline
+from lab.report.looks_tables import tuning_table
 from lab.report.render import write_report
 from lab.report.sentences import aa_paragraph, sentence
 from lab.sweep.planner import plan
 from lab.sweep.runs import scan
+
+KEPT = {"metric": "equal_loss_forgetting", "selection_metric": "equal_loss_forgetting", "margin": 0.05}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +125,7 @@ def test_the_files_say_what_may_be_said(whole, tmp_path):
     analysis = analyse(whole)
     write_report(analysis, tmp_path)
     text = (tmp_path / "README.md").read_text().replace("\\", "")
-    assert "Learning rates, chosen by the validation loss of tuning seeds" in text
+    assert "Learning rates, chosen by val loss (nats per token) of tuning seeds" in text
     assert "P* and Q* hold for any stopping" in " ".join(text.split())
     made = json.loads((tmp_path / "decision.json").read_text())
     assert made["recommended"] == ["better"]
@@ -129,6 +135,30 @@ def test_the_files_say_what_may_be_said(whole, tmp_path):
     judged = [row for row in rows if row["kind"] == "contrast"]
     assert all(row["horizon"] == 20 and row["stopped_because"] and row["tuning_regret"] > 0 for row in judged)
     assert "looked at after each from the fourth" in " ".join((tmp_path / "methods.md").read_text().split())
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_rate_that_only_never_reached_the_loss_is_not_said_to_have_diverged(tmp_path, refine):
+    study_dir(tmp_path, reached=2e-3, refine=refine, **KEPT)
+    analysis = analyse(tmp_path)
+    table = tuning_table(analysis)
+    assert "chosen by equal loss forgetting (nats per token) of tuning seeds" in table.caption
+    assert any("0.01: came to no value" in row[-1] for row in table.rows)
+    assert not any("diverged" in cell for row in table.rows for cell in row)
+    with rc_context(style.RC):
+        (legend,) = learning_rates(analysis).legends
+    said = [text.get_text() for text in legend.get_texts()]
+    assert "a seed came to no value" in said
+    assert "a seed diverged" not in said
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_an_arm_none_of_whose_rates_reached_the_loss_is_not_said_to_have_diverged(tmp_path, refine):
+    study_dir(tmp_path, reached=0.0, refine=refine, **KEPT)
+    study = read_study(tmp_path)
+    notes = plan(study, scan(tmp_path, study)[0]).notes
+    assert "random: every learning rate came to no value, so it gets no verdict" in notes
+    assert not any("diverged" in note for note in notes)
 
 
 def test_calibration_counts_the_baselines_that_came_out_different(whole):

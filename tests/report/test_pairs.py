@@ -144,6 +144,30 @@ def test_what_beats_the_baseline_and_loses_to_another_arm_is_not_recommended(tmp
     assert decision(analysis)["recommended"] == []
 
 
+@pytest.mark.parametrize(
+    ("contrasts", "effect", "recommended", "why"),
+    [
+        (["never/grow"], {"grow": -0.2}, ["grow"], "grow alone was found better than never"),
+        (["never/grow"], {"grow": 0.2}, ["never"], "no judged arm was found better than never"),
+        (["never/grow", "short"], {"grow": -0.2, "short": -0.4}, ["grow", "short"], "which of them is best was not"),
+        (["short/grow"], {"short": -0.2}, [], "no contrast is with never"),
+        (["short/grow", "grow/never"], {"short": -0.2}, [], "no contrast with never was decided"),
+    ],
+)
+def test_what_is_recommended_was_compared_with_the_baseline_on_either_side(
+    tmp_path, contrasts, effect, recommended, why
+):
+    """The margin of 1e-5 lets nothing be equivalent: noise of 0.01 nats is a thousand times that."""
+    arms = {"never": "init=a", "short": "init=b", "grow": "init=c"}
+    path = study_dir(
+        tmp_path, arms=arms, baseline="never", contrasts=contrasts, learning_rates={arm: [1e-3] for arm in arms},
+        effect=effect, margin=1e-5, noise=0.01, aa=False,
+    )  # fmt: skip
+    made = decision(analyse(path))
+    assert made["recommended"] == recommended
+    assert why in made["because"]
+
+
 def test_a_study_from_before_pairs_is_read_as_it_was(study, tmp_path):
     raw = json.loads((study / STUDY).read_text())
     for key in ("rate", "refine", "described_seeds"):

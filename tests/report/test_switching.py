@@ -5,6 +5,7 @@ import json
 import pytest
 from synthetic import make_run
 
+from lab import record
 from lab.report.analysis import analyse
 from lab.report.study import load_run
 from lab.report.switching import replay, switching_of
@@ -68,6 +69,14 @@ def test_a_peak_is_lowered_by_no_run_that_starts_or_ends_full(rows, lowers):
     assert replay(rows, SHAPES, 1).lowers_peak is lowers
 
 
+def test_the_least_rank_need_not_be_where_fewest_entries_trained():
+    """Fewest train with b at rank 2, 64 + 48; with a at rank 1 it is 16 + 128, at a lower mean rank."""
+    own = replay([row(5, "b", "low_rank"), row(9, "b", "full"), row(12, "a", "low_rank", rank=1)], SHAPES, 1)
+    assert [(moment.trained, moment.rank) for moment in own.after_start] == [(192, 8), (112, 5), (192, 8), (144, 4.5)]
+    assert (own.least.step, own.least.rank) == (5, 5)
+    assert own.least_rank == own.row()["mean_rank_least"] == 4.5
+
+
 def test_the_largest_fall_of_the_rank_is_found_across_a_rise():
     rows = [row(5, "a", "low_rank"), row(9, "a", "full"), row(12, "a", "low_rank"), row(15, "b", "low_rank")]
     before, after = replay(rows, SHAPES, 1).fall
@@ -102,6 +111,17 @@ def test_a_damaged_file_of_switches_is_said_and_the_run_still_counts(tmp_path):
     assert len(analysis.arms[0].runs) == 1
     (problem,) = analysis.study.problems
     assert "its switches are left out" in problem.reason
+
+
+def test_the_last_row_of_a_run_that_still_runs_is_no_problem_where_it_is_half_written(tmp_path):
+    run = make_run(tmp_path / "0_run", arm="grow", seed=1, loss=2.0, config={"method": "full"}, status="running")
+    (run / "ledger").mkdir()
+    (run / "ledger/rows.jsonl").write_text(f"0 {json.dumps({'targets': {'a': {'shape': SHAPES['a']}}})}\n")
+    (run / "switches.jsonl").write_text('{"step": 5, "la')
+    with record.lock(run):  # held by the process that trains
+        analysis = analyse(tmp_path)
+    assert analysis.counts == {"running": 1}
+    assert analysis.study.problems == ()
 
 
 def test_a_run_without_ticks_and_one_of_adapters_have_no_forms(tmp_path):

@@ -159,6 +159,9 @@ def test_a_rate_that_diverged_on_the_second_seed_is_not_chosen():
     choice, _ = search(loss, seeds=2)
     assert (choice.rule, choice.regret) == ("edge", None)
     assert choice.rate == 1.69e-3
+    assert "diverged on another" in choice.reason
+    unreached, _ = search(loss, seeds=2, scale=Scale(missing="came to no value"))
+    assert unreached.reason == choice.reason.replace("diverged", "came to no value")
 
 
 def test_beyond_the_tolerance_a_finer_step_is_taken_and_states_less():

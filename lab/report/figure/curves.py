@@ -15,6 +15,7 @@ from lab.report.arms import Arm
 from lab.report.figure import Drawing, style
 from lab.report.statistics import mean_sd
 from lab.report.study import Run
+from lab.verdict.margin import missing
 
 FEWEST_POINTS = 3  # fewer are not joined: two points of several arms under their bands are one wedge
 
@@ -73,7 +74,7 @@ def over_seeds(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray
 def learning_rates(analysis: Analysis) -> Figure | None:
     """The selection metric against the learning rate of every arm, its choice ringed.
 
-    Above the ceiling a point is worth its rate only: it stands at the top as a triangle, a diverged one as a cross.
+    Above the ceiling a point is worth its rate only: it stands at the top as a triangle, one without value as a cross.
     """
     tuned = [(i, arm) for i, arm in enumerate(analysis.arms) if arm.outcomes and len(arm.outcomes) > 1]
     if not tuned:
@@ -112,7 +113,7 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     axes.margins(x=0.08)
     _at_the_top(figure, axes, above)
     _ring(axes, math.nan, math.nan, "black", style.points(10), label="chosen")
-    keys = {"^": f"above {top:.3g} ({what})", "x": "a seed diverged"}
+    keys = {"^": f"above {top:.3g} ({what})", "x": f"a seed {missing(metric)}"}
     for shape in [shape for shape in keys if shape in {shape for _, shape, _ in above}]:
         axes.plot([], [], shape, color="black", linestyle="none", markersize=style.points(6), label=keys[shape])
     axes.set_xscale("log")

@@ -21,9 +21,9 @@ def forgetting_curves(analysis: Analysis) -> Figure | None:
     for arm in arms:
         marker = style.marker(analysis.arms.index(arm)) | {"markersize": style.points(4)}
         base, lowest = common_level([arm]) or (math.nan, math.nan)
-        levels = [base + i / LEVELS * (lowest - base) for i in range(LEVELS + 1)]
+        levels = [*(base + i / LEVELS * (lowest - base) for i in range(LEVELS)), lowest]
         each = [mean_sd(at_level(arm, level)) for level in levels]
-        means, spreads = [mean or 0.0 for mean, _ in each], [sd or 0.0 for _, sd in each]
+        means, spreads = [math.nan if mean is None else mean for mean, _ in each], [sd or 0.0 for _, sd in each]
         low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
         axes.plot(levels, means, **marker, markevery=6, linewidth=style.points(1.3), label=style.label(arm))
         axes.fill_between(levels, low, high, color=marker["color"], alpha=0.13, linewidth=0)
