@@ -148,7 +148,7 @@ def test_the_flops_of_a_plan_are_those_of_its_products_with_attention_scores(tex
 
 
 def commands_of(name):
-    """The words of each start that a header's commands stand for, of a sweep one after another, without its launcher."""
+    """The words of each start that a header's commands stand for, a sweep's one by one, without the launcher."""
     header = (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
     commands = [line.split("lab.train ")[1].split("#")[0] for line in header.splitlines() if "lab.train " in line]
     assert len(commands) >= 2
