@@ -13,7 +13,7 @@ import psutil
 import pytest
 from jobs import SMALL, shell
 
-from hydra_plugins.lab_launchers.beside import BesideLauncher
+from hydra_plugins.lab_launchers.beside import BesideLauncher, _kind
 from lab import config, record
 from lab.launch import beside
 from lab.process.pool import Pool
@@ -83,6 +83,12 @@ def test_a_container_s_limit_counts(machine, tmp_path, limit, free):
     (tmp_path / "memory.current").write_text("1500000000\n")
     machine.setattr(beside, "CGROUP", tmp_path)
     assert beside.free_bytes() == free
+
+
+@pytest.mark.parametrize("rate", ["optim.lr", "optim.matrix_lr", "optim.embedding_lr", "optim.head_lr"])
+def test_jobs_at_other_rates_and_seeds_are_one_kind_and_those_of_other_sizes_are_not(rate):
+    assert _kind(["model=micro", f"{rate}=1e-3", "seed=1"]) == _kind(["model=micro", f"{rate}=1e-2", "seed=2"])
+    assert _kind(["optim.lr_width=64"]) != _kind(["optim.lr_width=128"])
 
 
 def test_a_forecast_holds_the_step_and_the_process_and_a_config_that_cannot_run_has_one(tmp_path):

@@ -1,6 +1,7 @@
 """dry_run=true says what a training step takes: compared with the memory that a real process takes for one."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -138,6 +139,21 @@ def test_a_machine_that_is_not_here_can_be_planned_for(monkeypatch):
     said = dry_run.report(config.compose("model=micro", "hardware=a100x8", *small))
     assert said.startswith("dry run: 8 x A100, bf16-mixed, micro-batch 2 x 1 accumulated")
     assert "hours of training alone (40% of the A100's bf16 peak)" in said
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_curve_of_forgetting_costs_the_retention_text_at_every_evaluation_of_a_run_that_is_judged(judged, tmp_path):
+    (tmp_path / "told.txt").write_text("\n\n".join(f"The square of {n} is {n * n}." for n in range(200)))
+    given = (*SMALL, f"data.retention={tmp_path / 'told.txt'}", f"evaluate.test={judged}")
+    rates = forecast.Rates(0.0, 1.0, 0.0, 100.0, 0.0, 0.0, 0, 0.0, 0)  # 100 tokens a second forward
+    with_curve, without = (
+        dry_run.plan(config.compose(*given, f"evaluate.forgetting_curve={curve}")) for curve in (True, False)
+    )
+    one = sum(len(sample.input_ids) for sample in without.corpus.retention) / 100
+    times = math.ceil(without.steps / 4)
+    assert one > 0
+    more = forecast.of(with_curve, rates).total - forecast.of(without, rates).total
+    assert more == pytest.approx(times * one if judged else 0.0)
 
 
 @pytest.mark.slow

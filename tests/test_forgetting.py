@@ -92,11 +92,13 @@ def test_a_killed_run_goes_on_with_the_curve_and_with_what_is_kept_to_the_bit(wa
     assert differing(run_dir, tmp_path / "killed") == []
 
 
-def test_a_tuning_job_measures_no_forgetting(watched, tmp_path):
+def test_a_tuning_job_measures_no_forgetting_and_says_so(watched, tmp_path, capsys):
     _, given, _ = watched
     result = run(tmp_path / "tune", *given, "evaluate.test=false", "schedule.max_steps=2")
     assert not (tmp_path / "tune" / "retention.csv").exists()
     assert "equal_loss_forgetting" not in result.metrics
+    said = " ".join(capsys.readouterr().out.split())
+    assert "evaluate.test=false: evaluate.forgetting_curve=true measures nothing here." in said
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,20 @@ def test_a_live_run_that_differs_before_its_first_action_is_not_as_replayed(run,
     assert "| **no** |" in against.table(tmp_path / against.RUNS)
 
 
+def test_of_a_live_run_that_first_acts_behind_the_replays_end_nothing_is_claimed(run, tmp_path, capsys):
+    """The observed run ended before the tick at which the live one, the same until then, first acts."""
+    rows = record(tmp_path / "live", "phase1")
+    (tmp_path / "live" / RESULT).write_text("{}")
+    acted, _ = against.first_action(decisions.read(tmp_path / "live"))
+    policy, kept = settings("phase1"), [row for row in rows if row.step < acted]
+    last = kept[-1].step
+    ledger.Ledger(tmp_path / "observed", {"policy": policy, "targets": {}}).append(kept)
+    said = say(capsys, tmp_path / "observed", "--against", tmp_path / "live", "--to", tmp_path)
+    assert f"the replay cannot answer beyond step {last}, up to where every number is the same" in said
+    assert "NOT as replayed" not in said
+    assert f"| yes, up to step {last}, the replay's last |" in against.table(tmp_path / against.RUNS)
+
+
 def test_a_live_run_that_was_measured_otherwise_and_a_folder_without_runs_are_refused(run, tmp_path):
     live = tmp_path / "live"
     record(live, "phase1", every_n_steps=5)

@@ -1,6 +1,7 @@
 """The studies of what switching is for: every arm of each composes as its study starts it, and runs a few steps."""
 
 import shlex
+from itertools import product
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from lab import config, record
 from lab.config import CONF, instantiate
 from lab.editors.start import switchable
+from lab.instruments.targets import spectral_targets
 from lab.launch import job
 from lab.run import dry_run
 from lab.sweep.declaration import SIZES, declare
@@ -145,11 +147,27 @@ def test_the_flops_of_a_plan_are_those_of_its_products_with_attention_scores(tex
     assert planned.cost.flops == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["forgetting", "phase2", "phase3"])
-def test_the_commands_in_a_header_compose(name):
-    text = (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
-    commands = [line.split("lab.train ")[1].split("#")[0] for line in text.splitlines() if "lab.train " in line]
+def commands_of(name):
+    """The words of each start that a header's commands stand for, a sweep's one by one, without the launcher."""
+    header = (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
+    commands = [line.split("lab.train ")[1].split("#")[0] for line in header.splitlines() if "lab.train " in line]
     assert len(commands) >= 2
     for command in commands:
-        words = [word.replace("never,auto", "never") for word in shlex.split(command) if word != "-m"]
-        config.compose(*(word for word in words if not word.startswith("hydra/launcher")))
+        words = [word for word in shlex.split(command) if word != "-m" and not word.startswith("hydra/launcher")]
+        keys = [word.split("=", 1)[0] for word in words]
+        for values in product(*(word.split("=", 1)[1].split(",") for word in words)):
+            yield [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["forgetting", "phase2", "phase3"])
+def test_the_commands_in_a_header_compose(name):
+    for words in commands_of(name):
+        config.compose(*words)
+
+
+def test_every_start_in_the_header_of_phase_3_has_a_policy_that_can_measure_its_model():
+    asked = [config.compose(*words) for words in commands_of("phase3")]
+    policies = [instantiate.make(each.svd_policy) for each in asked]
+    model = instantiate.make(asked[0].model)
+    measured = [spectral_targets(model, policy, None) for policy in policies]
+    assert [found and len(found.targets) for found in measured] == [120, None, 120], "auto, never, auto; 6 a block"

@@ -1,6 +1,7 @@
 """conf/hydra/launcher/beside: jobs beside each other on this machine, as many as fit."""
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,8 @@ from lab.config import ConfigError
 if TYPE_CHECKING:
     from lab.process.pool import Pool
 
-# Keys that change nothing in what a job takes.
-APART = ("seed", "data_seed", "optim.lr", "optim.matrix_lr", "stage", "arm", "study")
+# Keys that change nothing in what a job takes; any of the rates may be a study's.
+APART = re.compile(r"seed|data_seed|optim\.(\w+_)?lr|stage|arm|study")
 
 
 class Beside(Launcher):
@@ -97,7 +98,7 @@ class BesideLauncher(FetchFirst, Beside):
 
 def _kind(job: Sequence[str]) -> tuple[str, ...]:
     """The overrides that decide what a job takes of the machine."""
-    return tuple(item for item in job if item.split("=")[0] not in APART and not item.startswith("hydra."))
+    return tuple(item for item in job if not APART.fullmatch(item.split("=")[0]) and not item.startswith("hydra."))
 
 
 def _run(same: bytes, number: int, overrides: list[str]) -> bytes:

@@ -27,7 +27,7 @@ class Compared:
     replayed_layers: str  # that act at it
     live_step: int | None
     live_layers: str
-    same: bool  # the two above, and every decision before them, number by number
+    same: bool | None  # the two, and every decision before them, number by number; None: live acts behind the replay
     parts_at: int | None  # first tick with another decision than the replay's; None where there is none
     parts_by: str  # a layer's decision there, replayed and live, in words
     replay_until: int  # last tick that the observed run can answer for
@@ -49,16 +49,17 @@ def compare(recorded: Recorded, live: Path, settings: Mapping[str, Any], policy:
     made = decisions.read(live)
     apart = next(((one, other) for one, other in zip(said, made, strict=False) if one != other), None)
     replayed, acted = first_action(said), first_action(made)
-    until = None if apart is None else apart[0]["step"]
+    until, last = None if apart is None else apart[0]["step"], said[-1]["step"]
+    beyond = until is None and acted[0] is not None and acted[0] > last
     same = replayed == acted and (until is None or (acted[0] is not None and until > acted[0]))
     others = [f"{key}={value}" for key, value in settings.items() if held.get(key) != value]
     return Compared(
         ", ".join(others),
         *(replayed[0], ", ".join(replayed[1]), acted[0], ", ".join(acted[1])),
-        same=same,
+        same=None if beyond else same,
         parts_at=until,
         parts_by="" if apart is None else _words(*apart),
-        replay_until=said[-1]["step"],
+        replay_until=last,
     )
 
 
@@ -96,6 +97,8 @@ def sentence(row: Compared) -> str:
     live = "nothing acted" if row.live_step is None else f"first at step {row.live_step}: {row.live_layers}"
     said = "nothing" if row.replayed_step is None else f"step {row.replayed_step}: {row.replayed_layers}"
     agrees = "as replayed, every number until then the same" if row.same else f"NOT as replayed ({said})"
+    if row.same is None:
+        agrees = f"the replay cannot answer beyond step {row.replay_until}, up to where every number is the same"
     apart = f"they part at step {row.parts_at} ({row.parts_by})" if row.parts_at is not None else "they part nowhere"
     return f"{row.settings or 'the same settings'}: {live}, {agrees}; {apart}."
 
@@ -127,6 +130,7 @@ def table(path: Path) -> str:
             for which in ("replayed", "live")
         )
         parts = f"step {row['parts_at']}, {row['parts_by']}" if row["parts_at"] else "nowhere"
-        same = "yes" if row["same"] == "True" else "**no**"
+        ends = f"yes, up to step {row['replay_until']}, the replay's last"
+        same = {"True": "yes", "False": "**no**", "": ends}[row["same"]]
         lines.append(f"| `{row['settings']}` | {said} | {live} | {same} | {parts} |")
     return "\n".join(lines)

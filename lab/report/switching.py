@@ -10,12 +10,12 @@ from typing import Any
 
 from lab import record
 from lab.errors import UsageError
+from lab.record.switches import RIDES_ALONG
 from lab.report.study import Run
 
 SWITCHES, LEDGER = "switches.jsonl", "ledger/rows.jsonl"
 ROLLED_BACK = "loss_rose"
 WORD = 4  # bytes of float32, in which weights, gradients and moments are held
-CARRIED = 2 / 3  # of a full layer's two passes: a frozen weight beside its pair, which needs no gradient
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Form:
 
     def flops(self) -> float:
         """Of both passes, in units of a trained entry's."""
-        return self.trained + CARRIED * self.frozen
+        return self.trained + RIDES_ALONG * self.frozen
 
     def bytes(self, moments: int) -> int:
         """Of weight, gradient and so many moments."""
@@ -60,7 +60,7 @@ class Switching:
     moments: tuple[Moment, ...]
     full_bytes: int  # of the same layers, were all full
     step_seconds: tuple[float | None, float | None]  # median with all layers full, and at the fewest FLOPs
-    step_ratio: float | None  # of the latter over the former, as FLOPs alone would have it
+    step_ratio: float | None  # of the latter over the former, as the FLOPs of both passes alone would have it
 
     @property
     def end(self) -> Moment:
@@ -152,13 +152,14 @@ def replay(
     rows: Iterable[Mapping[str, Any]],
     shapes: Mapping[str, tuple[int, int]],
     moments: int,
-    flops_share: float | None = None,
+    passes_share: float | None = None,
     timed: Iterable[tuple[int, int, float]] = (),
 ) -> Switching:
     """Forms of the layers over the steps, from the rows of switches.jsonl.
 
     `shapes` are those of all layers that may switch, `moments` the optimizer's a trained entry (Muon 1, AdamW 2),
-    `timed` (first step, last step, seconds a step) of stretches that were timed, `flops_share` the layers' of a step.
+    `timed` (first step, last step, seconds a step) of stretches that were timed, `passes_share` of a step's FLOPs is in
+    the layers' two passes.
     """
     forms = {name: Form(min(shape), math.prod(shape)) for name, shape in shapes.items()}
     whole = sum(form.trained for form in forms.values())
@@ -187,7 +188,7 @@ def replay(
             forms[row["layer"]] = full if row["to"] == "full" else low
         found.append(at(step))
     back = [row for row in rows if row["to"] == "full"]
-    seconds, ratio = _step_seconds(found[1:], timed, flops_share)
+    seconds, ratio = _step_seconds(found[1:], timed, passes_share)
     return Switching(
         layers=len(forms),
         switched=len({row["layer"] for row in rows if row["to"] != "full"}),
@@ -202,7 +203,7 @@ def replay(
 
 
 def _step_seconds(
-    moments: list[Moment], timed: Iterable[tuple[int, int, float]], flops_share: float | None
+    moments: list[Moment], timed: Iterable[tuple[int, int, float]], passes_share: float | None
 ) -> tuple[tuple[float | None, float | None], float | None]:
     """Median seconds of stretches without a switch inside: all layers full, at the fewest FLOPs; and the FLOPs' ratio.
 
@@ -215,13 +216,13 @@ def _step_seconds(
             continue  # a switch inside
         (low.setdefault(during[-1].flops, []) if during[-1].low else full).append(seconds)
     fewest = min(low, default=None)
-    ratio = None if fewest is None or flops_share is None else 1 - flops_share * (1 - fewest)
+    ratio = None if fewest is None or passes_share is None else 1 - passes_share * (1 - fewest)
     after = None if fewest is None else statistics.median(low[fewest])
     return (statistics.median(full) if full else None, after), ratio
 
 
 def _timing(run: Run) -> tuple[float | None, list[tuple[int, int, float]]]:
-    """The layers' share of a step's FLOPs, and stretches between logged steps with their training seconds a step."""
+    """The layers' two passes, as a share of a step's FLOPs, and timed stretches: (first, last step, seconds a step)."""
     bound = (run.record.spectral.get("before") or {}).get("bound") or {}
     steps, rates = run.curve("tokens_per_second")
     tokens = dict(zip(*run.curve("tokens"), strict=True))
@@ -229,7 +230,7 @@ def _timing(run: Run) -> tuple[float | None, list[tuple[int, int, float]]]:
     for (before, after), rate in zip(pairwise([0.0, *steps]), rates, strict=True):
         if rate > 0 and before < after and {before, after} <= tokens.keys():
             stretches.append((int(before), int(after), (tokens[after] - tokens[before]) / rate / (after - before)))
-    return bound.get("flops_share"), stretches
+    return bound.get("passes_share"), stretches
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, int]]:

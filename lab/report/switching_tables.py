@@ -100,7 +100,8 @@ def _cost(arms: Sequence[tuple[Arm, list[Switching]]]) -> Table:
         "Of the layers that may switch: trained parameters and memory (weights, gradients, moments, and what rides "
         "along), as shares of what they are when all are full; a switch's own working memory is not counted. Seconds a "
         "step are medians over stretches of training without a switch, with all layers full and with the run's fewest "
-        "FLOPs a step; by FLOPs alone the latter would take the last column's share of the former."
+        "FLOPs a step; by the FLOPs of both passes alone the latter would take the last column's share of the former: "
+        "Muon's part, which falls further, is not counted."
     )
     return Table("switching_cost", caption, columns, rows, screen=SECONDS)
 

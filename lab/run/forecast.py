@@ -138,7 +138,7 @@ def seconds(run: "Planned", rates: Rates) -> dict[str, float]:
         BASE: sum(losses.values()) + batches * asked.max_new_tokens * rates.answer + read,
         "what the init looks at": looked_at * mean / rates.train,
         "training": steps * (schedule.batch_size * mean / rates.train / devices + rates.step),
-        "evaluations": evaluations * losses["val"],
+        "evaluations": evaluations * (losses["val"] + losses.get("retention", 0.0) * asked.forgetting_curve),
         "samples": evaluations * sampled * rates.sample,
         "losses at the end": sum(losses.values()) - losses["val"],
         "answers at the end": batches * answered * rates.answer + read,

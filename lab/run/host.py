@@ -120,6 +120,8 @@ class Host:
                 f"data.retention={config.data['retention']} gives no text here, and evaluate.forgetting_curve=true "
                 "needs one; name one with data.retention, or give evaluate.forgetting_curve=false."
             )
+        if self.main and config.evaluate.forgetting_curve and not self._watches_forgetting:
+            console.print("evaluate.test=false: evaluate.forgetting_curve=true measures nothing here.")
         adapters = adapter_targets(model, config) if self.parts.rank_strategy is not None else None
         self.spectra = spectral_targets(model, self.parts.svd_policy, adapters)
         self.plan, self.total = self._batches()

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from lab.record.switches import RIDES_ALONG
 from lab.svd_policy.switching import ByStep, Move, Shapes, Switching, break_even
 
 EFFICIENCY = (
     0.85  # kernels' share of a pair's FLOP ratio: `lab.bench switch` has 0.6 to 0.8 at 0.25 H, 0.8 to 0.9 at 0.5
 )
-RIDES_ALONG = 2 / 3  # of a full layer's two passes: a frozen weight beside the pair, which needs no gradient
 NATS = 0.18  # dL/d ln D = β B/D^β, B = 410.7, β = 0.28, D = 11.2e9 tokens (Hoffmann et al. 2022, arXiv:2203.15556)
 WORTH = 0.8  # of the time: a fifth less is what low rank is asked for
 
@@ -45,6 +45,7 @@ class Bound:
     """The most that low rank in the targets could bring, were their rank to fall to nothing."""
 
     flops_share: float  # of an optimizer step's matrix products, in the targets
+    passes_share: float  # of the same, in the targets' two passes; the rest of their share is Muon's
     speedup: float  # 1/(1 − share) (Amdahl 1967)
     scores_share: float  # of the same, in attention's products with keys and values
     muon_share: float  # in Muon's orthogonalising, of the targets and of others
@@ -65,9 +66,10 @@ class Bound:
 def amdahl(shapes: Shapes, step: StepFlops, parameters: int) -> Bound:
     """The bound from shapes alone, infinite where the targets are everything; `parameters` counts all of the model."""
     flops, memory = step.of_targets(shapes) / step.total, sum(math.prod(s) for s in shapes.values()) / parameters
+    passes = sum(step.targets[name] for name in shapes) / step.total
     ranks = {shape: break_even(shape) for shape in sorted(set(shapes.values()))}
     parts = step.scores / step.total, step.muon / step.total
-    return Bound(flops, _gain(flops), *parts, memory, _gain(memory), ranks)
+    return Bound(flops, passes, _gain(flops), *parts, memory, _gain(memory), ranks)
 
 
 def _gain(share: float) -> float:

@@ -92,6 +92,22 @@ def test_steps_are_timed_where_no_switch_lies_inside():
     assert own.step_ratio == pytest.approx(1 - 0.5 * (1 - 160 / 192))
 
 
+@pytest.mark.parametrize(
+    ("bound", "share"), [({"flops_share": 0.8, "passes_share": 0.5}, 0.5), ({"flops_share": 0.8}, None)]
+)
+def test_the_ratio_by_flops_is_of_the_passes_and_leaves_out_muons_part_which_falls_otherwise(bound, share, tmp_path):
+    """A run of before passes_share was recorded has no ratio: its share may hold Muon's part."""
+    run = make_run(tmp_path / "0_run", arm="grow", seed=1, loss=2.0, config={"method": "full"})
+    head = {"targets": {name: {"shape": shape} for name, shape in SHAPES.items()}}
+    (run / "ledger").mkdir()
+    (run / "ledger/rows.jsonl").write_text(f"0 {json.dumps(head)}\n")
+    (run / "switches.jsonl").write_text(json.dumps(row(0, "a", "low_rank")) + "\n")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "spectral": {"before": {"bound": bound}}}))
+    expected = None if share is None else pytest.approx(1 - share * (1 - (32 + 128) / 192))
+    assert switching_of(load_run(run)).step_ratio == expected
+
+
 def test_a_switched_step_is_timed_when_nothing_fades_any_more_and_most_layers_have_gone():
     timed = [(0, 5, 1.0), (5, 9, 1.3), (9, 12, 0.9), (12, 20, 0.4), (20, 25, 0.6)]
     rows = [row(5, "a", "fading"), row(9, "a", "low_rank", "faded"), row(12, "b", "low_rank")]

@@ -58,6 +58,7 @@ def test_the_bound_counts_attention_scores(depth, vocabulary, length, share, wit
     assert round(bound.flops_share / (1 - bound.scores_share), 2) == share
     assert bound.speedup == pytest.approx(speed, abs=0.05)
     assert bound.muon_share == 0
+    assert bound.passes_share == bound.flops_share
 
 
 def test_the_bound_counts_muon_which_every_device_does_for_itself():
@@ -69,6 +70,7 @@ def test_the_bound_counts_muon_which_every_device_does_for_itself():
     assert bound.muon_share == pytest.approx(muon / (muon + blocks + others), rel=1e-12)
     assert bound.muon_share == pytest.approx(0.45, abs=0.01)
     assert bound.speedup == pytest.approx((muon + blocks + others) / others, rel=1e-12)
+    assert bound.passes_share == pytest.approx(blocks / (muon + blocks + others), rel=1e-12)
     assert "45.5% orthogonalise for Muon" in str(bound)
     four = of_nanochat(*model, length=512, tokens=2048, devices=4).bound
     assert four.muon_share == pytest.approx(bound.muon_share, rel=1e-12)

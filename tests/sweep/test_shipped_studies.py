@@ -54,6 +54,13 @@ def test_a_shipped_study_forecasts_its_hours_and_its_disk(name):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
+def test_a_size_whose_runs_are_of_other_lengths_says_what_a_job_of_it_takes(name):
+    for own in BLOCKS[name].get("sizes", {}).values():
+        if any(item.startswith("schedule.max_steps=") for item in own.get("common", [])):
+            assert own.get("seconds_per_job", 0) > 0
+
+
+@pytest.mark.parametrize("name", BLOCKS)
 def test_the_commands_in_a_studys_header_compose(name):
     text = (CONF / "experiment" / f"{name}.yaml").read_text().split("defaults:")[0]
     commands = text.replace("\n#  ", " ").split("python -m lab.train ")[1:]
