@@ -23,11 +23,11 @@ NO_PATHS = {
     *("test_split", "prompt_field", "response_field", "input_field", "messages_field", "text_field"),
     *("magnitude", "direction", "offset", "source", "svd", "distribution", "filled", "which", "variant", "measure"),
     *("budget", "engine", "on_non_finite", "target_modules", "answer_as", "task", "unseen", "lr_from"),
-    *("residual", "start", "form", "side", "watch"),
+    *("residual", "start", "form", "side", "watch", "thresholds"),
 }
 PATHS = {
     *("path", "val_path", "test_path", "name_or_path", "tokenizer_name_or_path", "teacher", "base", "save_dir"),
-    *("retention", "resume", "resume_study", "folder"),
+    *("retention", "resume", "resume_study", "folder", "observed_path"),
 }
 YAMLS = sorted(path for group in CONF.iterdir() if group.is_dir() for path in group.glob("*.yaml"))
 OF_CLASSES = [path for path in YAMLS if path.parent.name not in ("experiment", "hydra")]

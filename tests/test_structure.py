@@ -19,6 +19,7 @@ OTHERS = {
     "active": (2, "the number of directions that act"),
     "step": (0.5, "the factor on Muon's step"),
     "since": (7, "the step of its switch"),
+    "kept": (2, "the number of directions kept"),
 }
 
 

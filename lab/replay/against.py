@@ -99,8 +99,16 @@ def sentence(row: Compared) -> str:
     agrees = "as replayed, every number until then the same" if row.same else f"NOT as replayed ({said})"
     if row.same is None:
         agrees = f"the replay cannot answer beyond step {row.replay_until}, up to where every number is the same"
-    apart = f"they part at step {row.parts_at} ({row.parts_by})" if row.parts_at is not None else "they part nowhere"
+    apart = (
+        f"they part at step {row.parts_at} ({row.parts_by})"
+        if row.parts_at is not None
+        else f"they part {_nowhere(row.replay_until)}"
+    )
     return f"{row.settings or 'the same settings'}: {live}, {agrees}; {apart}."
+
+
+def _nowhere(until: int | str) -> str:
+    return f"nowhere up to step {until}, the replay's last"
 
 
 def write(rows: Sequence[Compared], to: Path) -> Path:
@@ -129,7 +137,7 @@ def table(path: Path) -> str:
             f"step {row[f'{which}_step']}: {row[f'{which}_layers']}" if row[f"{which}_step"] else "none"
             for which in ("replayed", "live")
         )
-        parts = f"step {row['parts_at']}, {row['parts_by']}" if row["parts_at"] else "nowhere"
+        parts = f"step {row['parts_at']}, {row['parts_by']}" if row["parts_at"] else _nowhere(row["replay_until"])
         ends = f"yes, up to step {row['replay_until']}, the replay's last"
         same = {"True": "yes", "False": "**no**", "": ends}[row["same"]]
         lines.append(f"| `{row['settings']}` | {said} | {live} | {same} | {parts} |")

@@ -39,8 +39,8 @@ MUTANTS = {
     ),
     "validation on training data": Mutant(
         "lab/run/host.py",
-        "evaluate(self.module.scorer, self.corpus.val.samples,",
-        "evaluate(self.module.scorer, self.corpus.train.samples,",
+        'partial(self._evaluated, "val")',
+        'partial(self._evaluated, "train")',
         f"{SIDES}::test_each_loss_is_stock_pefts_on_the_side_of_its_name",
     ),
     "test loss on the validation side": Mutant(

@@ -51,7 +51,8 @@ def speaker(tokenizer, say):
     """A model whose `generate` follows each prompt (text) with what `say` makes of it (tokens), up to an end token."""
     net = small("llama", vocab_size=len(tokenizer))
 
-    def generate(input_ids, attention_mask, generation_config):
+    def generate(input_ids, attention_mask, generation_config, stopping_criteria):
+        assert not stopping_criteria
         rows = []
         for ids, mask in zip(input_ids, attention_mask, strict=True):
             net.asked.append(ids[mask.bool()].tolist())
