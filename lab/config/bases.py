@@ -20,7 +20,7 @@ UNKNOWN = Base(lr=1e-3, lr_from="the lab's rate where it knows nothing of the ba
 PRETRAINED = Base(3e-4, "pretrained models of 1B to 550B: 126 sweeps of thinking-machines-lab/tinker-cookbook")
 BASES: Mapping[str, Base] = {  # by model.name_or_path
     "lab:base": Base(1e-3, "the lab's rate on the shipped base", retention="stdlib_docs"),
-    # 60 steps of 8 sums, rank 16, quarters of a decade round the best (docs/studies/init_comparison_smollm2): lowest at
+    # 60 steps of 8 sums, rank 16, quarters of a decade round the best (docs/log.md, 2026-11-27): lowest at
     # 1e-3 on one seed (0.588 nats; 0.628 a quarter below, 0.598 above), at 1.78e-3 on another (0.588; 0.617 at 1e-3).
     "lab:smollm2_135m": Base(1e-3, "SmolLM2-135M swept by quarters of a decade, 60 steps of sums"),
 }
