@@ -144,7 +144,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("hardware=null",), "hardware=null is no option. There are a100x8, auto, cpu, cpu_ddp2, gpu."),
     (("data=",), "data= is no option. There are alpaca,"),
     (("hydra/launcher=nope",), "hydra/launcher=nope is no option."),
-    (("experiment=rank_swep",), "rank_swep is no option; did you mean rank_sweep, rank_sweep_smollm2, rank_strategies?"),
+    (("experiment=rank_swep",), "swep is no option; did you mean rank_sweep, rank_sweep_smollm2, rank_strategies?"),
     (("~rank",), "rank was taken away and every run has one; leave out ~rank."),
     (("~seed",), "seed was taken away and every run has one; leave out ~seed."),
     (("~schedule",), "schedule was taken away"),
