@@ -1,6 +1,7 @@
 """Who may import whom: read from the source, so that a lazy import counts too."""
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,3 +163,9 @@ def test_room_never_imports(room):
 def test_only_config_instantiates():
     callers = {room_of(path) for path, name, _ in IMPORTS if name in ("hydra.utils.instantiate", "hydra.utils.call")}
     assert callers <= {"config", "testing"}
+
+
+def test_no_two_test_files_share_a_name():
+    """Tests live in folders that are no packages, so pytest imports each by its bare name and collects the first alone."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py")
+    assert not [name for name, times in names.items() if times > 1]
