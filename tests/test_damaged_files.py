@@ -109,7 +109,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_trained(runs, tmp_path):
 
 def test_a_damaged_best_checkpoint_is_no_reason_to_report_other_weights(tmp_path, monkeypatch):
     best = ("method=full", "optim.lr=0.1", "select=best", "schedule.eval_every_n_steps=2")  # best at step 4 of 8
-    monkeypatch.setattr("lab.run.host.Host._finish", lambda self: pytest.exit)
+    monkeypatch.setattr("lab.run.ending.Ending.run", lambda self: pytest.exit)
     run(tmp_path, *best)
     monkeypatch.undo()
     result = record.read(tmp_path)

@@ -91,7 +91,7 @@ def whole(tmp_path_factory):
     [
         ({0: Fault("is killed behind it", "torch:save", 2)}, ()),  # of the best one, behind the first of the last
         (
-            {1: Fault("is killed", "lab.run.host:_own_measure"), 0: Fault("sleeps", "lab.run.host:_own_measure")},
+            {1: Fault("is killed", "lab.run.ending:_own_measure"), 0: Fault("sleeps", "lab.run.ending:_own_measure")},
             "a measure",
         ),
     ],

@@ -16,12 +16,12 @@ from lab.report.study import load_run
 PHASES = {
     "before the last checkpoint": ("lab.training.callbacks:Checkpoints.save", 3),
     "behind the last checkpoint": ("lab.training.callbacks:StopOnRequest.after_step", 2),  # of the steps that are left
-    "at the beginning of the ending": ("lab.run.host:Host._finish", 1),
-    "in the validation": ("lab.run.host:Host._evaluate", 1),
-    "in the export": ("lab.run.host:Host._export", 1),
-    "in the test": ("lab.run.host:Host._evaluate", 2),
+    "at the beginning of the ending": ("lab.run.ending:Ending.run", 1),
+    "in the validation": ("lab.run.ending:Ending._evaluate", 1),
+    "in the export": ("lab.run.ending:Ending._export", 1),
+    "in the test": ("lab.run.ending:Ending._evaluate", 2),
     "in the answers": ("lab.training.answers:Answers.accuracy", 1),
-    "in a measure of the user's": ("lab.run.host:_own_measure", 1),
+    "in a measure of the user's": ("lab.run.ending:_own_measure", 1),
     "in what was learned": ("lab.instruments.learned:measure", 1),
     "in the last line": ("lab.run.summary:print_end", 1),
     "in the record": ("lab.record:write", 3),  # the first two say that it runs again

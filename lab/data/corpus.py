@@ -32,6 +32,11 @@ class Corpus:
         """The records of the test side whose loss is measured, in order; running text has none."""
         return [self.splits.test[sample.record] for sample in self.test.samples if sample.record is not None]
 
+    def samples(self, side: str) -> list[Sample]:
+        """The samples of `train`, `val`, `test` or `retention`."""
+        found: list[Sample] = self.retention if side == "retention" else getattr(self, side).samples
+        return found
+
     def record(self, name: str) -> dict[str, Any]:
         """The `data` field of a RunRecord."""
         return {

@@ -1,8 +1,9 @@
 """Start of the editors that a run's strategy asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +13,10 @@ from lab.adapter.switched import why_not
 from lab.editors import Editor
 from lab.editors.adalora import AdaloraEditor
 from lab.editors.adalora_file import AdaloraFile
+from lab.editors.guard import GuardEditor
+from lab.editors.switch import Switcher
+from lab.editors.switch_board import GuardBoard, SwitchBoard
+from lab.editors.trials import Trials
 from lab.errors import UsageError
 from lab.init import InitScheme
 from lab.init.adalora import Triplets
@@ -21,7 +26,7 @@ from lab.rank_strategy.adalora import Adalora
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.attack import Guarding
 from lab.svd_policy.osf import Osf
-from lab.svd_policy.switching import Switching
+from lab.svd_policy.switching import Move, Shapes, Switching
 from lab.training.step import Instrument
 
 
@@ -31,6 +36,19 @@ class Started:
 
     editors: list[Editor] = field(default_factory=list)
     boards: list[Instrument] = field(default_factory=list)
+
+
+class Decides(Protocol):
+    """What decides at ticks: it is asked for moves and guards, and told what is guarded and how a rank is tried."""
+
+    trials: Any
+    guarded: Callable[[], Collection[str]]
+
+    def take_moves(self) -> Sequence[Move]:
+        """The switches that the last tick asks for, once."""
+
+    def take_guards(self) -> Sequence[tuple[str, bool]]:
+        """The layers that the last tick guards (True) or releases, once."""
 
 
 def first_scheme(strategy: RankStrategy, scheme: InitScheme) -> tuple[InitScheme, bool]:
@@ -48,7 +66,7 @@ def first_scheme(strategy: RankStrategy, scheme: InitScheme) -> tuple[InitScheme
     return Triplets(), True
 
 
-def start(
+def of_strategy(
     strategy: RankStrategy | None, model: Structured, targets: Sequence[Target], rank: int, steps: int, run_dir: Path
 ) -> Started:
     """The editors of a run; none where nothing changes its structure in training."""
@@ -92,3 +110,36 @@ def switchable(
         return {}
     policy.check_schedule(shapes, total_steps)
     return shapes
+
+
+def of_policy(
+    policy: SvdPolicy,
+    model: Structured,
+    shapes: Shapes,
+    *,
+    total_steps: int,
+    run_dir: Path,
+    dtype: torch.dtype,
+    loss: Callable[[], float | None],
+    observer: Decides | None,
+) -> Started:
+    """The editors that carry out what a policy decides, a guard before a switch, and their boards.
+
+    `loss` is the step's, `dtype` that of Muon's products; `observer` decides at ticks, where the policy has any.
+    """
+    started = Started()
+    if isinstance(policy, Guarding):
+        guard = GuardEditor(model, policy)
+        if observer is not None:
+            guard.asked, observer.guarded = observer.take_guards, guard.guarded
+        started.editors.append(guard)
+        started.boards.append(GuardBoard(guard))
+    if isinstance(policy, Switching):
+        switcher = Switcher(model, policy, shapes, total_steps, run_dir, dtype)
+        switcher.loss = loss
+        if observer is not None:
+            switcher.asked = observer.take_moves
+            observer.trials = Trials(switcher.net, policy, loss)
+        started.editors.append(switcher)
+        started.boards.append(SwitchBoard(switcher))
+    return started

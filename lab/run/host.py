@@ -1,7 +1,7 @@
 """Host of a run: one process, which builds, fits, evaluates and exports it."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,31 +11,23 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from lab import record
-from lab.adapter.export import BASE, export, verify_export
-from lab.adapter.osf import leaks
-from lab.adapter.switched import dense
-from lab.adapter.verify import verify_frozen
 from lab.config import RunConfig, instantiate
 from lab.data.corpus import Corpus, load_corpus
-from lab.data.encode import Sample, preview
+from lab.data.encode import preview
 from lab.editors import start
 from lab.editors.editing import Editing, batch_loss
-from lab.editors.guard import GuardEditor
-from lab.editors.switch import Switcher
-from lab.editors.switch_board import GuardBoard, SwitchBoard
-from lab.editors.trials import Trials
 from lab.errors import UsageError
-from lab.files import share_weights
-from lab.instruments import learned, per_module_csv
+from lab.instruments import per_module_csv
 from lab.instruments.first_step import FirstStepWatch, bytes_of, sample_of
 from lab.instruments.outlook import outlook
-from lab.instruments.rank_plan import RankPlanFigure, print_plan
+from lab.instruments.rank_plan import RankPlanFigure
 from lab.instruments.spectra import SpectralObserver
 from lab.instruments.targets import SpectralTargets, spectral_targets
 from lab.layer import Target
-from lab.model import base_of, hub
 from lab.record import RunRecord, run_files
 from lab.run import summary
+from lab.run.ending import Ending
+from lab.run.measures import attempt
 from lab.run.parts import Parts
 from lab.run.setup import (
     Adapted,
@@ -47,18 +39,16 @@ from lab.run.setup import (
     readapt,
     resolve_hardware,
 )
-from lab.svd_policy.attack import Guarding
-from lab.svd_policy.switching import Switching
 from lab.training import checkpoint, hardware, memory
 from lab.training.answers import Answers
 from lab.training.base_loss import base_answers, base_loss, probe_loss
 from lab.training.callbacks import Checkpoints, Monitor, StopOnRequest
 from lab.training.compile import compile_blocks, graphs_made
-from lab.training.distributed import any_of, check_equal, rank, world
+from lab.training.distributed import check_equal, rank
 from lab.training.evaluate import Evaluation, evaluate
 from lab.training.forgetting import ForgettingCurve
 from lab.training.hardware import Resolved
-from lab.training.interrupt import Interrupted, StopRequest, stop_on_signal
+from lab.training.interrupt import StopRequest, stop_on_signal
 from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
 from lab.training.loss import Scorer
 from lab.training.metrics_file import MetricsFile
@@ -138,7 +128,7 @@ class Host:
             self.hardware = memory.fit(self.adapted.net, self.hardware, train, pad_id, besides)
         with stop_on_signal(self.request):
             self._fit(saved)
-            self._finish()
+            Ending(self).run()
 
     def _measured_pairs(self) -> list[Target]:
         """Layers with a pair that the policy measures: each holds a gradient of its weight's size for it."""
@@ -159,14 +149,14 @@ class Host:
         probe = corpus.val.samples[:PROBE_SAMPLES]
         with Scorer(net, self.hardware.device, autocast=False) as base:
             for side in ("val", "test", "retention") if config.evaluate.test else ("val",):
-                if samples := self._samples(side):
+                if samples := self.corpus.samples(side):
                     with self.clock.spent("eval"), aloud(f"the base's {side} loss"):
                         known = base_loss(base, samples, corpus.pad_id, hashes.held, self.hardware)
                     metrics[f"base_{side}_loss"] = known.loss
             before = probe_loss(base, probe, corpus.pad_id, hashes.held, self.hardware)
         if self.main and self.answers.judged and config.evaluate.test:
             with self.clock.spent("eval"), aloud("the base's answers"):
-                self._attempt("base_test_accuracy", lambda: self._base_accuracy(net, hashes.held))
+                attempt(self.result, "base_test_accuracy", lambda: self._base_accuracy(net, hashes.held), aloud=True)
         with self.clock.spent("init"), aloud("initialisation"):
             train = corpus.train.samples
             adapted = adapt(net, targets, self.parts, config, self.hardware, train, corpus.pad_id, hashes)
@@ -195,7 +185,7 @@ class Host:
         if config.hardware.compile:
             log.info("%d blocks compiled", compile_blocks(adapted.net, self.hardware.accelerator))
         self.owner = Run(config, self.run_dir, self.result, adapted.model, total, self.clock)
-        started = start.start(
+        started = start.of_strategy(
             self.parts.rank_strategy, adapted.model, adapted.targets, config.rank, total, self.run_dir
         )
         self.editing = Editing(started.editors, adapted.model)
@@ -246,11 +236,11 @@ class Host:
                 finally:
                     self.clock.stop()
                     if self.owner.progress.step >= done:  # else it ended before the checkpoint was read
-                        self._count()
+                        self.count()
             elif saved:  # everything but the ending was done
                 self.owner.go_on(saved[1])
                 self.editing.on_load_checkpoint(trainer, self.module, saved[1])
-                self._count()
+                self.count()
         self.module.to(self.hardware.device)
         for instrument in [*instruments, *boards]:
             instrument.finish(saved[1] if saved and done == total else None)
@@ -277,31 +267,24 @@ class Host:
         return instruments
 
     def _boards(self, instruments: Sequence[Instrument]) -> Sequence[Instrument]:
-        """What shows this run as its editors leave it; the one that switches layers hears what the policy decides."""
-        boards: list[Instrument] = []
-        policy = self.parts.svd_policy
-        if isinstance(policy, Switching):
-            dtype = self.hardware.compute_dtype
-            switcher = Switcher(self.adapted.model, policy, self.switchable, self.total, self.run_dir, dtype)
-            switcher.loss = partial(batch_loss, self.module)
-            for each in instruments:
-                if isinstance(each, SpectralObserver):
-                    switcher.asked = each.take_moves
-                    each.trials = Trials(switcher.net, policy, switcher.loss)
-            self.editing.editors.append(switcher)
-            boards.append(SwitchBoard(switcher))
-        if isinstance(policy, Guarding):
-            guard = GuardEditor(self.adapted.model, policy)
-            for each in instruments:
-                if isinstance(each, SpectralObserver):
-                    guard.asked, each.guarded = each.take_guards, guard.guarded
-            self.editing.editors.insert(0, guard)
-            boards.append(GuardBoard(guard))
+        """What shows this run as its editors leave it, those of the policy among them."""
+        observer = next((each for each in instruments if isinstance(each, SpectralObserver)), None)
+        started = start.of_policy(
+            self.parts.svd_policy,
+            self.adapted.model,
+            self.switchable,
+            total_steps=self.total,
+            run_dir=self.run_dir,
+            dtype=self.hardware.compute_dtype,
+            loss=partial(batch_loss, self.module),
+            observer=observer,
+        )
+        self.editing.editors.extend(started.editors)
         if (pairs := self.adapted.targets) and self.config.evaluate.test:
-            boards.append(RankPlanFigure(pairs, edited=bool(self.editing.editors)))
-        return boards
+            started.boards.append(RankPlanFigure(pairs, edited=bool(self.editing.editors)))
+        return started.boards
 
-    def _count(self) -> None:
+    def count(self) -> None:
         """Put what has been done so far into the record, whatever the ending."""
         progress, init = self.owner.progress, self.result.init
         self.result.steps, self.result.labelled_tokens = progress.step, progress.labelled_tokens
@@ -314,112 +297,14 @@ class Host:
         spent = {account: self.clock.of(account) for account in ("train", "eval", "analysis")}
         self.result.seconds = {"total": self.clock.total, "init": init.get("seconds", 0.0), **spent}
 
-    def _finish(self) -> None:
-        """Evaluate and export the selected weights, measure what was asked for besides, and close the record."""
-        if world() == 1:  # all is saved: a signal need wait for nothing
-            self.request.at_once = self._stopped()
-        self._stop_if_asked()
-        progress, adapted = self.owner.progress, self.adapted
-        if self.config.select == "best" and progress.best_step != progress.step:
-            best = checkpoint.best(self.run_dir)
-            self.adapted.model.restore(best["structure"], best["state_dict"])
-            self.monitor.final = None
-        self.editing.finish(self.result)
-        if adapted.model.structure.kept:
-            self.result.spectral["osf"] = leaks(adapted.net)
-        if self.main and self.editing.editors and adapted.targets:
-            print_plan(self.result.ranks, adapted.targets)
-        if adapted.frozen:
-            verify_frozen(adapted.net, adapted.frozen)
-        scorer, metrics = self.module.scorer, self.result.metrics
-        val = self.monitor.final or self._evaluate(scorer, "val")
-        metrics |= {"val_loss": val.loss, "val_perplexity": val.perplexity, "val_bpb": val.bpb}
-        if val.bpb is not None and metrics["best_val_loss"] is not None:  # one set of bytes: bits go with nats
-            metrics["best_val_bpb"] = val.bpb / val.loss * metrics["best_val_loss"]
-        if self.main:
-            self._export()
-        judged = self.config.evaluate.test
-        if self.corpus.test.samples and judged:
-            self._stop_if_asked()
-            metrics["test_loss"] = self._evaluate(scorer, "test").loss
-        if self.corpus.retention and judged:
-            self._stop_if_asked()
-            after = self._evaluate(scorer, "retention").loss
-            metrics["retention_loss"] = after
-            metrics["forgetting"] = after - (metrics["base_retention_loss"] or 0.0)
-            if self.forgetting is not None and (level := self.config.evaluate.forgetting_at) is not None:
-                metrics["equal_loss_forgetting"] = self.forgetting.forgotten_at(level)
-        self._stop_if_asked()
-        self.request.at_once = self._stopped()  # no process waits for another from here on
-        self._measure()
-        self._count()
-        self.result.files = run_files.closed(self.run_dir)
-        if self.main:
-            summary.print_end(self.result, self.run_dir)
-
-    def _measure(self) -> None:
-        """What is asked for besides the losses; one that fails is an entry in the record, and not the run's end."""
-        net, judged = self.adapted.net, self.config.evaluate.test
-        with self.clock.spent("eval"):
-            if self.config.evaluate.accuracy and judged and self.main:
-                with aloud("answers"):
-                    self._attempt("test_accuracy", lambda: self.answers.accuracy(net))
-            for name, measure in self.parts.measures.items():
-                self._attempt(name, partial(_own_measure, name, measure, net, self.tokenizer))
-        if self.main and self.adapted.model.structure.pairs and judged:
-            with self.clock.spent("analysis"), aloud("what was learned"):
-                self._attempt("learned", lambda: learned.measure(net, self.run_dir))
-
-    def _attempt(self, name: str, measure: Callable[[], Mapping[str, float | None]]) -> None:
-        """Take a measure; its failure is logged with the traceback, said, and recorded under its name."""
-        try:
-            self.result.metrics |= measure()
-            self.result.failed_measures.pop(name, None)  # of an earlier start
-        except Interrupted:
-            raise
-        except Exception as error:
-            self.result.failed_measures[name] = f"{type(error).__name__}: {error}"
-            log.exception("%s could not be measured", name)
-            if self.main:
-                console.print(Text(f"{name} could not be measured: {self.result.failed_measures[name]}", style="red"))
-
-    def _stopped(self) -> str:
-        return f"stopped behind the last step, {self.owner.progress.step}; resume={self.run_dir}"
-
-    def _stop_if_asked(self) -> None:
-        """Raises Interrupted, on every process, where a signal has come to one of them."""
-        if any_of(self.request.signal is not None, self.hardware.device):
-            raise Interrupted(self._stopped(), self.request.signal)
-
-    def _export(self) -> None:
-        model = self.adapted.model
-        if model.structure.pairs:
-            folder = self.run_dir / "adapter"
-            base, revision = hub.resolve(self.result.model["name_or_path"]), self.result.model["revision"]
-            if export(model.net, folder, base_model=base, revision=revision).bases_replaced:
-                base = str((folder / BASE).resolve())
-            verify_export(folder, model.structure, base=base, revision=revision, model=model.net)
-        else:
-            with dense(base_of(model.net)):
-                model.net.save_pretrained(self.run_dir / "model")
-            share_weights(self.run_dir / "model")
-            self.tokenizer.save_pretrained(self.run_dir / "model")
-
-    def _evaluate(self, scorer: Scorer, side: str) -> Evaluation:
-        with self.clock.spent("eval"), aloud(f"{side} loss"):
-            return evaluate(scorer, self._samples(side), self.corpus.pad_id)
-
     @property
     def _watches_forgetting(self) -> bool:
         return self.config.evaluate.forgetting_curve and self.config.evaluate.test
 
-    def _samples(self, side: str) -> list[Sample]:
-        return self.corpus.retention if side == "retention" else getattr(self.corpus, side).samples
-
     def _evaluated(self, side: str) -> Evaluation:
         """On the live weights, in whatever account of the clock is open."""
         with aloud(f"{side} loss"):
-            return evaluate(self.module.scorer, self._samples(side), self.corpus.pad_id)
+            return evaluate(self.module.scorer, self.corpus.samples(side), self.corpus.pad_id)
 
     def _show_samples(self, step: int) -> None:
         with aloud("samples"):
@@ -427,7 +312,3 @@ class Host:
 
     def _data_name(self) -> str:
         return str(self.config.data["name"])
-
-
-def _own_measure(name: str, measure: Callable[[Any, Any], Any], net: Any, tokenizer: Any) -> dict[str, float]:
-    return {name: float(measure(net, tokenizer))}

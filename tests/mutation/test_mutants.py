@@ -44,9 +44,9 @@ MUTANTS = {
         f"{SIDES}::test_each_loss_is_stock_pefts_on_the_side_of_its_name",
     ),
     "test loss on the validation side": Mutant(
-        "lab/run/host.py",
-        'self._evaluate(scorer, "test")',
-        'self._evaluate(scorer, "val")',
+        "lab/run/ending.py",
+        'self._evaluate("test")',
+        'self._evaluate("val")',
         f"{SIDES}::test_each_loss_is_stock_pefts_on_the_side_of_its_name",
     ),
     "one dropout mask for every step": Mutant(
@@ -168,7 +168,7 @@ MUTANTS = {
         "lab/record/run_files.py", '    if digest.hexdigest() != recorded["sha256"]:', "    if False:", DAMAGED
     ),
     "the last weights reported as the best": Mutant(
-        "lab/run/host.py",
+        "lab/run/ending.py",
         'if self.config.select == "best" and',
         "if False and",
         "tests/test_run.py::test_select_best_is_what_the_record_reports",

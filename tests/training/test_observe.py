@@ -297,10 +297,10 @@ def test_two_processes_share_the_layers_and_decide_as_one(method, tmp_path):
 
 
 def test_a_run_cut_off_behind_its_last_step_still_counts_the_time_of_its_ticks(tmp_path, monkeypatch):
-    from lab.run.host import Host
+    from lab.run.ending import Ending
 
     with monkeypatch.context() as patch:
-        patch.setattr(Host, "_finish", lambda *_: pytest.fail("cut off"))
+        patch.setattr(Ending, "run", lambda *_: pytest.fail("cut off"))
         with pytest.raises(pytest.fail.Exception):
             run(tmp_path, *FULL, *OBSERVE)
     cut = record.read(tmp_path)
