@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lab import config
 from lab.data.stdlib import corpus
-from lab.run import dry_run, forecast
+from lab.errors import UsageError
+from lab.run import cost, dry_run, forecast
 
 ROOT = Path(__file__).resolve().parent.parent
 # Trains two steps of a config on its longest examples, as the run would, then asks what dry_run would have said.
@@ -23,7 +24,7 @@ MEASURE = """
 import json, sys
 from lab import config
 from lab.data.corpus import load_corpus
-from lab.run import dry_run, host, setup
+from lab.run import cost as costs, host, setup
 from lab.run.parts import Parts
 from lab.training import loader, module, optim, run
 
@@ -49,7 +50,7 @@ for _ in range(2):
     optimizer.step()
     optimizer.zero_grad()
 measured = status("VmHWM") - baseline
-cost, _ = dry_run.predict(asked, found, corpus.train.samples)
+cost, _ = costs.predict(asked, found, corpus.train.samples)
 trained = sum(p.numel() for p in adapted.net.parameters() if p.requires_grad)
 print(json.dumps({"measured": measured, "predicted": cost.peak, "trainable": [trained, cost.trainable]}))
 """
@@ -108,17 +109,17 @@ def seven_billion():
     """One step of LoRA on shapes of seven billion parameters, of which none has memory."""
     asked = config.compose(*QWEN_7B, "rank=16", "hardware=a100x8", "schedule.batch_size=8")
     mode = FakeTensorMode()
-    net = dry_run.fake_model(asked, torch.bfloat16, mode)
+    net = cost.fake_model(asked, torch.bfloat16, mode)
     with mode:
-        return dry_run.cost_of_step(net, asked.optim, 1, 512, 8, autocast=False)
+        return cost.cost_of_step(net, asked.optim, 1, 512, 8, autocast=False)
 
 
 def test_lora_on_seven_billion_parameters_counts_them_without_holding_them(seven_billion):
-    cost = seven_billion
-    assert (cost.trainable, cost.parameters) == (PAIRS, BASE + PAIRS)
-    assert cost.weights == pytest.approx(2 * BASE + 4 * PAIRS, rel=1e-6)  # a bf16 base, float32 pairs
-    assert cost.gradients == 4 * PAIRS
-    assert cost.optimizer == pytest.approx(8 * PAIRS, rel=1e-4)  # two moments, and a step count a tensor
+    found = seven_billion
+    assert (found.trainable, found.parameters) == (PAIRS, BASE + PAIRS)
+    assert found.weights == pytest.approx(2 * BASE + 4 * PAIRS, rel=1e-6)  # a bf16 base, float32 pairs
+    assert found.gradients == 4 * PAIRS
+    assert found.optimizer == pytest.approx(8 * PAIRS, rel=1e-4)  # two moments, and a step count a tensor
 
 
 def test_the_flops_of_a_lora_step_are_those_of_its_products(seven_billion):
@@ -139,6 +140,35 @@ def test_a_machine_that_is_not_here_can_be_planned_for(monkeypatch):
     said = dry_run.report(config.compose("model=micro", "hardware=a100x8", *small))
     assert said.startswith("dry run: 8 x A100, bf16-mixed, micro-batch 2 x 1 accumulated")
     assert "hours of training alone (40% of the A100's bf16 peak)" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (("rank=1000",), "rank=1000 is larger than the smaller side"),
+        (("svd_policy=phase1",), "has none; use svd_policy=observe"),  # it decides, and nothing trains in full
+        (("svd_policy=observe", "svd_policy.target_modules=[nowhere]"), "nowhere"),
+        (("svd_policy=observe", "svd_policy.k=1000"), "k=1000"),
+        (("method=full", "svd_policy={_target_: test_dry_run.Ticking}"), "has ticks and no settings to measure by"),
+        (("method=full", "svd_policy=compress", "hardware.precision=bf16-true"), "bf16-mixed"),
+    ],
+    ids=" ".join,
+)
+def test_what_the_model_forbids_is_refused_as_by_the_run(overrides, why, tmp_path):
+    with pytest.raises(UsageError, match=why) as planned:
+        dry_run.plan(config.compose(*SMALL, *overrides))
+    with pytest.raises(UsageError) as begun:
+        run(tmp_path, *overrides)
+    assert str(planned.value) == str(begun.value)
+
+
+class Ticking:
+    """Has ticks, and does not say how to measure."""
+
+    every_n_steps = 5
+
+    def __init__(self, **settings):
+        """Takes whatever the node holds."""
 
 
 @pytest.mark.parametrize("judged", [True, False])

@@ -18,7 +18,7 @@ from lab.bench.device import PeakMemory, Stopwatch, fastest_dtype, multiplied, p
 from lab.config import instantiate
 from lab.model import Model
 from lab.record import RunRecord
-from lab.run.dry_run import LiveBytes
+from lab.run.cost import LiveBytes
 from lab.run.setup import resolve_hardware
 from lab.training.module import CausalLM
 from lab.training.muon import NEWTON_SCHULZ, STEPS

@@ -50,6 +50,13 @@ class Chat:
 Record = Text | Pair | Chat
 
 
+def question(record: Record) -> tuple[object, ...]:
+    """What a record asks: all but its answer, the last turn of a conversation; running text asks itself."""
+    if isinstance(record, Pair):
+        return record.prompt, record.input
+    return record.messages[:-1] if isinstance(record, Chat) else (record.text,)
+
+
 @dataclass(frozen=True)
 class Splits:
     """The records of a data set, side by side; an empty test side means there is none."""
@@ -58,6 +65,11 @@ class Splits:
     val: Sequence[Record]
     test: Sequence[Record] = field(default_factory=tuple)
     dropped: int = field(default=0, kw_only=True)  # records that contradict themselves, and were left out
+
+    def known(self, side: str) -> int:
+        """How many records of `val` or `test` ask what a record of the training side asks, word for word."""
+        asked = {question(record) for record in self.train}
+        return sum(question(record) in asked for record in getattr(self, side))
 
     @property
     def sha256(self) -> str:

@@ -49,11 +49,22 @@ class Corpus:
             "truncated": self.train.truncated + self.val.truncated + self.test.truncated,
             "unlabelled": self.train.unlabelled + self.val.unlabelled + self.test.unlabelled,
             "masked_fraction": self.train.masked_fraction,
+            "known": {side: self.splits.known(side) for side in ("val", "test")},
             "val_bytes": sum(sample.num_bytes for sample in self.val.samples),
             "retention": self.retention_name,
             "dropped": self.splits.dropped,
             "retention_sha256": self.retention_sha256,
         }
+
+    def repeats(self) -> list[str]:
+        """A warning for every held-out side that asks what training asks, word for word."""
+        counts = ((side, self.splits.known(side), len(getattr(self.splits, side))) for side in ("val", "test"))
+        return [
+            f"WARNING: {known:,} of {total:,} {side} examples ask what training asks, word for word: a low loss and a "
+            "right answer may be memory"
+            for side, known, total in counts
+            if known
+        ]
 
     def losses(self) -> list[str]:
         """A sentence for every side that lost examples or their ends on the way, a warning where it is over a tenth."""

@@ -30,6 +30,10 @@ def card(run: Run) -> list[Block]:
             str(record.data.get(f"{side}_examples", MISSING)) for side in ("train", "val", "test")
         ),
         "truncated examples": record.data.get("truncated"),
+        "held-out examples that training asks too": ", ".join(
+            f"{side} {count:,}" for side, count in (record.data.get("known") or {}).items() if count
+        )
+        or None,
         "masked share of tokens": record.data.get("masked_fraction"),
         "initialisation": record.init.get("scheme"),
         "modules initialised of targeted": f"{_text(record.init.get('modules_initialised'))} of "

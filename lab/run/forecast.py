@@ -66,7 +66,7 @@ class Forecast:
 
     seconds: dict[str, float]  # by part
     exported: int  # bytes of adapter/ or model/
-    checkpoint: int  # bytes of one; a run leaves three, a study the best
+    checkpoint: int  # bytes of one; a run leaves three, a job of a study none
 
     @property
     def total(self) -> float:

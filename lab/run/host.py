@@ -22,7 +22,6 @@ from lab.instruments.first_step import FirstStepWatch, bytes_of, sample_of
 from lab.instruments.outlook import outlook
 from lab.instruments.rank_plan import RankPlanFigure
 from lab.instruments.spectra import SpectralObserver
-from lab.instruments.targets import SpectralTargets, spectral_targets
 from lab.layer import Target
 from lab.record import RunRecord, run_files
 from lab.run import summary
@@ -31,11 +30,12 @@ from lab.run.measures import attempt
 from lab.run.parts import Parts
 from lab.run.setup import (
     Adapted,
+    PolicyTargets,
     adapt,
-    adapter_targets,
     base_hashes,
     check_step0,
     load_base,
+    policy_targets,
     readapt,
     resolve_hardware,
 )
@@ -72,14 +72,13 @@ class Host:
     tokenizer: PreTrainedTokenizerBase
     corpus: Corpus
     answers: Answers
-    spectra: SpectralTargets | None  # that the policy has measured
     adapted: Adapted
     owner: Run
     module: CausalLM
     editing: Editing
     plan: BatchPlan
     total: int  # optimizer steps
-    switchable: dict[str, tuple[int, int]]  # layers that the policy may switch, (out, in)
+    policy_targets: PolicyTargets
     monitor: Monitor
     forgetting: ForgettingCurve | None = None
 
@@ -112,11 +111,8 @@ class Host:
             )
         if self.main and config.evaluate.forgetting_curve and not self._watches_forgetting:
             console.print("evaluate.test=false: evaluate.forgetting_curve=true measures nothing here.")
-        adapters = adapter_targets(model, config) if self.parts.rank_strategy is not None else None
-        self.spectra = spectral_targets(model, self.parts.svd_policy, adapters)
         self.plan, self.total = self._batches()
-        held, lora = self.hardware.weight_dtype, adapters is not None
-        self.switchable = start.switchable(model.skeleton(), self.parts.svd_policy, held, lora, self.total)
+        self.policy_targets = policy_targets(self.parts, config, self.hardware, self.total)
         self.answers = Answers(data, self.corpus, self.tokenizer, config.evaluate, self.hardware.device)
         check_fits(model.skeleton(), self.corpus, config.evaluate, judged=bool(self.answers.judged))
         net, targets = load_base(model, config, self.hardware)
@@ -132,8 +128,8 @@ class Host:
 
     def _measured_pairs(self) -> list[Target]:
         """Layers with a pair that the policy measures: each holds a gradient of its weight's size for it."""
-        pairs = self.adapted.model.structure.pairs
-        return [target for target in self.spectra.targets if target.name in pairs] if self.spectra else []
+        pairs, measured = self.adapted.model.structure.pairs, self.policy_targets.measured
+        return [target for target in measured.targets if target.name in pairs] if measured else []
 
     def _fresh(self, net: Any, targets: list[Target]) -> Adapted:
         """Describe the data, evaluate the base, build and verify the model."""
@@ -143,7 +139,7 @@ class Host:
             first = corpus.train.samples[0]
             console.print(Text(f"{self._data_name()}: first training example, masked tokens dimmed", style="bold"))
             console.print(preview(first, self.tokenizer))
-            for sentence in corpus.losses():
+            for sentence in [*corpus.losses(), *corpus.repeats()]:
                 console.print(Text(sentence, style="bold red" if sentence.startswith("WARNING") else ""))
         hashes = base_hashes(self.parts.model, net, config.seed)
         probe = corpus.val.samples[:PROBE_SAMPLES]
@@ -254,14 +250,12 @@ class Host:
     def _instruments(self) -> Sequence[Instrument]:
         """What reads this run in training."""
         instruments: list[Instrument] = []
-        if self.spectra is not None:
+        if (measured := self.policy_targets.measured) is not None:
             config, plan, hardware = self.config, self.plan, self.hardware
             skeleton, dtype = self.parts.model.skeleton(), hardware.compute_dtype
-            foreseen = outlook(self.spectra, skeleton, config.optim, dtype, plan, self.total, hardware.devices)
+            foreseen = outlook(measured, skeleton, config.optim, dtype, plan, self.total, hardware.devices)
             tokens, account = float(plan.lengths.sum()) / plan.steps_per_epoch, self.result.spectral
-            instruments.append(
-                SpectralObserver(self.run_dir, self.spectra, config.svd_policy, tokens, foreseen, account)
-            )
+            instruments.append(SpectralObserver(self.run_dir, measured, config.svd_policy, tokens, foreseen, account))
         if (pairs := self.adapted.targets) and self.config.evaluate.test:
             instruments.append(FirstStepWatch(self.run_dir, pairs))
         return instruments
@@ -272,7 +266,7 @@ class Host:
         started = start.of_policy(
             self.parts.svd_policy,
             self.adapted.model,
-            self.switchable,
+            self.policy_targets.switchable,
             total_steps=self.total,
             run_dir=self.run_dir,
             dtype=self.hardware.compute_dtype,

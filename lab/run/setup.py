@@ -16,9 +16,10 @@ from lab.adapter.structured import Structured
 from lab.adapter.verify import Applied, frozen_digests, verify, verify_frozen, verify_restored
 from lab.config import RunConfig
 from lab.data.encode import Sample
-from lab.editors.start import first_scheme
+from lab.editors.start import first_scheme, switchable
 from lab.errors import Mismatch, UsageError
 from lab.evidence.gather import EvidenceGatherer
+from lab.instruments.targets import SpectralTargets, spectral_targets
 from lab.layer import Target, find_targets, weight_of
 from lab.model import Model, combined, digests_of, weights_sha256
 from lab.run.parts import Parts
@@ -84,12 +85,6 @@ def load_base(model: Model, config: RunConfig, resolved: Resolved) -> tuple[Any,
     targets: list[Target] = []
     if config.method == "lora":
         targets = adapter_targets(model, config)
-        for target in targets:
-            if config.rank > target.max_rank:
-                raise UsageError(
-                    f"rank={config.rank} is larger than the smaller side of {target.name} ({target.shape[0]} x "
-                    f"{target.shape[1]}); use rank <= {min(t.max_rank for t in targets)}, or adapter.exclude_modules."
-                )
     net: Any = model.load(resolved.weight_dtype, config.seed)
     if config.hardware.gradient_checkpointing:
         net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -98,8 +93,32 @@ def load_base(model: Model, config: RunConfig, resolved: Resolved) -> tuple[Any,
 
 
 def adapter_targets(model: Model, config: RunConfig) -> list[Target]:
-    """The layers that get adapters, known from shapes."""
-    return find_targets(model.skeleton(), config.adapter.target_modules, config.adapter.exclude_modules)
+    """The layers that get adapters, known from shapes; raises UsageError for a rank that one of them cannot have."""
+    targets = find_targets(model.skeleton(), config.adapter.target_modules, config.adapter.exclude_modules)
+    for target in targets:
+        if config.rank > target.max_rank:
+            raise UsageError(
+                f"rank={config.rank} is larger than the smaller side of {target.name} ({target.shape[0]} x "
+                f"{target.shape[1]}); use rank <= {min(t.max_rank for t in targets)}, or adapter.exclude_modules."
+            )
+    return targets
+
+
+@dataclass(frozen=True)
+class PolicyTargets:
+    """The layers that a policy acts on, known from shapes."""
+
+    measured: SpectralTargets | None
+    switchable: dict[str, tuple[int, int]]  # (out, in)
+
+
+def policy_targets(parts: Parts, config: RunConfig, resolved: Resolved, total_steps: int) -> PolicyTargets:
+    """What the policy measures and what it may switch; raises UsageError where it cannot do as it says."""
+    model, policy = parts.model, parts.svd_policy
+    adapters = adapter_targets(model, config) if parts.rank_strategy is not None else None
+    measured = spectral_targets(model, policy, adapters)
+    shapes = switchable(model.skeleton(), policy, resolved.weight_dtype, adapters is not None, total_steps)
+    return PolicyTargets(measured, shapes)
 
 
 def scaling_of(config: RunConfig) -> float:

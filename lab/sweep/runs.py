@@ -48,8 +48,8 @@ def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
 
 
 def drop_checkpoints(run_dir: Path) -> None:
-    """Remove what only a continuation would need; the selected weights stay in adapter/ or model/."""
-    for name in ("last.ckpt", "previous.ckpt"):
+    """Remove what only a continuation would need; selected weights, the best ones too, stay as exported."""
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
         (run_dir / "checkpoints" / name).unlink(missing_ok=True)
 
 

@@ -67,6 +67,19 @@ def test_more_than_a_tenth_is_a_warning(tokenizer, lost, loud):
     assert said.startswith("WARNING: ") is loud
 
 
+def test_a_question_that_training_asks_is_told_of_every_side_whatever_its_answer(tokenizer):
+    chat = Chat((("user", "a"), ("assistant", "b")))
+    other = Chat((("user", "a"), ("assistant", "another")))
+    train = [SHORT, SHORT, chat, Text("So. " * 30), Pair("Why?", "Else.", input="here")]
+    held = [Pair("Why?", "Otherwise."), Pair("Why", "So."), Pair("Why?", "So.", input="there"), Text("So.")]
+    corpus = load_corpus(Data(Splits(train, held, [other, Text("So. " * 30), *held])), tokenizer)
+    assert corpus.record("given")["known"] == {"val": 1, "test": 3}
+    val, test = corpus.repeats()
+    assert val.startswith("WARNING: 1 of 4 val examples ask what training asks")
+    assert test.startswith("WARNING: 3 of 6 test examples ask")
+    assert load_corpus(Data(Splits(train, held[1:])), tokenizer).repeats() == []
+
+
 def test_an_example_without_an_answer_is_not_blamed_on_the_length(tokenizer):
     silent = Chat((("user", "a " * 200), ("user", "b")))
     [said] = losses(tokenizer, [SHORT] * 20 + [silent])

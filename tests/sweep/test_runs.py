@@ -46,12 +46,12 @@ def test_a_job_that_failed_before_it_recorded_anything_is_known_by_its_overrides
 
 
 def test_only_what_a_continuation_needs_is_dropped(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    for name in ("last", "previous", "best"):
-        (tmp_path / "checkpoints" / f"{name}.ckpt").write_text("")
+    for name in ("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt", "adapter/a", "model/b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
     drop_checkpoints(tmp_path)
     drop_checkpoints(tmp_path)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["best.ckpt"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a", "b"]
 
 
 def test_the_forecast_uses_measured_seconds_or_says_nothing(tmp_path):

@@ -113,9 +113,10 @@ def _interval(axes: Axes, y: float, row: Comparison, colour: str) -> None:
 
 EFFECT_SIZES = Drawing(
     effect_sizes,
-    caption="Difference of each arm from the baseline, paired by seed. Thin: the 95 % interval, the repeated one where "
-    "seeds were taken one at a time; thick, where their number was fixed: the 90 % interval, which TOST compares with "
-    "the margin at its own level, before Holm. An arrow leads to what lies beyond the axis.",
+    caption="Difference of each arm from the baseline, or from the arm named with it, paired by seed. Thin: the 95 % "
+    "interval, the repeated one where seeds were taken one at a time; thick, where their number was fixed: the 90 % "
+    "interval, which TOST compares with the margin at its own level, before Holm. An arrow leads to what lies beyond "
+    "the axis.",
     section="Contrasts",
     nothing="no arm shares a completed seed with the baseline",
 )
