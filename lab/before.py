@@ -20,7 +20,7 @@ from lab import command, record
 from lab import config as configuration
 from lab.config import ConfigError
 from lab.errors import UsageError
-from lab.launch import job, resume
+from lab.launch import checks, job, resume
 
 
 class CheckFirst(Callback):
@@ -39,7 +39,7 @@ class CheckFirst(Callback):
                 job.launch(checked, folder, {}, [], alone=True)
                 sys.exit(0)
             if not lexists(folder / record.RESULT):  # else nothing is to be made, and a finished run may be skipped
-                job.early_checks(checked)
+                checks.early(checked)
             _make(folder, f"hydra.run.dir={folder}")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -34,7 +34,7 @@ KEYS = {
     "svd_policy": {"_target_": "lab.svd_policy.observe.Observe"},
 }
 SHELL = {"_target_": "os.system", "command": "touch canary"}
-PARTIAL = {"_target_": "lab.launch.job.partial", "_args_": [SHELL]}
+PARTIAL = {"_target_": "lab.launch.checks.partial", "_args_": [SHELL]}
 CODE = {  # attack -> what is put where, by group; each would make a file named canary where it ran
     "a function of the standard library": ("svd_policy", SHELL),
     "a builtin": ("model", {"_target_": "builtins.eval", "_args_": ["open('canary', 'w')"]}),

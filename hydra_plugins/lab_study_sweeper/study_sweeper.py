@@ -126,7 +126,7 @@ class StudySweeper(Sweeper):
         from hydra_plugins.lab_launchers.beside import Beside
         from lab import config as configuration
         from lab.errors import UsageError
-        from lab.launch import job
+        from lab.launch import checks
 
         # Another launcher's jobs find the devices of another machine, and a dry run asks for none.
         here = isinstance(self.launcher, BasicLauncher | Beside) and not self.config.dry_run
@@ -138,7 +138,7 @@ class StudySweeper(Sweeper):
             try:
                 typed = configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
                 if here:
-                    job.early_checks(typed)
+                    checks.early(typed)
             except (configuration.ConfigError, UsageError) as error:
                 raise UsageError(f"arm {name} of {study.name} cannot run: {error}") from None
 

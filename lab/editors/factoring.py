@@ -1,11 +1,17 @@
 """Factoring of a weight at a switch: W ≈ B A from an exact decomposition in float64, with what it leaves."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from zlib import crc32
 
 import torch
 from torch import Tensor
+
+from lab.editors.moments import Adam, Factors, State, scaling_for_adam, split_adam, step_for_muon
+from lab.structure import LayerForm
+from lab.svd_policy.switching import Move, Switching
 
 
 @dataclass(frozen=True)
@@ -56,3 +62,50 @@ def _split(weight: Tensor, kept: slice) -> Split:
     half, energy = S[kept].sqrt(), S.square().sum()
     tail = float(((energy - S[kept].square().sum()) / energy).clamp_min(0).sqrt()) if float(energy) > 0 else 0.0
     return Split((U[:, kept] * half).contiguous(), (half[:, None] * Vh[kept]).contiguous(), tail)
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A layer's new form, made on rank 0."""
+
+    form: LayerForm
+    tensors: Mapping[str, Tensor]  # A, B, and E where it stays
+    states: tuple[State, State]  # of A and of B; empty before the first step
+    tail: float  # ‖W − s B A‖_F / ‖W‖_F
+
+
+def factored(
+    move: Move, W: Tensor, group: dict[str, Any], state: State, step: int, policy: Switching, dtype: torch.dtype
+) -> Factored:
+    """The pair, its optimizer states and what it leaves, from a weight and the state of that.
+
+    `group` is the weight's in the optimizer; `dtype` that of Muon's products.
+    """
+    assert move.rank is not None, "a low-rank move without a rank"
+    split, kind = split_for(move.to, policy.start, W, state, move.rank, move.layer), move.to
+    pair = Factors(split.A.float(), split.B.float())
+    states: tuple[State, State] = ({}, {})
+    if group.get("kind") == "muon":
+        momentum = state.get("momentum")
+        pair.step = step_for_muon(momentum, pair, dtype)
+        if momentum is not None:
+            states = ({"momentum": pair.B.T @ momentum}, {"momentum": momentum @ pair.A.T})
+    else:
+        adam = Adam.of(state, group) if state else None
+        s = scaling_for_adam(adam, pair)
+        pair = Factors((split.A / math.sqrt(s)).float(), (split.B / math.sqrt(s)).float(), s)
+        if adam is not None:
+            of_B, of_A = split_adam(adam, pair)
+            states = (of_A.state(state["step"], group), of_B.state(state["step"], group))
+    fades = kind == "compress" and policy.residual == "fade"
+    form = LayerForm(
+        "delta" if kind == "delta" else "fading" if fades else "low_rank",
+        rank=move.rank,
+        scaling=pair.scaling,
+        step=pair.step,
+        since=step,
+    )
+    tensors = {"A": pair.A, "B": pair.B}
+    if form.form != "low_rank":
+        tensors["E"] = W - (pair.scaling * (pair.B.double() @ pair.A.double())).float()
+    return Factored(form, tensors, states, split.tail)

@@ -1,10 +1,9 @@
 """Editor that switches layers between full and low rank: rank 0 decides and factors, the optimizer goes on."""
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from lab.adapter.read import form_at
 from lab.adapter.structured import Structured
 from lab.adapter.switched import SwitchedLinear, install, install_full, switched_layers
 from lab.editors import Edit
-from lab.editors.factoring import split_for
-from lab.editors.moments import Adam, Factors, State, joined, joined_adam, scaling_for_adam, split_adam, step_for_muon
+from lab.editors.factoring import factored
+from lab.editors.moments import Adam, State, joined, joined_adam
+from lab.editors.places import bytes_of, place_of, put_in_place, state_from_0
 from lab.errors import Mismatch
 from lab.model import base_of
 from lab.record import RunRecord, strict
@@ -28,16 +28,6 @@ from lab.training.optim import set_pairs, verify_trained
 
 FILE = "switches.jsonl"
 Row = dict[str, Any]  # of switches.jsonl
-
-
-@dataclass(frozen=True)
-class Factored:
-    """A layer's new form, made on rank 0."""
-
-    form: LayerForm
-    tensors: Mapping[str, Tensor]  # A, B, and E where it stays
-    states: tuple[State, State]  # of A and of B; empty before the first step
-    tail: float  # ‖W − s B A‖_F / ‖W‖_F
 
 
 class Switcher:
@@ -187,14 +177,16 @@ class Switcher:
     def _cost(self, name: str, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """Trained entries of a layer's matrices, and the bytes of the optimizer's state of them."""
         held = [p for p in self.net.get_submodule(name).parameters(recurse=False) if p.requires_grad and p.ndim == 2]
-        return sum(p.numel() for p in held), sum(_bytes(optimizer.state.get(p, {})) for p in held)
+        return sum(p.numel() for p in held), sum(bytes_of(optimizer.state.get(p, {})) for p in held)
 
     def _to_low_rank(self, move: Move, step: int, optimizer: torch.optim.Optimizer) -> float:
         """Factor on rank 0, give the pair to every process, and put it in the optimizer where the weight was."""
         old: Any = self.net.get_submodule(move.layer)
-        group, place = _place(optimizer, old.weight)
+        group, place = place_of(optimizer, old.weight)
         state = optimizer.state.get(old.weight, {})
-        made = self._factor(move, old.weight.detach(), group, state, step) if rank() == 0 else None
+        made = None
+        if rank() == 0:
+            made = factored(move, old.weight.detach(), group, state, step, self.policy, self.dtype)
         shared: list[Any] = from_rank_0(lambda: [vars(made.form), made.tail] if made is not None else [])
         form, tail = shared
         layer = install(self.net, move.layer, LayerForm(**form))
@@ -204,46 +196,15 @@ class Switcher:
                 if (parameter := getattr(layer, key)) is not None:
                     parameter.copy_(broadcast(made.tensors[key] if made is not None else parameter.detach()))
         of_A, of_B = (
-            _state_from_0(state, parameter, None if made is None else made.states[i])
+            state_from_0(state, parameter, None if made is None else made.states[i])
             for i, parameter in enumerate((layer.A, layer.B))
         )
-        _replace(optimizer, group, place, [old.weight], {layer.A: of_A, layer.B: of_B}, ("A", "B"))
+        put_in_place(optimizer, group, place, [old.weight], {layer.A: of_A, layer.B: of_B}, ("A", "B"))
         return float(tail)
-
-    def _factor(self, move: Move, W: Tensor, group: dict[str, Any], state: State, step: int) -> Factored:
-        """The pair, its optimizer states and what it leaves, from a weight and the state of that."""
-        assert move.rank is not None, "a low-rank move without a rank"
-        split, kind = split_for(move.to, self.policy.start, W, state, move.rank, move.layer), move.to
-        pair = Factors(split.A.float(), split.B.float())
-        states: tuple[State, State] = ({}, {})
-        if group.get("kind") == "muon":
-            momentum = state.get("momentum")
-            pair.step = step_for_muon(momentum, pair, self.dtype)
-            if momentum is not None:
-                states = ({"momentum": pair.B.T @ momentum}, {"momentum": momentum @ pair.A.T})
-        else:
-            adam = Adam.of(state, group) if state else None
-            s = scaling_for_adam(adam, pair)
-            pair = Factors((split.A / math.sqrt(s)).float(), (split.B / math.sqrt(s)).float(), s)
-            if adam is not None:
-                of_B, of_A = split_adam(adam, pair)
-                states = (of_A.state(state["step"], group), of_B.state(state["step"], group))
-        fades = kind == "compress" and self.policy.residual == "fade"
-        form = LayerForm(
-            "delta" if kind == "delta" else "fading" if fades else "low_rank",
-            rank=move.rank,
-            scaling=pair.scaling,
-            step=pair.step,
-            since=step,
-        )
-        tensors = {"A": pair.A, "B": pair.B}
-        if form.form != "low_rank":
-            tensors["E"] = W - (pair.scaling * (pair.B.double() @ pair.A.double())).float()
-        return Factored(form, tensors, states, split.tail)
 
     def _to_full(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         layer = _switched(self.net, name)
-        group, place = _place(optimizer, layer.A)
+        group, place = place_of(optimizer, layer.A)
         of_A, of_B = optimizer.state.get(layer.A, {}), optimizer.state.get(layer.B, {})
         made: State = {}
         if rank() == 0 and "momentum" in of_B:
@@ -253,8 +214,8 @@ class Switcher:
         weight: Any = install_full(self.net, name).weight
         with torch.no_grad():
             weight.copy_(broadcast(weight.detach().clone()))
-        state = _state_from_0(of_B, weight, made if rank() == 0 else None)
-        _replace(optimizer, group, place, [layer.A, layer.B], {weight: state}, ("weight",))
+        state = state_from_0(of_B, weight, made if rank() == 0 else None)
+        put_in_place(optimizer, group, place, [layer.A, layer.B], {weight: state}, ("weight",))
 
     def state_dict(self) -> dict[str, Any]:
         """The moves that wait; what a fade needs is in the structure."""
@@ -277,46 +238,6 @@ def _switched(net: nn.Module, name: str) -> SwitchedLinear:
     return layer
 
 
-def _place(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[dict[str, Any], int]:
-    """The group of a parameter and its place there."""
-    for group in optimizer.param_groups:
-        for place, held in enumerate(group["params"]):
-            if held is parameter:
-                return group, place
-    raise Mismatch(f"a weight of shape {tuple(parameter.shape)} is to switch, and the optimizer does not hold it.")
-
-
-def _replace(
-    optimizer: torch.optim.Optimizer,
-    group: dict[str, Any],
-    place: int,
-    old: Sequence[nn.Parameter],
-    new: Mapping[nn.Parameter, State],
-    leaves: Sequence[str],
-) -> None:
-    """Parameters in the place of others, which lie side by side, with their states; all else stays as it is."""
-    for i, parameter in enumerate(old):
-        assert group["params"][place + i] is parameter, "the factors of a layer lie side by side"
-        optimizer.state.pop(parameter, None)
-    group["params"][place : place + len(old)] = list(new)
-    if "param_names" in group:
-        stem = group["param_names"][place].rpartition(".")[0]
-        group["param_names"][place : place + len(old)] = [f"{stem}.{leaf}" for leaf in leaves]
-    for parameter, state in new.items():
-        if state:
-            optimizer.state[parameter] = dict(state)
-
-
-def _state_from_0(before: State, parameter: nn.Parameter, made: State | None) -> State:
-    """Rank 0's state of a new parameter, on every rank: of the kinds that the one before had."""
-    empty = {key: torch.zeros_like(parameter) if value.ndim else value.clone() for key, value in before.items()}
-    return {key: broadcast(value if made is None else made[key]) for key, value in sorted(empty.items())}
-
-
 def _share(part: Tensor, whole: Tensor) -> float:
     norm = float(torch.linalg.vector_norm(whole.double()))
     return float(torch.linalg.vector_norm(part.double())) / norm if norm > 0 else 0.0
-
-
-def _bytes(state: Mapping[str, Any]) -> int:
-    return sum(value.nbytes for value in state.values() if isinstance(value, Tensor) and value.ndim > 0)

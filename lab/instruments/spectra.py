@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from rich.text import Text
 
 from lab import ledger
 from lab.instruments.layer_view import LayerViews
 from lab.instruments.outlook import Outlook
 from lab.instruments.spectral_board import SpectralBoard
+from lab.instruments.spectral_console import TREND, say_start, say_tick
 from lab.instruments.targets import SpectralTargets
 from lab.ledger import Ledger, Mode, Row, Trial, row_of
 from lab.process import heartbeat
@@ -24,9 +24,9 @@ from lab.spectral.diagnosis import Diagnosis
 from lab.spectral.tracker import Tracker
 from lab.svd_policy import Decision, State, decisions
 from lab.svd_policy.reachability import reachability_record
-from lab.svd_policy.summary import approaches, summarise
+from lab.svd_policy.summary import summarise
 from lab.svd_policy.switching import Move, Switching
-from lab.svd_policy.tables import approach_table, chance_table, measures_table, reach_table, summary_table
+from lab.svd_policy.tables import summary_table
 from lab.training.distributed import at_rank_0, from_rank_0, of_all, rank, world
 from lab.training.interrupt import Diverged
 from lab.training.module import CausalLM
@@ -34,7 +34,6 @@ from lab.training.progress import aloud, console
 from lab.training.step import Instrument
 
 log = logging.getLogger(__name__)
-TREND = 5  # ticks through which a trend is drawn
 MakeTrials = Callable[[Mapping[str, int], torch.optim.Optimizer], Mapping[str, Trial]]
 
 
@@ -240,21 +239,14 @@ class SpectralObserver(Instrument):
         """A tick on the console and the dashboard; once every layer was seen, what can happen at all."""
         if "before" not in self.account and len(self.first) == len(self.targets):
             self._say_start(aloud=True)
-        for row in rows:
-            if row.reason == "non_finite":
-                console.print(f"step {row.step}: {row.layer} has weights that are not finite; it is on hold.")
         cost = {"tick_seconds": self.tick_seconds, "memory_share": self.bytes / _training_state(trainer, module)}
         share = "the first"
         if module.run.progress.step:  # of the steps before this one, too
             clock = module.run.clock
             cost["analysis_share"] = clock.of("analysis") / clock.of("train")
             share = f"{cost['analysis_share']:.2%} of training so far"
-        near = approaches(self.recent, TREND)
-        table = approach_table(near) if near else measures_table(rows)
-        table.title = f"step {self.step}: {table.title}"
         spent = f"{len(rows)} layers in {self.tick_seconds:.2f} s ({share})"
-        table.caption = f"{spent}; {cost['memory_share']:.1%} on top of the training state"
-        console.print(table)
+        say_tick(rows, self.recent, f"{spent}; {cost['memory_share']:.1%} on top of the training state")
         self.board.remember(rows)
         self.board.tick(self.step, rows, list(self.recent)[-len(rows) :], cost)
         self.account["cost"] = {"bytes": self.bytes, **cost, "figure_seconds": self.board.figure_seconds}
@@ -264,17 +256,8 @@ class SpectralObserver(Instrument):
         account = self.account["before"] = reachability_record(
             self.policy, first, self.outlook.bound, self.outlook.prospect
         )
-        if not aloud:
-            return
-        console.print(chance_table(first))
-        console.print(f"low rank here: {self.outlook.bound}")
-        if self.outlook.prospect is not None:
-            console.print(f"this policy: {self.outlook.prospect}")
-        if self.policy.rules:
-            console.print(reach_table(self.policy, first))
-        for sentence in account["cannot_fire"]:
-            console.print(Text(sentence, style="yellow"))
-            log.warning(sentence)
+        if aloud:
+            say_start(self.policy, first, self.outlook, account["cannot_fire"])
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """The dashboard's figures up to the last tick."""

@@ -5,21 +5,17 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lab import config as configuration
 from lab import record
 from lab.config import RunConfig, trust
-from lab.data import retention
 from lab.errors import UsageError
-from lab.launch import ending, fetch
+from lab.launch import checks, ending, fetch
 from lab.launch.beside import one_line
-from lab.model import hub
 from lab.paths import PACKAGE, quoted
 from lab.process import gpus, process_group, workers
 from lab.process.hang import Hung
@@ -50,7 +46,7 @@ def launch(
     with _environment_restored():
         start = start or Path.cwd()
         make_importable(start)
-        config = with_limits(config)
+        config = checks.with_limits(config)
         if config.dry_run:
             return _dry_run(config)
         try:
@@ -74,19 +70,6 @@ def launch(
     return _objective(result)
 
 
-def with_limits(config: RunConfig) -> RunConfig:
-    """The config with the limit that its policy finds on an observed run; others as they are.
-
-    What is saved and resumed is the number: the observed run may go.
-    """
-    if config.svd_policy.get("thresholds") != "target":
-        return config
-    from lab.config import instantiate
-    from lab.replay import target
-
-    return replace(config, svd_policy=target.resolved(config.svd_policy, instantiate.make(config.svd_policy)))
-
-
 def _launch(
     config: RunConfig,
     run_dir: Path,
@@ -107,7 +90,7 @@ def _launch(
         return previous
     if record.is_live(run_dir):
         raise UsageError(f"{run_dir} is still live: another process is running it.")
-    early_checks(config)
+    checks.early(config)
     configuration.save(config, run_dir, start)
     if previous is None:
         previous = record.RunRecord(study=config.study, stage=config.stage, arm=config.arm, choices=choices)
@@ -137,8 +120,7 @@ def _launch(
 
 def _dry_run(config: RunConfig) -> float:
     """Print what the run would take; nothing is trained, and nothing written."""
-    for check in _checks(config):
-        check()
+    checks.of_files(config)
     from lab.launch import worker
 
     with worker.no_garbage():
@@ -259,50 +241,6 @@ def make_importable(folder: Path) -> None:
         if path not in paths:
             paths.append(path)
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-
-
-def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
-    """What model, data, teacher and the user's measures can tell before anything heavy is imported: files and names."""
-    from lab.config import instantiate
-
-    if config.method == "lora" and config.init.get("source") == "teacher" and config.init.get("teacher") is not None:
-        yield partial(hub.check, str(config.init["teacher"]), None, key="init.teacher")
-    yield partial(retention.check, config.data.get("retention"))
-    yield partial(instantiate.make_measures, config.metrics)
-    yield partial(_check_policy, config)
-    yield partial(with_limits, config)
-    for part, make, node, needed in (
-        ("model", instantiate.make, config.model, "tokenizer"),
-        ("data set", instantiate.make_data, config.data, "load"),
-    ):
-        made = make(node)
-        if not hasattr(made, needed):
-            raise UsageError(f"_target_={node['_target_']} is no {part}: it has no {needed}().")
-        check = getattr(made, "check", None)
-        if check is not None:
-            yield check
-
-
-def _check_policy(config: RunConfig) -> None:
-    """Raises UsageError for a policy's settings, and for steps that it plans behind an end that the config names."""
-    from lab.config import instantiate
-
-    policy = instantiate.make(config.svd_policy)
-    check, schedule = getattr(policy, "check_steps", None), config.schedule
-    if check is not None and schedule.max_steps is not None and schedule.max_epochs is None:
-        check(schedule.max_steps)
-
-
-def early_checks(config: RunConfig) -> None:
-    """What can be known before anything heavy is imported: files, hub names, devices."""
-    asked, there = config.hardware, len(gpus.visible())
-    if asked.accelerator == "gpu" and asked.devices > there:
-        raise UsageError(
-            f"hardware asks for {asked.devices} CUDA device(s) and this machine shows {there}; use hardware=cpu or "
-            f"hardware.devices={max(1, there)}, or start the job where the GPUs are (dry_run=true works without them)."
-        )
-    for check in _checks(config):
-        check()
 
 
 def started_from(folder: Path) -> Path | None:

@@ -14,7 +14,7 @@ from lab import record
 from lab.config import RunConfig, instantiate, trust
 from lab.config.arguments import arrange, value_of
 from lab.errors import UsageError
-from lab.launch import job
+from lab.launch import checks, job
 from lab.paths import quoted
 from lab.record.study import STUDY, read_study
 
@@ -160,7 +160,7 @@ def check_same(config: RunConfig, folder: Path) -> None:
     if not all(os.path.lexists(folder / name) for name in (record.RESULT, "config.yaml")):
         return
     held, given = (
-        dict(_flat(configuration.plain_of(each))) for each in (configuration.load(folder), job.with_limits(config))
+        dict(_flat(configuration.plain_of(each))) for each in (configuration.load(folder), checks.with_limits(config))
     )
     settings = [key for key in given if key not in NO_SETTINGS and key.split(".")[0] not in NO_SETTINGS]
     other = [key for key in settings if key in held and held[key] != given[key]]

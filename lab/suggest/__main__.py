@@ -51,7 +51,7 @@ def _rank(given: argparse.Namespace) -> None:
 
 def _lr(given: argparse.Namespace) -> None:
     from lab.config.suggest import composed
-    from lab.launch import job
+    from lab.launch import checks
     from lab.launch.worker import quiet_not_ours
     from lab.suggest import lr
 
@@ -62,7 +62,7 @@ def _lr(given: argparse.Namespace) -> None:
     if examples < 1:
         raise UsageError(f"--examples {examples} leaves nothing to look at; give 1 or more.")
     config = composed(given.overrides)
-    job.early_checks(config)
+    checks.early(config)
     predicted = lr.predict(config, given.anchor, examples)
     print("\n".join([*predicted.reasons(), f"optim.lr={predicted.rate:g}: {lr.LICENCE}"]))
     if given.check:
