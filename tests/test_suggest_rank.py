@@ -18,7 +18,8 @@ from lab import config, record
 from lab.config import instantiate
 from lab.data.corpus import load_corpus
 from lab.suggest.__main__ import main
-from lab.suggest.rank import curve, ranks_to
+from lab.suggest.rank import Curve, Point, curve, ranks_to
+from lab.suggest.tables import sentences
 
 FORMS = {
     "plain": (),
@@ -190,3 +191,19 @@ def test_a_run_whose_data_or_config_are_gone_is_refused(copied, tmp_path):
 def test_a_place_that_can_be_no_folder_is_refused_before_anything_is_read(trained, tmp_path):
     (tmp_path / "file").write_text("")
     assert "cannot be a folder" in sentence(tmp_path, trained(), "--to", tmp_path / "file")
+
+
+def test_a_cut_that_gains_more_than_the_whole_is_said_to_be_one():
+    def made(*losses):
+        gain = 2.0 - losses[-1]
+        points = [
+            Point(rank, loss, (2.0 - loss) / gain, rank / 8, 100 * rank, 400 * rank)
+            for rank, loss in zip((1, 4, 8), losses, strict=True)
+        ]
+        return Curve("run", 2.0, points, None, 100, doubled=False)
+
+    early = sentences(made(1.97, 1.98, 1.99))
+    assert "* rank 1 is the smallest of these" in early[0]
+    assert any("rank 1 alone gains more than the whole change (300% of it)" in said for said in early)
+    usual = sentences(made(1.5, 1.1, 1.103))  # a third of a hundredth more
+    assert not any("alone gains more" in said for said in usual)

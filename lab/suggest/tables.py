@@ -44,6 +44,13 @@ def sentences(curve: Curve) -> list[str]:
         ]
         if knee is whole:
             said.append("it is the whole change, so a wider run may gain more")
+        best = min(curve.points, key=lambda point: point.loss)
+        if best.kept is not None and best.kept > 2 - SHARE:
+            said.append(
+                f"rank {best.rank} alone gains more than the whole change ({best.kept:.0%} of it): its other directions "
+                "cost validation loss, as in a run that has learned little, or too much; train on, or judge by more "
+                "examples (evaluate.max_examples), before a rank is taken from this"
+            )
     if curve.doubled:
         said.append("the initial pair was taken away from the base, so the change has up to twice the trained rank")
     if curve.recorded_loss is not None and abs(whole.loss - curve.recorded_loss) > AGREES * abs(curve.gain):
