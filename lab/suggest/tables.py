@@ -47,7 +47,7 @@ def sentences(curve: Curve) -> list[str]:
         best = min(curve.points, key=lambda point: point.loss)
         if best.kept is not None and best.kept > 2 - SHARE:
             said.append(
-                f"rank {best.rank} alone gains more than the whole change ({best.kept:.0%} of it): its other directions "
+                f"rank {best.rank} alone gains more than the whole change ({best.kept:.0%} of it): the others "
                 "cost validation loss, as in a run that has learned little, or too much; train on, or judge by more "
                 "examples (evaluate.max_examples), before a rank is taken from this"
             )
