@@ -162,6 +162,15 @@ def test_what_the_model_forbids_is_refused_as_by_the_run(overrides, why, tmp_pat
     assert str(planned.value) == str(begun.value)
 
 
+def test_what_becomes_of_the_text_is_said_before_the_run_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run.Planned, "is_here", False)  # nothing is probed
+    sums = tmp_path / "sums.jsonl"
+    sums.write_text("".join(f'{{"prompt": "{n} + 1?", "response": "{n + 1}"}}\n' for n in range(20)))
+    own = ("data=jsonl", f"data.path={sums}", f"data.test_path={sums}")
+    said = dry_run.report(config.compose("model=micro", *own, "hardware=cpu"))
+    assert "WARNING: 18 of 20 test examples ask what training asks, word for word" in said  # two are held out
+
+
 class Ticking:
     """Has ticks, and does not say how to measure."""
 

@@ -89,6 +89,8 @@ def report(config: RunConfig) -> str:
     lines = [
         f"dry run: {hardware.devices} x {name}, {hardware.precision}, micro-batch {hardware.micro} x "
         f"{hardware.accumulate} accumulated",
+        *planned.corpus.losses(),
+        *planned.corpus.repeats(),
         f"{one.trainable:,} of {one.parameters:,} parameters train",
         *(f"  {what:<12} {_size(size, hardware)}" for what, size in rows.items()),
     ]
