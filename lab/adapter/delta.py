@@ -130,7 +130,7 @@ def effective_weight(layer: LowRankLinear) -> Tensor:
     """The weight the layer acts with, (out, in), float32."""
     total = layer.base_weight() + layer.s * (layer.B @ layer.scaled_A)
     if layer.offset == "separate":
-        total += layer.offset_scaling * (layer.offset_B @ layer.offset_A)
+        total -= layer.s * (layer.offset_B @ layer.offset_A)
     return total if layer.magnitude is None else total * _lengthened(total, layer.magnitude)
 
 

@@ -1,4 +1,4 @@
-"""The adapted layer: base(x) + s B A x − s B₀ A₀ x; a separate offset is taken in float32, which cancels exactly."""
+"""The adapted layer: base(x) + s B A x − s B₀ A₀ x, as one pair of twice the rank: an offset cancels exactly."""
 
 from typing import Any, cast
 
@@ -21,10 +21,10 @@ class LowRankLinear(Linear):
     """peft's LoRA layer for `nn.Linear` and `Conv1D`, with an optional frozen offset pair.
 
     A: (rank, in), B: (out, rank), both kept in float32 whatever the base is. Beside a bfloat16 base the pair is
-    multiplied in bfloat16 and added to the base's output within the product; with a separate offset, and beside any
-    other base, in float32, cast once. Values E (rank, 1) may stand between them: the product is B diag(E) A then, and a
-    direction is cut where its value is 0. The offset pair is plain frozen parameters: peft's `set_adapter` would
-    unfreeze a second adapter, and DDP would broadcast buffers.
+    multiplied in bfloat16 and added to the base's output within the product; beside any other base, in float32. Values
+    E (rank, 1) may stand between them: the product is B diag(E) A then, and a direction is cut where its value is 0.
+    The offset pair is plain frozen parameters: peft's `set_adapter` would unfreeze a second adapter, and DDP would
+    broadcast buffers.
     """
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> None:
@@ -32,7 +32,6 @@ class LowRankLinear(Linear):
             base_layer, adapter_name, config, is_target_conv_1d_layer=isinstance(base_layer, Conv1D), **kwargs
         )
         self.offset: Offset = "none"
-        self.offset_scaling = 0.0  # −s with a separate offset
         self.base_replaced = False  # True where the scheme gave the layer another weight to train on (LoftQ)
         self.register_parameter("offset_A", None)
         self.register_parameter("offset_B", None)
@@ -60,6 +59,16 @@ class LowRankLinear(Linear):
     def scaled_A(self) -> Tensor:
         """diag(E) A, (rank, in): A itself where there is no E."""
         return self.A if self.E is None else self.A * self.E
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """What a low-rank forward multiplies by, (r, in) and (out, r) or, with a separate offset, twice that rank.
+
+        B A − B₀ A₀ = [B, B − B₀] [A − A₀; A₀]: an untrained pair gives zeros in any precision, and what is rounded of a
+        trained one is a share of its change, where the two products apart would round shares of the pair.
+        """
+        if self.offset != "separate":
+            return self.scaled_A, self.B
+        return torch.cat((self.scaled_A - self.offset_A, self.offset_A)), torch.cat((self.B, self.B - self.offset_B), 1)
 
     @property
     def rank(self) -> int:
@@ -103,27 +112,22 @@ class LowRankLinear(Linear):
         if self.disable_adapters or self.merged or ADAPTER not in self.active_adapters:
             return base
         with torch.autocast(x.device.type, enabled=False):
-            if base.dtype == x.dtype == torch.bfloat16 and self.offset != "separate":
-                u = F.linear(self.lora_dropout[ADAPTER](x), self.scaled_A.to(x.dtype))
-                B = (self.s * self.B).to(x.dtype)
+            A, B = self.factors()
+            if base.dtype == x.dtype == torch.bfloat16:
+                u = F.linear(self.lora_dropout[ADAPTER](x), A.to(x.dtype))
+                B = (self.s * B).to(x.dtype)
                 return torch.addmm(base.reshape(-1, len(B)), u.reshape(-1, u.shape[-1]), B.T).view_as(base)
-            h = self.lora_dropout[ADAPTER](cast_once(x, self.A.dtype))
-            delta = _product(h, self.scaled_A, self.B, self.s)
-            if self.offset == "separate":
-                delta = delta + _product(h, self.offset_A, self.offset_B, self.offset_scaling)
-            return (base + delta).to(base.dtype)
+            h = self.lora_dropout[ADAPTER](x.to(A.dtype))
+            return (base + F.linear(F.linear(h, A) * self.s, B)).to(base.dtype)
 
     @torch.no_grad()
     def set_offset(self, kind: Offset, A: Tensor, B: Tensor) -> None:
         """Keep (A, B) as the frozen offset pair, and with `fold` subtract s B A from the base weight, in its dtype."""
         assert kind != "none", "no pair to keep"
         assert self.offset == "none", "an offset is set once"
-        # Laid out as A and B are: strides choose the matrix kernel, and only the same kernel cancels to the last bit.
         self.offset_A = nn.Parameter(torch.empty_like(self.A).copy_(A), requires_grad=False)
         self.offset_B = nn.Parameter(torch.empty_like(self.B).copy_(B), requires_grad=False)
-        if kind == "separate":
-            self.offset_scaling = -self.s
-        else:
+        if kind == "fold":
             weight_of(self.get_base_layer()).copy_(self.folded(A, B))
         self.offset = kind
 
@@ -151,7 +155,7 @@ class LowRankLinear(Linear):
         """What the pairs add to the base weight as it now stands, stored as the base stores it; peft's merging asks."""
         delta = self.s * (self.B @ self.scaled_A)
         if self.offset == "separate":
-            delta = delta + self.offset_scaling * (self.offset_B @ self.offset_A)
+            delta = delta - self.s * (self.offset_B @ self.offset_A)
         return delta.T if self.fan_in_fan_out else delta
 
     def merge(self, *args: Any, **kwargs: Any) -> None:
@@ -161,29 +165,6 @@ class LowRankLinear(Linear):
                 "a quantised base cannot take the adapter in; export the adapter and merge it on the unquantised base."
             )
         super().merge(*args, **kwargs)
-
-
-def cast_once(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in another dtype: one copy for all layers that read this tensor, as q, k and v do, and gate and up.
-
-    The copy is kept with the tensor and lives as long; their gradients meet in it, before they are rounded.
-    """
-    if x.dtype == dtype or torch.compiler.is_compiling() or x.is_inference():
-        return x.to(dtype)
-    kept: tuple[int, Tensor] | None = getattr(x, "_cast_once", None)
-    if kept is not None:
-        version, copy = kept
-        grad = x.requires_grad and torch.is_grad_enabled()
-        if version == x._version and copy.dtype == dtype and copy.requires_grad == grad:
-            return copy
-    copy = x.to(dtype)
-    x._cast_once = (x._version, copy)  # type: ignore[attr-defined]
-    return copy
-
-
-def _product(x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """scaling · B A x, scaled where it is cheapest, between the two."""
-    return F.linear(F.linear(x, A) * scaling, B)
 
 
 def adapted_layers(net: nn.Module) -> dict[str, LowRankLinear]:

@@ -168,4 +168,3 @@ def _facts(layer: LowRankLinear, dropout: float) -> Iterator[tuple[str, tuple[ob
     if pair:
         yield "offset_A.requires_grad", (False, layer.offset_A.requires_grad)
         yield "offset_B.requires_grad", (False, layer.offset_B.requires_grad)
-        yield "the offset's scaling", (-layer.s if layer.offset == "separate" else 0.0, layer.offset_scaling)

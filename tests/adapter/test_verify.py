@@ -101,9 +101,6 @@ FAULTS: dict[str, tuple[Callable[[Case], object], str]] = {
     "half an offset": (lose_offset_pair, f"{UP}: an offset pair present is False, asked True"),
     "an offset that trains": (lambda c: up(c).offset_B.requires_grad_(True), f"{UP}: offset_B.requires_grad is True"),
     "another offset": (lambda c: nudge(up(c).offset_A), f"{UP}: the digest of the offset pair is"),
-    "an offset of the wrong sign": (
-        lambda c: setattr(up(c), "offset_scaling", 1.5), f"{UP}: the offset's scaling is 1.5, asked -1.5"
-    ),
     "a base that trains": (
         lambda c: up(c).base_layer.weight.requires_grad_(True), r"up_proj\.base_layer\.weight is trainable"
     ),

@@ -88,8 +88,8 @@ MUTANTS = {
     ),
     "an offset that adds": Mutant(
         "lab/adapter/layer.py",
-        "self.offset_scaling = -self.s",
-        "self.offset_scaling = self.s",
+        "self.B - self.offset_B",
+        "self.B + self.offset_B",
         "tests/test_run.py::test_with_a_separate_offset_step_0_is_the_base",
     ),
     "an offset that trains": Mutant(
