@@ -22,6 +22,11 @@ LOCAL = ("model=pretrained", "model.name_or_path=my_model")
         (("model=llama3_2_3b", "method=full"), 3e-5),
         (LOCAL, 3e-4),
         (("model=smollm2_135m",), bases.BASES["lab:smollm2_135m"].lr),
+        (("model=smollm2_135m", "init=pissa"), 1.69e-4),
+        (("model=smollm2_135m", "init=svd"), 3.45e-4),
+        (("model=smollm2_135m", "init=svd", "method=full", "init=random"), 1e-4),
+        (("model=smollm2_135m", "init=pissa", "init.magnitude=matched"), 1e-3),  # of another size, another start
+        (("model=smollm2_135m", "init=olora"), 1e-3),
         (("model=micro",), 1e-3),
         (("model=micro", "method=full"), 1e-3),  # from scratch there is nothing to keep
         (("model=nanochat_d4", "method=full", "optim=nanochat"), 4e-3),  # its option's own
@@ -48,6 +53,20 @@ def test_a_rate_says_where_the_run_differs_from_those_it_is_of():
     assert "at alpha 32" not in config.compose().optim.lr_from
     other = config.compose("alpha=16", "scaling=rslora").optim.lr_from
     assert other.endswith(", at alpha 32 over the rank; this run has alpha=16 and scaling=rslora")
+
+
+def test_a_rate_says_which_start_it_is_of():
+    def reason(*overrides):
+        return config.compose("model=smollm2_135m", *overrides).optim.lr_from
+
+    plain = bases.BASES["lab:smollm2_135m"].lr_from
+    assert reason() == reason("init=random") == plain
+    assert reason("init=pissa") == f"{plain}, init=pissa"
+    assert reason("init=pissa", "alpha=16") == (
+        f"{plain}, init=pissa, at alpha 32 over the rank; this run has alpha=16"
+    )
+    assert reason("init=olora") == f"{plain}; that is plain LoRA's, and Olora may like another (lab.suggest lr)"
+    assert "may like another" not in config.compose("model=micro", "init=svd").optim.lr_from
 
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (config.CONF / "experiment").glob("*.yaml")))

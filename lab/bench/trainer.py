@@ -54,6 +54,7 @@ class Ground:
     model: Model
     tokenizer: Any
     corpus: Corpus
+    plain_rate: float  # of the scripts, whose pairs are plain LoRA's: its own where the job leaves the rate open
 
 
 def run(quick: bool, overrides: tuple[str, ...] = ()) -> list[BenchRow]:
@@ -88,7 +89,9 @@ def ground_of(given: list[str]) -> Ground:
     corpus = load_corpus(data, tokenizer, settings.evaluate.max_examples)
     if not corpus.test.samples:
         raise UsageError(f"data={data.name} has no test side to judge by; give data.test=NAME, or other data.")
-    return Ground(settings, model, tokenizer, corpus)
+    rate = settings.optim.lr if settings.optim.lr_from is None else composed([*given, "init=random"]).optim.lr
+    assert rate is not None, "a rate that is left open is filled in"
+    return Ground(settings, model, tokenizer, corpus, rate)
 
 
 def lab_row(given: list[str], folder: Path) -> BenchRow:
@@ -105,6 +108,7 @@ def lab_row(given: list[str], folder: Path) -> BenchRow:
     whole, looked_at = parts.pop("total"), done.init.get("tokens") or 0
     return {
         "contender": "this lab",
+        "learning_rate": done.config["optim"]["lr"],
         "seconds": {"imports and data": seconds - whole, **parts, "rest": whole - sum(parts.values()), "all": seconds},
         "tokens_per_second": ((done.tokens or 0) - looked_at) / parts["train"],
         "peak_bytes": done.peak_memory_bytes,
@@ -121,7 +125,7 @@ def prepare(ground: Ground, folder: Path) -> None:
     settings, corpus = ground.settings, ground.corpus
     batch = settings.schedule.batch_size
     rows: dict[str, Any] = {side: rows_of(getattr(corpus, side)) for side in ("train", "val", "test")}
-    rows |= {"rank": settings.rank, "alpha": settings.alpha, "lr": settings.optim.lr, "batch_size": batch}
+    rows |= {"rank": settings.rank, "alpha": settings.alpha, "lr": ground.plain_rate, "batch_size": batch}
     rows["steps"] = total_steps(settings.schedule, -(-len(corpus.train.samples) // batch))
     (folder / "rows.json").write_text(json.dumps(rows))
 
@@ -143,6 +147,7 @@ def script_row(contender: str, bf16: bool, ground: Ground, folder: Path, base: d
     after |= answers.count(net).accuracy("test_accuracy")
     return {
         "contender": contender,
+        "learning_rate": ground.plain_rate,
         "seconds": {"imports and data": seconds - sum(parts.values()), **parts, "all": seconds},
         "tokens_per_second": told["tokens"] / parts["train"],
         "peak_bytes": told["peak_bytes"],
@@ -171,6 +176,7 @@ def table(rows: list[BenchRow]) -> Table:
     for heading in ("the base", *(row["contender"] for row in rows)):
         shown.add_column(heading, justify="right")
     base = first["base"]
+    shown.add_row("learning rate", "", *(f"{row['learning_rate']:g}" for row in rows))
     shown.add_row("test accuracy", *(accuracy(each) for each in (base, *(row["after"] for row in rows))))
     for side in SIDES:
         key = f"{side}_loss"

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from lab import record, train
 from lab.bench import script, trainer
+from lab.config import bases
 from lab.errors import UsageError
 
 GIVEN = [*SMALL, "schedule.max_steps=5", "schedule.max_epochs=null", "data.retention=stdlib_docs", "optim.lr=3e-3"]
@@ -64,8 +65,19 @@ def test_a_script_takes_the_labs_rows_steps_and_rate(measured):
     assert given["train"][0]["input_ids"] == ground.corpus.train.samples[0].input_ids.tolist()
     assert (given["steps"], given["batch_size"], given["rank"], given["lr"]) == (5, 8, 4, 3e-3)
     assert lab["steps"] == other["steps"] == 5
+    assert lab["learning_rate"] == other["learning_rate"] == 3e-3  # as the job says
     moved = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert (moved["r"], moved["lora_alpha"]) == (4, 32)
+
+
+def test_where_a_job_leaves_its_rate_open_the_scripts_take_plain_loras(monkeypatch):
+    """Their pairs are plain LoRA's: at a rate of another start they would be judged at none of their own."""
+    monkeypatch.setitem(bases.BASES, "lab:base", bases.Base(2e-3, "a table", inits={"svd": 5e-4}))
+    given = ["model=tiny", "init=svd", "data.train_examples=28", "data.val_examples=28", "data.test_examples=28"]
+    ground = trainer.ground_of(given)
+    assert (ground.settings.optim.lr, ground.plain_rate) == (5e-4, 2e-3)
+    ground = trainer.ground_of([*given, "optim.lr=7e-4"])
+    assert (ground.settings.optim.lr, ground.plain_rate) == (7e-4, 7e-4)
 
 
 def test_base_and_scripts_are_judged_by_the_losses_of_plain_transformers(measured):
