@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lab import config
 from lab.data.stdlib import corpus
 from lab.errors import UsageError
-from lab.run import cost, dry_run, forecast
+from lab.run import cost, dry_run, forecast, plan
 
 ROOT = Path(__file__).resolve().parent.parent
 # Trains two steps of a config on its longest examples, as the run would, then asks what dry_run would have said.
@@ -156,14 +156,14 @@ def test_a_machine_that_is_not_here_can_be_planned_for(monkeypatch):
 )
 def test_what_the_model_forbids_is_refused_as_by_the_run(overrides, why, tmp_path):
     with pytest.raises(UsageError, match=why) as planned:
-        dry_run.plan(config.compose(*SMALL, *overrides))
+        plan.plan(config.compose(*SMALL, *overrides))
     with pytest.raises(UsageError) as begun:
         run(tmp_path, *overrides)
     assert str(planned.value) == str(begun.value)
 
 
 def test_what_becomes_of_the_text_is_said_before_the_run_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(dry_run.Planned, "is_here", False)  # nothing is probed
+    monkeypatch.setattr(plan.Planned, "is_here", False)  # nothing is probed
     sums = tmp_path / "sums.jsonl"
     sums.write_text("".join(f'{{"prompt": "{n} + 1?", "response": "{n + 1}"}}\n' for n in range(20)))
     own = ("data=jsonl", f"data.path={sums}", f"data.test_path={sums}")
@@ -186,7 +186,7 @@ def test_a_curve_of_forgetting_costs_the_retention_text_at_every_evaluation_of_a
     given = (*SMALL, f"data.retention={tmp_path / 'told.txt'}", f"evaluate.test={judged}")
     rates = forecast.Rates(0.0, 1.0, 0.0, 100.0, 0.0, 0.0, 0, 0.0, 0)  # 100 tokens a second forward
     with_curve, without = (
-        dry_run.plan(config.compose(*given, f"evaluate.forgetting_curve={curve}")) for curve in (True, False)
+        plan.plan(config.compose(*given, f"evaluate.forgetting_curve={curve}")) for curve in (True, False)
     )
     one = sum(len(sample.input_ids) for sample in without.corpus.retention) / 100
     times = math.ceil(without.steps / 4)
@@ -206,7 +206,7 @@ def test_the_forecast_of_a_run_is_within_a_factor_of_a_half_of_what_it_took(over
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
     common = ("model=tiny", "schedule.max_epochs=null", "schedule.max_steps=12", *overrides)
     corpus("docs")  # collected once a machine, in no run's seconds
-    planned = dry_run.plan(config.compose(*SMALL, *common))
+    planned = plan.plan(config.compose(*SMALL, *common))
     expected = forecast.of(planned, forecast.probe(planned))
     result = run(tmp_path / "run", *common)
     taken = result.seconds["total"]

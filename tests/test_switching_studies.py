@@ -12,7 +12,7 @@ from lab.config import CONF, instantiate
 from lab.editors.start import switchable
 from lab.instruments.targets import spectral_targets
 from lab.launch import job
-from lab.run import dry_run
+from lab.run import dry_run, plan
 from lab.sweep.declaration import SIZES, declare
 
 STUDIES = ("forgetting", "phase2")
@@ -129,7 +129,7 @@ def test_a_dry_run_for_eight_gpus_says_gib_flops_and_hours(text):
 def test_the_muon_products_of_a_plan_are_those_of_newton_schulz(text):
     """Closed form for one block of width 128: five iterations, each three products of the smaller side's Gram."""
     twin = ("model.depth=1", "model.vocab_size=8192", "data=text", f"data.path={text}", "data.max_length=32")
-    planned = dry_run.plan(config.compose("experiment=phase3", *twin, "hardware=cpu", *BF16, "schedule.batch_size=16"))
+    planned = plan.plan(config.compose("experiment=phase3", *twin, "hardware=cpu", *BF16, "schedule.batch_size=16"))
     width = planned.parts.model.skeleton().config.hidden_size
     shapes = [(width, width)] * 4 + [(width, 4 * width)] * 2
     products = sum(5 * (2 * m * m * n + 2 * m * m * m + 2 * m * m * n) for m, n in shapes)
@@ -139,7 +139,7 @@ def test_the_muon_products_of_a_plan_are_those_of_newton_schulz(text):
 def test_the_flops_of_a_plan_are_those_of_its_products_with_attention_scores(text):
     """Closed form: 6 a weight and token, and of attention, forward and backward, (2 + 5) products of T x T x width."""
     twin = ("model.depth=1", "model.vocab_size=8192", "data=text", f"data.path={text}", "data.max_length=32")
-    planned = dry_run.plan(config.compose("experiment=phase3", *twin, "hardware=cpu", *BF16, "schedule.batch_size=16"))
+    planned = plan.plan(config.compose("experiment=phase3", *twin, "hardware=cpu", *BF16, "schedule.batch_size=16"))
     width, tokens, length = planned.parts.model.skeleton().config.hidden_size, 8 * 32, 32
     blocks, head = 12 * width * width, 8192 * width
     labelled = 8 * 31  # the first of a block is not predicted

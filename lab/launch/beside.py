@@ -54,11 +54,11 @@ def _number(path: Path) -> float | None:
 def forecast_bytes(config: RunConfig) -> float:
     """Bytes a job will take, by a dry run of its step; where the config cannot run, a process's: its job says why."""
     from lab.launch import worker
-    from lab.run import dry_run
+    from lab.run.plan import plan
 
     worker.quiet_not_ours()
     try:
-        return PROCESS_BYTES + dry_run.plan(config).cost.peak * config.hardware.devices
+        return PROCESS_BYTES + plan(config).cost.peak * config.hardware.devices
     except (UsageError, configuration.ConfigError):
         return PROCESS_BYTES
 

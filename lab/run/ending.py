@@ -2,33 +2,69 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
 
 from lab.adapter.export import BASE, export, verify_export
 from lab.adapter.osf import leaks
 from lab.adapter.switched import dense
 from lab.adapter.verify import verify_frozen
+from lab.config import RunConfig
+from lab.data.corpus import Corpus
+from lab.editors.editing import Editing
 from lab.files import share_weights
 from lab.instruments import learned
 from lab.instruments.rank_plan import print_plan
 from lab.model import base_of, hub
-from lab.record import run_files
+from lab.record import RunRecord, run_files
 from lab.run import summary
 from lab.run.measures import attempt
+from lab.run.parts import Parts
+from lab.run.setup import Adapted
 from lab.training import checkpoint
+from lab.training.answers import Answers
+from lab.training.callbacks import Monitor
 from lab.training.distributed import any_of, world
 from lab.training.evaluate import Evaluation, evaluate
-from lab.training.interrupt import Interrupted
+from lab.training.forgetting import ForgettingCurve
+from lab.training.hardware import Resolved
+from lab.training.interrupt import Interrupted, StopRequest
+from lab.training.module import CausalLM
 from lab.training.progress import aloud
+from lab.training.run import Clock, Run
 
-if TYPE_CHECKING:
-    from lab.run.host import Host
+
+class Trained(Protocol):
+    """What a run's host holds when it has trained."""
+
+    run_dir: Path
+    config: RunConfig
+    result: RunRecord
+    main: bool  # of the process that writes
+    hardware: Resolved
+    parts: Parts
+    tokenizer: PreTrainedTokenizerBase
+    corpus: Corpus
+    answers: Answers
+    adapted: Adapted
+    owner: Run
+    module: CausalLM
+    editing: Editing
+    monitor: Monitor
+    forgetting: ForgettingCurve | None
+    request: StopRequest
+    clock: Clock
+
+    def count(self) -> None:
+        """Put what has been done so far into the record."""
 
 
 class Ending:
     """What every process of a run does when it has trained; a signal ends it between two parts."""
 
-    def __init__(self, host: "Host") -> None:
+    def __init__(self, host: Trained) -> None:
         self.host, self.config, self.result = host, host.config, host.result
 
     def run(self) -> None:

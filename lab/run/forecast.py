@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from lab.data.encode import Sample, prompt_ids
 from lab.instruments.first_step import LARGEST_SIDE
 from lab.layer import Target, weight_of
 from lab.model import weights_sha256
+from lab.run.plan import Planned
 from lab.run.setup import full_structure, load_base
 from lab.spectral.decomposition import exact_basis
 from lab.training.answers import Answers
@@ -34,9 +35,6 @@ from lab.training.hardware import Resolved
 from lab.training.loader import BatchPlan, MicroBatches, Split, collate
 from lab.training.loss import Scorer
 from lab.training.optim import make_optimizer
-
-if TYPE_CHECKING:
-    from lab.run.dry_run import Planned
 
 PROBE_SECONDS = 1.0  # of each rate; one batch whatever it takes
 PROBED = 1024  # tokens of a batch at most; on a CPU the rate is flat from there on
@@ -74,14 +72,14 @@ class Forecast:
         return sum(self.seconds.values())
 
 
-def of(run: "Planned", rates: Rates) -> Forecast:
+def of(run: Planned, rates: Rates) -> Forecast:
     """The forecast of a run at the rates that a probe found."""
     separate = getattr(run.parts.init, "applied_offset", "none") == "separate"
     pair = rates.trained if separate else 0  # the initial one, kept beside
     return Forecast(seconds(run, rates), exported=rates.trained + pair, checkpoint=ADAM * rates.trained + pair)
 
 
-def probe(run: "Planned") -> Rates:
+def probe(run: Planned) -> Rates:
     """The rates of a run's own model and batches on this machine: its base, under pairs that nothing has filled."""
     config, hardware, corpus, answers = run.config, run.hardware, run.corpus, run.answers
     began = time.perf_counter()
@@ -116,7 +114,7 @@ def probe(run: "Planned") -> Rates:
     return Rates(load, train, step, evaluate, sample, answer, asked, learned, trained)
 
 
-def seconds(run: "Planned", rates: Rates) -> dict[str, float]:
+def seconds(run: Planned, rates: Rates) -> dict[str, float]:
     """Seconds of a run by part."""
     config, corpus, answers, steps = run.config, run.corpus, run.answers, run.steps
     schedule, asked, devices = config.schedule, config.evaluate, run.hardware.devices
