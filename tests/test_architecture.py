@@ -166,6 +166,6 @@ def test_only_config_instantiates():
 
 
 def test_no_two_test_files_share_a_name():
-    """Folders of tests are no packages, so pytest imports each file by its bare name and collects the first alone."""
+    """Folders of tests are no packages, so pytest imports each file by its bare name, and the second cannot be."""
     names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py")
     assert not [name for name, times in names.items() if times > 1]

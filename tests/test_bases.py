@@ -24,6 +24,10 @@ LOCAL = ("model=pretrained", "model.name_or_path=my_model")
         (("model=smollm2_135m",), bases.BASES["lab:smollm2_135m"].lr),
         (("model=smollm2_135m", "init=pissa"), 1.69e-4),
         (("model=smollm2_135m", "init=svd"), 3.45e-4),
+        (("model=smollm2_135m", "init=milora"), 5.96e-4),
+        (("model=smollm2_135m", "init=pissa", "init.offset=fold", "init.svd=exact"), 1.69e-4),  # the same start
+        (("model=smollm2_135m", "init=svd", "init.warmup_steps=10"), 3.45e-4),  # which is for another source
+        (("model=smollm2_135m", "init=svd", "init.source=warmup"), 1e-3),
         (("model=smollm2_135m", "init=svd", "method=full", "init=random"), 1e-4),
         (("model=smollm2_135m", "init=pissa", "init.magnitude=matched"), 1e-3),  # of another size, another start
         (("model=smollm2_135m", "init=olora"), 1e-3),
@@ -65,7 +69,7 @@ def test_a_rate_says_which_start_it_is_of():
     assert reason("init=pissa", "alpha=16") == (
         f"{plain}, init=pissa, at alpha 32 over the rank; this run has alpha=16"
     )
-    assert reason("init=olora") == f"{plain}; that is plain LoRA's, and Olora may like another (lab.suggest lr)"
+    assert reason("init=olora") == f"{plain}; that is plain LoRA's, and this init may like another (lab.suggest lr)"
     assert "may like another" not in config.compose("model=micro", "init=svd").optim.lr_from
 
 

@@ -168,7 +168,7 @@ def test_what_becomes_of_the_text_is_said_before_the_run_too(tmp_path, monkeypat
     sums.write_text("".join(f'{{"prompt": "{n} + 1?", "response": "{n + 1}"}}\n' for n in range(20)))
     own = ("data=jsonl", f"data.path={sums}", f"data.test_path={sums}")
     said = dry_run.report(config.compose("model=micro", *own, "hardware=cpu"))
-    assert "WARNING: 18 of 20 test examples ask what training asks, word for word" in said  # two are held out
+    assert "WARNING: test: 18 of 20 examples ask what training asks, word for word" in said  # two are held out
 
 
 class Ticking:

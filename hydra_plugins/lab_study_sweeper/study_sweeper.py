@@ -147,17 +147,17 @@ class StudySweeper(Sweeper):
         from lab import config as configuration
         from lab.errors import UsageError
         from lab.launch.worker import quiet_not_ours
-        from lab.run import dry_run, forecast
+        from lab.run import forecast
+        from lab.run.plan import plan
         from lab.sweep.runs import Tried
 
         quiet_not_ours()
         given = [*study.common, *study.arms[study.baseline]]
         config = self.context.config_loader.load_sweep_config(self.config, given)
         try:
-            run = dry_run.plan(
-                configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
-            )
-        except UsageError:  # of data or a model that are not here: its job says so in its place
+            run = plan(configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])))
+        except UsageError as error:  # data or a model that are elsewhere, or what no job can do
+            print(f"a job of {study.baseline} cannot be tried here: {error}")
             return None
         if not run.is_here:
             return None
@@ -165,8 +165,9 @@ class StudySweeper(Sweeper):
         verdict = forecast.of(run, rates)
         run.config.evaluate.test = False
         tune = forecast.of(run, rates)
+        kept = 3 * verdict.checkpoint if self.config.keep_checkpoints else 0
         seconds = [each.total - each.seconds[forecast.BASE] for each in (tune, verdict)]
-        return Tried(*seconds, bytes=verdict.exported + verdict.checkpoint)
+        return Tried(*seconds, bytes=verdict.exported + kept)
 
     def _launch(self, study_dir: Path) -> Callable[[Sequence[Sequence[str]], int], None]:
         from lab.errors import UsageError

@@ -23,7 +23,7 @@ from lab import cache, record
 from lab.bench import BenchRow, with_one_gpu
 from lab.bench.device import bench_device, name_of
 from lab.bench.study import rows_of
-from lab.config import RunConfig, instantiate
+from lab.config import RunConfig, bases, instantiate, plain_of
 from lab.config.suggest import composed
 from lab.data.corpus import Corpus, load_corpus
 from lab.errors import UsageError
@@ -89,9 +89,7 @@ def ground_of(given: list[str]) -> Ground:
     corpus = load_corpus(data, tokenizer, settings.evaluate.max_examples)
     if not corpus.test.samples:
         raise UsageError(f"data={data.name} has no test side to judge by; give data.test=NAME, or other data.")
-    rate = settings.optim.lr if settings.optim.lr_from is None else composed([*given, "init=random"]).optim.lr
-    assert rate is not None, "a rate that is left open is filled in"
-    return Ground(settings, model, tokenizer, corpus, rate)
+    return Ground(settings, model, tokenizer, corpus, bases.plain_rate(plain_of(settings)))
 
 
 def lab_row(given: list[str], folder: Path) -> BenchRow:

@@ -23,6 +23,7 @@ class Base:
 
 ANCHORED: Mapping[str, Any] = {"alpha": 32.0, "scaling": "alpha_over_r"}  # what the rates are of
 INITS = CONF / "init"
+START = ("_target_", "source", "which", "size", "magnitude", "direction")  # settings of an init that its rate is of
 UNKNOWN = Base(lr=1e-3, lr_from="the lab's rate where it knows nothing of the base", full=1.0)  # such as from scratch
 PRETRAINED = Base(3e-4, "pretrained models of 1B to 550B: 126 sweeps of thinking-machines-lab/tinker-cookbook")
 BASES: Mapping[str, Base] = {  # by model.name_or_path
@@ -64,10 +65,16 @@ def _rate(base: Base, plain: Mapping[str, Any]) -> tuple[float, str]:
     if init == DEFAULTS["init"] or base is UNKNOWN:
         return base.lr, base.lr_from + beside
     for name, rate in base.inits.items():
-        if init == yaml.safe_load((INITS / f"{name}.yaml").read_text()):
+        option = yaml.safe_load((INITS / f"{name}.yaml").read_text())
+        if all(init.get(key) == option.get(key) for key in START) and init.get("offset") != "none":
             return rate, f"{base.lr_from}, init={name}{beside}"
-    kind = str(init.get("_target_")).rpartition(".")[2]
-    return base.lr, f"{base.lr_from}{beside}; that is plain LoRA's, and {kind} may like another (lab.suggest lr)"
+    return base.lr, f"{base.lr_from}{beside}; that is plain LoRA's, and this init may like another (lab.suggest lr)"
+
+
+def plain_rate(plain: Mapping[str, Any]) -> float:
+    """The rate of a config whose pairs are filled as plain LoRA's: its own where it names one."""
+    optim = plain["optim"]
+    return float(optim["lr"] if optim["lr_from"] is None else _rate(of(plain), {**plain, "init": DEFAULTS["init"]})[0])
 
 
 def departures(plain: Mapping[str, Any]) -> list[str]:

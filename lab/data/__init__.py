@@ -51,10 +51,15 @@ Record = Text | Pair | Chat
 
 
 def question(record: Record) -> tuple[object, ...]:
-    """What a record asks: all but its answer, the last turn of a conversation; running text asks itself."""
+    """What a record asks: all that comes before its last answer; itself where nobody asks anything."""
+    if isinstance(record, Chat):
+        turns = [tuple(turn) for turn in record.messages]
+        answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+        asked = turns[: answers[-1]] if answers else turns
+        return tuple(asked if any(role == "user" for role, _ in asked) else turns)
     if isinstance(record, Pair):
-        return record.prompt, record.input
-    return record.messages[:-1] if isinstance(record, Chat) else (record.text,)
+        return (record.prompt, record.input) if record.prompt or record.input else (record.response,)
+    return (record.text,)
 
 
 @dataclass(frozen=True)

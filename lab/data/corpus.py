@@ -57,11 +57,11 @@ class Corpus:
         }
 
     def repeats(self) -> list[str]:
-        """A warning for every held-out side that asks what training asks, word for word."""
+        """A sentence for every held-out side that asks what training asks, word for word; a warning over a tenth."""
         counts = ((side, self.splits.known(side), len(getattr(self.splits, side))) for side in ("val", "test"))
         return [
-            f"WARNING: {known:,} of {total:,} {side} examples ask what training asks, word for word: a low loss and a "
-            "right answer may be memory"
+            f"{'WARNING: ' if known > LOUD * total else ''}{side}: {known:,} of {total:,} examples ask what training "
+            "asks, word for word: a low loss and a right answer may be memory"
             for side, known, total in counts
             if known
         ]

@@ -1,4 +1,4 @@
-"""Start of the editors that a run's strategy asks for."""
+"""Start of the editors that a run's strategy and policy ask for."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field

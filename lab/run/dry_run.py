@@ -1,4 +1,4 @@
-"""Dry run: memory, FLOPs and time of a run, without a step of it."""
+"""Dry run: memory, FLOPs and time of a run, said before it is run."""
 
 import time
 

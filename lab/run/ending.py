@@ -62,7 +62,7 @@ class Trained(Protocol):
 
 
 class Ending:
-    """What every process of a run does when it has trained; a signal ends it between two parts."""
+    """What every process of a run does when it has trained; of several each ends between two parts at a signal."""
 
     def __init__(self, host: Trained) -> None:
         self.host, self.config, self.result = host, host.config, host.result

@@ -1,4 +1,4 @@
-"""Host of a run: one process, which builds, fits, evaluates and exports it."""
+"""Host of a run: one process, which builds, fits and ends it."""
 
 import logging
 from collections.abc import Sequence

@@ -66,6 +66,6 @@ def plan(config: RunConfig) -> Planned:
     samples = corpus.train.samples
     batches = BatchPlan([len(sample.input_ids) for sample in samples], config.schedule.batch_size, config.data_seed)
     steps = total_steps(config.schedule, batches.steps_per_epoch)
-    policy_targets(parts, config, hardware, steps)  # which raises what the run would
+    policy_targets(parts, config, hardware, steps)  # what the policy, or a rank, cannot do here
     step, flops = predict(config, hardware, samples)
     return Planned(config, hardware, parts, corpus, answers, step, flops, steps)

@@ -73,10 +73,11 @@ def check(run_dir: Path, config: RunConfig) -> None:
     if status in WHOLE:
         raise UsageError(f"{lacks} and no {EXPORTED[config.method]} any more; train again.")
     because = f" ({error.rstrip('.')})" if error else ""
+    when = "before its first one" if record.read(run_dir).stage is None else "and its study keeps none"
     remedy = f"go on with python -m lab.train resume={run_dir}"
     if status == "diverged":
         remedy = "train again, with a lower optim.lr for one"
-    raise UsageError(f"{lacks}: it {UNFINISHED[status]} before its first one{because}; {remedy}.")
+    raise UsageError(f"{lacks}: it {UNFINISHED[status]} {when}{because}; {remedy}.")
 
 
 def provenance(run_dir: Path, selected: Selected) -> Iterator[str]:

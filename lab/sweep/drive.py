@@ -123,7 +123,7 @@ def _next_number(study_dir: Path, study: Study) -> int:
 def _drop_checkpoints(seen: Sequence[Seen], now: Plan) -> None:
     for run in seen:
         if run.status in ENDED or now.finished:
-            runs.drop_checkpoints(run.path)
+            runs.drop_checkpoints(run.path, run.status)
 
 
 def _print_progress(study: Study, seen: Sequence[Seen], batch: Sequence[Job]) -> None:

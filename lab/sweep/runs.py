@@ -47,9 +47,10 @@ def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
     return seen, unreadable
 
 
-def drop_checkpoints(run_dir: Path) -> None:
-    """Remove what only a continuation would need; selected weights, the best ones too, stay as exported."""
-    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
+def drop_checkpoints(run_dir: Path, status: str) -> None:
+    """Remove what only a continuation would need, and the best weights where the selected ones were exported."""
+    exported = status in ("completed", "stopped") and any((run_dir / name).is_dir() for name in ("adapter", "model"))
+    for name in ("last.ckpt", "previous.ckpt", *(["best.ckpt"] if exported else [])):
         (run_dir / "checkpoints" / name).unlink(missing_ok=True)
 
 

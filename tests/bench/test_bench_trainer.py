@@ -76,6 +76,8 @@ def test_where_a_job_leaves_its_rate_open_the_scripts_take_plain_loras(monkeypat
     given = ["model=tiny", "init=svd", "data.train_examples=28", "data.val_examples=28", "data.test_examples=28"]
     ground = trainer.ground_of(given)
     assert (ground.settings.optim.lr, ground.plain_rate) == (5e-4, 2e-3)
+    ground = trainer.ground_of([*given, "init.magnitude=matched"])  # a key of its init, which plain LoRA's has not
+    assert (ground.settings.optim.lr, ground.plain_rate) == (2e-3, 2e-3)
     ground = trainer.ground_of([*given, "optim.lr=7e-4"])
     assert (ground.settings.optim.lr, ground.plain_rate) == (7e-4, 7e-4)
 
@@ -102,7 +104,8 @@ def test_the_labs_row_is_its_record(measured):
     assert sum(lab["seconds"].values()) == pytest.approx(2 * lab["seconds"]["all"])
     assert sum(other["seconds"].values()) == pytest.approx(2 * other["seconds"]["all"])
     assert lab["tokens_per_second"] == done.tokens / done.seconds["train"]
-    shown = trainer.table([{**row, "device": "a CPU", "rank": 4} for row in (lab, other)])
+    there = {"device": "a CPU", "rank": 4, "peak_bytes": 2e9}  # this process has had other jobs: it records none
+    shown = trainer.table([{**row, **there} for row in (lab, other)])
     assert [str(column.header) for column in shown.columns] == ["", "the base", "this lab", "Trainer + peft"]
     assert "forgetting" in list(shown.columns[0].cells)
 

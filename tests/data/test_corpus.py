@@ -75,9 +75,21 @@ def test_a_question_that_training_asks_is_told_of_every_side_whatever_its_answer
     corpus = load_corpus(Data(Splits(train, held, [other, Text("So. " * 30), *held])), tokenizer)
     assert corpus.record("given")["known"] == {"val": 1, "test": 3}
     val, test = corpus.repeats()
-    assert val.startswith("WARNING: 1 of 4 val examples ask what training asks")
-    assert test.startswith("WARNING: 3 of 6 test examples ask")
+    assert val.startswith("WARNING: val: 1 of 4 examples ask what training asks")
+    assert test.startswith("WARNING: test: 3 of 6 examples ask")
     assert load_corpus(Data(Splits(train, held[1:])), tokenizer).repeats() == []
+    [few] = load_corpus(Data(Splits(train, held[:1] + held[1:] * 3)), tokenizer).repeats()
+    assert few.startswith("val: 1 of 10 examples ask"), "a tenth is told, and no warning"
+
+
+def test_what_nobody_asks_is_compared_whole(tokenizer):
+    told = [("system", "Be brief.")]
+    greetings = [Chat([*told, ("assistant", text)]) for text in ("Hello.", "Hi.")]  # as lists, which have no hash
+    train, held = [greetings[0], Pair("", "So.")], [greetings[1], Pair("", "Else.")]
+    assert load_corpus(Data(Splits(train, held)), tokenizer).repeats() == []
+    assert Splits(train, [*held, *train]).known("val") == 2
+    ends = [Chat((("user", "a"), ("assistant", "b"), ("user", text))) for text in ("c", "d")]
+    assert Splits(ends[:1], ends[1:]).known("val") == 1, "what comes before the last answer is the same"
 
 
 def test_an_example_without_an_answer_is_not_blamed_on_the_length(tokenizer):

@@ -58,7 +58,7 @@ def test_an_export_of_a_run_on_cuda_has_its_logits_in_stock_peft(precision, tmp_
     ids = torch.randint(4, 4096, (2, 30), device=cuda)
     with torch.no_grad():
         expected, found = (net.to(cuda)(input_ids=ids).logits.float() for net in (ours, stock))
-    # bfloat16 keeps eight bits, and the offset's sum is taken in float32 by ours and in bfloat16 by peft
+    # bfloat16 keeps eight bits, and ours rounds shares of a pair's change, and peft shares of the pairs
     assert torch.allclose(found, expected, rtol=0, atol=1e-3 if precision == "32-true" else 0.25)
 
 

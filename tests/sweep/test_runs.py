@@ -1,3 +1,5 @@
+import pytest
+
 from lab.record import RunRecord, lock, write
 from lab.sweep.declaration import declare
 from lab.sweep.runs import describe, drop_checkpoints, forecast, scan
@@ -45,13 +47,24 @@ def test_a_job_that_failed_before_it_recorded_anything_is_known_by_its_overrides
     assert (seen[0].seed, seen[0].learning_rate, seen[0].status) == (3, 1e-3, "failed")
 
 
-def test_only_what_a_continuation_needs_is_dropped(tmp_path):
-    for name in ("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "checkpoints/best.ckpt", "adapter/a", "model/b"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
-    drop_checkpoints(tmp_path)
-    drop_checkpoints(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a", "b"]
+@pytest.mark.parametrize(
+    ("status", "exported", "left"),
+    [
+        ("completed", "adapter", ["weights"]),
+        ("completed", "model", ["weights"]),
+        ("diverged", "adapter", ["best.ckpt", "weights"]),  # of an earlier start: not what select=best means
+        ("completed", "elsewhere", ["best.ckpt", "weights"]),
+    ],
+)
+def test_what_a_continuation_needs_is_dropped_and_the_only_weights_are_not(status, exported, left, tmp_path):
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "checkpoints" / name).write_text("")
+    (tmp_path / exported).mkdir()
+    (tmp_path / exported / "weights").write_text("")
+    for _ in range(2):
+        drop_checkpoints(tmp_path, status)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == left
 
 
 def test_the_forecast_uses_measured_seconds_or_says_nothing(tmp_path):

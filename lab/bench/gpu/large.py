@@ -52,7 +52,7 @@ def rows(tiny: bool) -> Iterator[dict[str, Any]]:
     contenders: dict[str, Callable[[], Timing]] = {  # the compiled last: blocks stay compiled
         "lab, pairs in bf16": ours,
         "Trainer + peft bf16": partial(_trainer, net, work, settings, device),
-        "lab, pairs in float32, as with offset=separate": partial(ours, separate=True),
+        "lab, a separate offset": partial(ours, separate=True),
         "bare loop": partial(ours, bare=True),
         "lab, pairs in bf16, compiled": partial(ours, compiled=True),
     }
@@ -88,7 +88,7 @@ def _lab(
     targets = find_targets(net)
     structure = planned(targets, {target.name: RANK for target in targets}, scaling=ALPHA / RANK)
     model = build(net, structure)
-    if separate:  # as init=svd and most others do, whose arithmetic is float32 for it
+    if separate:  # as init=svd and most others do: a pair of twice the rank
         for layer in adapted_layers(model).values():
             layer.set_offset("separate", layer.A, layer.B)
     if compiled:
