@@ -56,7 +56,7 @@ def with_editor(monkeypatch, make):
         made.append(make(model))
         return start.Started([made[-1]])
 
-    monkeypatch.setattr(start, "start", begin)
+    monkeypatch.setattr(start, "of_strategy", begin)
     return made
 
 
