@@ -1,6 +1,7 @@
 """Corpus of a run: the samples of every side, read, rendered and encoded from a data set's text."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from lab.data import DataSet, Record, Splits, retention
@@ -32,6 +33,11 @@ class Corpus:
         """The records of the test side whose loss is measured, in order; running text has none."""
         return [self.splits.test[sample.record] for sample in self.test.samples if sample.record is not None]
 
+    @cached_property
+    def known(self) -> dict[str, int]:
+        """How many examples of each held-out side ask what training asks."""
+        return {side: self.splits.known(side) for side in ("val", "test")}
+
     def samples(self, side: str) -> list[Sample]:
         """The samples of `train`, `val`, `test` or `retention`."""
         found: list[Sample] = self.retention if side == "retention" else getattr(self, side).samples
@@ -49,7 +55,7 @@ class Corpus:
             "truncated": self.train.truncated + self.val.truncated + self.test.truncated,
             "unlabelled": self.train.unlabelled + self.val.unlabelled + self.test.unlabelled,
             "masked_fraction": self.train.masked_fraction,
-            "known": {side: self.splits.known(side) for side in ("val", "test")},
+            "known": self.known,
             "val_bytes": sum(sample.num_bytes for sample in self.val.samples),
             "retention": self.retention_name,
             "dropped": self.splits.dropped,
@@ -58,7 +64,7 @@ class Corpus:
 
     def repeats(self) -> list[str]:
         """A sentence for every held-out side that asks what training asks, word for word; a warning over a tenth."""
-        counts = ((side, self.splits.known(side), len(getattr(self.splits, side))) for side in ("val", "test"))
+        counts = ((side, known, len(getattr(self.splits, side))) for side, known in self.known.items())
         return [
             f"{'WARNING: ' if known > LOUD * total else ''}{side}: {known:,} of {total:,} examples ask what training "
             "asks, word for word: a low loss and a right answer may be memory"

@@ -66,14 +66,15 @@ def check(run_dir: Path, config: RunConfig) -> None:
     """Refuse a run that holds no selected weights, by how it ended; reads no more than names of files."""
     if _has_checkpoint(run_dir, config) or _exported(run_dir, config) is not None:
         return
-    status, error = record.status_of(run_dir), (record.read(run_dir).error or {}).get("message")
+    status, read = record.status_of(run_dir), record.read(run_dir)
+    error = (read.error or {}).get("message")
     lacks = f"{run_dir} holds no checkpoints/{NAMES[config.select][0]}"
     if status == "running":
         raise UsageError(f"{lacks} yet, since it is still running; wait for its first checkpoint.")
     if status in WHOLE:
         raise UsageError(f"{lacks} and no {EXPORTED[config.method]} any more; train again.")
     because = f" ({error.rstrip('.')})" if error else ""
-    when = "before its first one" if record.read(run_dir).stage is None else "and its study keeps none"
+    when = "before its first one" if read.stage is None else "and its study keeps none"
     remedy = f"go on with python -m lab.train resume={run_dir}"
     if status == "diverged":
         remedy = "train again, with a lower optim.lr for one"

@@ -106,7 +106,7 @@ def test_what_bfloat16_rounds_is_a_share_of_what_is_added(scheme: Noise) -> None
     # sum of what is added up. With an offset that is the change of the pair, a fiftieth of it: float32's own 2⁻²⁴ of
     # the pair, in which the change is taken, is below 2⁻¹⁷ of that.
     error = (found.double() - expected).abs()
-    assert (error <= expected.abs() * 2**-8 + 3.1 * 2**-8 * size).all()
+    assert (error <= expected.abs() * 2**-8 + 3 * 2**-8 * size).all()
     if scheme.offset == "none":
         assert (error > expected.abs() * 2**-8 + 1e-6).any(), "it is not float32"
 
