@@ -8,11 +8,10 @@ from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from lab import record
 from lab.config import RunConfig, instantiate
-from lab.data.corpus import Corpus, load_corpus
+from lab.data.corpus import load_corpus
 from lab.data.encode import preview
 from lab.editors import start
 from lab.editors.editing import Editing, batch_loss
@@ -25,7 +24,7 @@ from lab.instruments.spectra import SpectralObserver
 from lab.layer import Target
 from lab.record import RunRecord, run_files
 from lab.run import summary
-from lab.run.ending import Ending
+from lab.run.ending import Ending, Trained
 from lab.run.measures import attempt
 from lab.run.parts import Parts
 from lab.run.setup import (
@@ -47,7 +46,6 @@ from lab.training.compile import compile_blocks, graphs_made
 from lab.training.distributed import check_equal, rank
 from lab.training.evaluate import Evaluation, evaluate
 from lab.training.forgetting import ForgettingCurve
-from lab.training.hardware import Resolved
 from lab.training.interrupt import StopRequest, stop_on_signal
 from lab.training.loader import BatchPlan, MicroBatches, Split, TrainLoader
 from lab.training.loss import Scorer
@@ -64,22 +62,12 @@ log = logging.getLogger(__name__)
 PROBE_SAMPLES = 4  # validation samples on which step 0 is compared with the base
 
 
-class Host:
+class Host(Trained):
     """What one process holds for a run: its hardware, its data, its Trainer; what the run owns is a Run."""
 
-    hardware: Resolved
-    parts: Parts
-    tokenizer: PreTrainedTokenizerBase
-    corpus: Corpus
-    answers: Answers
-    adapted: Adapted
-    owner: Run
-    module: CausalLM
-    editing: Editing
     plan: BatchPlan
     total: int  # optimizer steps
     policy_targets: PolicyTargets
-    monitor: Monitor
     forgetting: ForgettingCurve | None = None
 
     def __init__(self, run_dir: Path, config: RunConfig, result: RunRecord, main: bool) -> None:
