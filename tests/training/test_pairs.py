@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lab.training.muon import MuonAdamW, orthogonalise
-from lab.training.pairs import decay_once, tangent_square, total_norm
+from lab.training.pairs import cholesky, decay_once, tangent_square, total_norm
 
 OUT, IN, RANK = 24, 40, 5
 
@@ -118,6 +118,26 @@ def test_a_product_of_zero_is_stepped_without_a_number_that_is_none():
     assert torch.equal(pair.A.detach(), A)
     assert bool(torch.isfinite(pair.B).all())
     assert bool(pair.B.any())
+
+
+@pytest.mark.parametrize("rank", [24, 255, 700])
+@pytest.mark.parametrize("spread", ["one strong", "decay"])
+def test_whitening_makes_nothing_of_directions_that_rounding_hides(rank, spread):
+    """One direction 1e4 times the others, or values down to 1e-6: float32's epsilon of λ₁ is more than most λ are."""
+    generator = torch.Generator().manual_seed(0)
+    if spread == "one strong":
+        F = 1e-3 * torch.randn(rank, rank + 1, generator=generator)
+        F += 10 * torch.randn(rank, 1, generator=generator) @ torch.randn(1, rank + 1, generator=generator) / rank**0.5
+    else:
+        P, Q = (torch.linalg.qr(torch.randn(n, rank, generator=generator)).Q for n in (rank, rank + 1))
+        F = (P * torch.logspace(0, -6, rank)) @ Q.T
+    lengths = torch.linalg.svdvals(torch.linalg.solve_triangular(cholesky(F), F, upper=False).double())
+    assert float(lengths[0]) == pytest.approx(1, abs=1e-2)  # the strong one is a unit, and none is longer
+
+
+def test_a_factor_that_is_not_finite_is_an_error():
+    with pytest.raises(torch.linalg.LinAlgError):
+        cholesky(torch.full((3, 4), float("nan")))
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
