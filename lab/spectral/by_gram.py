@@ -11,11 +11,14 @@ from torch import Tensor
 from lab.process import heartbeat
 from lab.spectral.convergence import degree_for, error_angle
 
-GRAM_UP_TO = 512  # width up to which a Gram matrix costs less than the products it saves
+# The width up to which a Gram matrix costs less than the products it saves. A GPU waits for small steps one after
+# another, and these go through all weights at once.
+GRAM_UP_TO = {"cpu": 512, "cuda": 2048}
 FIRST_DEGREE, MOST_DEGREE = 6, 16
 MOST_CYCLES = 6  # restarts; the residual says what was reached
 LEAST_SPREAD = 1e-2  # of the squared values over a block, for which float32 is enough
 LARGEST = math.log(1e37)  # that a filter may make of a direction
+LARGEST_POWER = 125  # of two, whose inverse float32 has in full
 STRIP = 128  # rows of a Gram matrix at a time; what lies below the diagonal is copied
 
 
@@ -51,7 +54,7 @@ def by_gram(
     for cycle in range(MOST_CYCLES):
         heartbeat.beat()
         degree = _finite(B, degree)
-        Q = torch.linalg.qr(_filter(B, block, degree)).Q
+        Q = torch.linalg.qr(_even(_filter(B, block, degree))).Q
         image = B @ Q
         products += sum(degree) + len(active)
         beta, coordinates = torch.linalg.eigh(Q.mT @ image)
@@ -102,6 +105,15 @@ def _finite(B: Tensor, degrees: Sequence[int]) -> list[int]:
     traces = (B.diagonal(dim1=-2, dim2=-1).sum(-1) + 2 * B.shape[-1]).tolist()  # 4/e of A's
     safe = [max(2, 2 * int(LARGEST / math.log(max(trace, 2.0)) / 2)) for trace in traces]
     return list(accumulate((min(pair) for pair in zip(degrees, safe, strict=True)), min))  # still descending
+
+
+def _even(block: Tensor) -> Tensor:
+    """The block with each column's largest entry in [0.5, 1), by a power of two, which leaves Q as it is.
+
+    A filter makes entries of up to 1e37, and CUDA's QR sums squares as they are, where LAPACK's scales them.
+    """
+    power = torch.frexp(block.abs().amax(-2, keepdim=True)).exponent.clamp(-LARGEST_POWER, LARGEST_POWER)
+    return torch.ldexp(block, -power)
 
 
 def _filter(B: Tensor, block: Tensor, degrees: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ def analysis_flops(shape: Shape, k: int, oversample: int, engine: Engine, exact_
     """FLOPs of one layer's analysis with gradient, momentum and update, averaged over ticks, to leading order.
 
     warm, by Gram matrix: this n x n matrix and PRODUCTS_BY_GRAM of it with a block; beyond its width PRODUCTS_BY_KRYLOV
-    of the weight with a block; then three matrices projected on both sides and on 16 columns; and at every
+    of the weight with a block, as on a CPU; then three matrices projected on both sides and on 16 columns; and at every
     `exact_every_n_ticks`-th tick six Gram matrices (2mn²: weight, change, W₀, those three), the first two's eigenvalues
     (4n³/3) and the third's eigenvectors (9n³), also where those are kept and taken only once.
     exact: an SVD, 6mn² + 20n³ with n the smaller side, and projections on all directions.
@@ -28,7 +28,7 @@ def analysis_flops(shape: Shape, k: int, oversample: int, engine: Engine, exact_
     by_gram = 2 * m * n * n + PRODUCTS_BY_GRAM * 2 * n * n * width_of_block(k, oversample)
     by_krylov = PRODUCTS_BY_KRYLOV * 2 * m * n * width_of_block(k, oversample)
     whole = (6 * 2 * m * n * n + (2 * 4 / 3 + 9) * n**3) / exact_every_n_ticks
-    return (by_gram if n <= GRAM_UP_TO else by_krylov) + 3 * 2 * m * n * (2 * k + 16) + whole
+    return (by_gram if n <= GRAM_UP_TO["cpu"] else by_krylov) + 3 * 2 * m * n * (2 * k + 16) + whole
 
 
 def cohorts(flops: Mapping[str, float], allowance: float | None, share: float = 1.0) -> list[list[str]]:

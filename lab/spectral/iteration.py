@@ -23,9 +23,13 @@ class Iterated:
     products: int  # multiplications of a weight or its Gram matrix with a block of q columns, over all b
 
 
-def first_effort(width: int) -> int:
-    """The degree or depth with which weights of a width start."""
-    return FIRST_DEGREE if width <= GRAM_UP_TO else FIRST_DEPTH
+def first_effort(width: int, device: torch.device) -> int:
+    """The degree or depth with which weights of a width start on a device."""
+    return FIRST_DEGREE if _is_narrow(width, device) else FIRST_DEPTH
+
+
+def _is_narrow(width: int, device: torch.device) -> bool:
+    return width <= GRAM_UP_TO.get(device.type, GRAM_UP_TO["cpu"])
 
 
 def iterate(
@@ -38,7 +42,7 @@ def iterate(
     weights whose `error_angle` is beyond the `tolerance`, in radians. Plain subspace iteration, one application of WᵀW
     at a time, is far behind where the spectrum is flat, as Muon leaves it.
     """
-    if V.shape[1] > GRAM_UP_TO:
+    if not _is_narrow(V.shape[1], V.device):
         each = zip(weights, V, edges, effort, strict=True)
         alone = [by_krylov(W, guess, edge, k, depth, tolerance) for W, guess, edge, depth in each]
         U, S, right = (torch.stack([getattr(one, part) for one in alone]) for part in ("U", "S", "V"))

@@ -218,7 +218,7 @@ class Tracker:
         upright = [weight.mT for weight in scaled] if wide else scaled
         start = self._guess(tick, names, weights[0], q, "U" if wide else "V")
         known = [self._bases.get(name) for name in names]
-        effort = [basis.depth if basis and basis.depth else first_effort(n) for basis in known]
+        effort = [basis.depth if basis and basis.depth else first_effort(n, weights[0].device) for basis in known]
         last = [float(s.down(basis.S[-1])) ** 2 if basis else 0.0 for s, basis in zip(scales, known, strict=True)]
         edges = [
             edge if STALE_EDGE * scale.total < edge <= scale.total / q else scale.total / n

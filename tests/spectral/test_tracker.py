@@ -222,7 +222,7 @@ def test_iteration_reaches_the_residual_it_states(decay, width):
             @ Vh
         )
     start = torch.randn(1, width, 16, generator=generator)
-    found = iterate([W], start, [float(W.square().mean())], K, [first_effort(width)], tolerance=1e-3)
+    found = iterate([W], start, [float(W.square().mean())], K, [first_effort(width, W.device)], tolerance=1e-3)
     U, S, V = found.U[0, :, :K], found.S[0, :K], found.V[0, :, :K]
     assert S.tolist() == pytest.approx(torch.linalg.svdvals(W.double())[:K].tolist(), rel=1e-3)
     both = [torch.linalg.vector_norm(W.T @ U - V * S, dim=0) / S, torch.linalg.vector_norm(W @ V - U * S, dim=0) / S]
@@ -247,7 +247,7 @@ def test_directions_are_true_to_the_tolerance_where_the_gap_is_small(width):
     S = torch.linspace(2, 1, width)
     S[K:] -= 0.002  # a gap of a thousandth at K; what else is between 1 and 2 follows without one
     start = torch.randn(1, width, 32, generator=generator)
-    found = iterate([(U * S) @ Vh], start, [1.0], K, [first_effort(width)], tolerance=5e-4)
+    found = iterate([(U * S) @ Vh], start, [1.0], K, [first_effort(width, U.device)], tolerance=5e-4)
     # `turn` is no bound but first order in the residual, of which it takes the largest of K: twice for the others.
     assert subspace_angle(found.V[0, :, :K], Vh[:K].mT) < 1e-3
     assert subspace_angle(found.U[0], U[:, :K]) < 1e-3
