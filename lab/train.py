@@ -44,7 +44,7 @@ def job(cfg: DictConfig) -> float:
             choices={key: str(value) for key, value in hydra_cfg.runtime.choices.items() if not {"/", "@"} & set(key)},
             overrides=overrides,
             alone=hydra_cfg.mode == RunMode.RUN,
-            beside=str(hydra_cfg.launcher.get("_target_")).endswith(("BesideLauncher", "JoblibLauncher")),
+            beside=_jobs_at_once(hydra_cfg.launcher),
             start=start,
         )
     except Exception as error:
@@ -55,6 +55,13 @@ def job(cfg: DictConfig) -> float:
         if isinstance(error, UsageError):
             raise ConfigError(str(error)) from None
         raise
+
+
+def _jobs_at_once(launcher: DictConfig) -> int:
+    """The number asked of a launcher of jobs beside each other, 1 where it is open; 0 of any other launcher."""
+    if not str(launcher.get("_target_")).endswith(("BesideLauncher", "JoblibLauncher")):
+        return 0
+    return max(1, launcher.n_jobs or 1)
 
 
 def main() -> None:

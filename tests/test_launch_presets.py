@@ -6,6 +6,7 @@ import socket
 import stat
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,12 @@ def test_where_there_is_no_slurm_the_sweep_is_refused_in_one_sentence(preset, tm
 def test_each_job_has_a_gpu_of_its_own_and_the_third_waits_for_one(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     third = []
-    with gpus.claim(tmp_path) as first:
-        with gpus.claim(tmp_path) as second:
+    with gpus.claim(folder=tmp_path) as first:
+        with gpus.claim(folder=tmp_path) as second:
             assert [first, second] == ["2", "5"]
 
             def wait():
-                with gpus.claim(tmp_path) as name:
+                with gpus.claim(folder=tmp_path) as name:
                     third.append(name)
 
             waiting = threading.Thread(target=wait)
@@ -94,6 +95,13 @@ def test_each_job_has_a_gpu_of_its_own_and_the_third_waits_for_one(tmp_path, mon
             assert not third
         waiting.join(10)
     assert third == ["5"]
+
+
+def test_more_jobs_than_gpus_share_them_evenly(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    with ExitStack() as stack:
+        held = [stack.enter_context(gpus.claim(4, tmp_path)) for _ in range(4)]
+    assert held == ["2", "5", "2", "5"]
 
 
 @pytest.mark.parametrize(

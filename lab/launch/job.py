@@ -32,13 +32,13 @@ def launch(
     choices: dict[str, str],
     overrides: list[str],
     alone: bool,
-    beside: bool = False,
+    beside: int = 0,
     start: Path | None = None,
 ) -> float:
     """Run one job and return the validation loss of its selected weights; inf where it diverged.
 
-    With `beside`, as one of several jobs at once on a machine, a single-device job runs on a GPU that no other job
-    holds, and the console has one line of it: what it says goes to console.log in its folder. The
+    With `beside`, the number of jobs at once on a machine, 1 for as many as it has GPUs, a single-device job takes its
+    place on a GPU, and the console has one line of it: what it says goes to console.log in its folder. The
     folder where the command was given, `start` (None: the working directory), is importable. A finished job is not run
     again; an interrupted one goes on. Raises UsageError for a user's mistake, JobFailed where a process died or hangs;
     exits with a status other than 0 where the job was interrupted or (as the only job) diverged.
@@ -76,7 +76,7 @@ def _launch(
     choices: dict[str, str],
     overrides: list[str],
     alone: bool,
-    beside: bool,
+    beside: int,
     start: Path,
 ) -> record.RunRecord:
     group = process_group.outside()
@@ -108,7 +108,7 @@ def _launch(
         separate = config.hardware.devices > 1
         if beside and config.hardware.devices == 1 and config.hardware.accelerator != "cpu" and gpus.visible():
             # A process of its own also where CUDA may be awake here already, on another job's GPU.
-            extra["CUDA_VISIBLE_DEVICES"], separate = stack.enter_context(gpus.claim()), True
+            extra["CUDA_VISIBLE_DEVICES"], separate = stack.enter_context(gpus.claim(beside)), True
         if not separate:
             return worker.run(run_dir)
         if "HF_HUB_OFFLINE" not in os.environ:  # where a launcher has not done so for all jobs

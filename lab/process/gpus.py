@@ -1,6 +1,8 @@
 """The GPUs of this machine, shared out to the jobs that run beside each other on it. No torch here."""
 
 import fcntl
+import itertools
+import math
 import os
 import shutil
 import subprocess
@@ -23,13 +25,18 @@ def visible() -> list[str]:
 
 
 @contextmanager
-def claim(folder: Path | None = None) -> Iterator[str]:
-    """A GPU that no other job of ours holds, by name; waits for one. The lock ends with the context, or the process."""
+def claim(jobs: int = 1, folder: Path | None = None) -> Iterator[str]:
+    """The name of a GPU with room for a job; waits for one. The lock ends with the context, or the process.
+
+    Of as many `jobs` at once each GPU takes its share: one that no other job of ours holds, or several where there are
+    more jobs than GPUs.
+    """
     folder = folder or Path(tempfile.gettempdir()) / f"lab-gpus-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)
     while True:
-        for name in visible():
-            descriptor = os.open(folder / name.replace("/", "_"), os.O_RDWR | os.O_CREAT, 0o600)
+        names = visible()
+        for place, name in itertools.product(range(math.ceil(jobs / len(names))), names):
+            descriptor = os.open(folder / f"{name.replace('/', '_')}.{place}", os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -144,7 +144,7 @@ def check(config: RunConfig, rate: float) -> dict[float, float]:
             short.evaluate.test, short.evaluate.num_samples, short.logger = False, 0, {"_target_": None}
             run_dir = Path(folder) / f"lr={each:g}"
             run_dir.mkdir()
-            found[each] = job.launch(short, run_dir, choices={}, overrides=[], alone=False, beside=True)
+            found[each] = job.launch(short, run_dir, choices={}, overrides=[], alone=False, beside=1)
     return found
 
 

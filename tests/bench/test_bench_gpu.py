@@ -220,16 +220,19 @@ def test_the_checks_say_what_they_lack(monkeypatch):
     monkeypatch.setattr(checks, "TESTS", Path("/no/such/folder"))
     assert list(checks.rows(True)) == [{"skipped": "/no/such/folder is not there: no checkout"}]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert list(checks.rows(True)) == [{"skipped": "pytest and pytest_timeout not installed"}]
+    assert list(checks.rows(True)) == [{"skipped": "pytest and pytest_timeout and xdist not installed"}]
 
 
-def test_a_failing_check_is_told_by_name(monkeypatch):
-    said = "F\nE   assert 1 == 2\nFAILED tests/gpu/test_x.py::test_a - assert 1 == 2\n1 failed, 2 passed in 3.0s\n"
-    monkeypatch.setattr(subprocess, "run", lambda line, **how: subprocess.CompletedProcess(line, 1, said, ""))
+def test_checks_are_told_by_name_as_they_end(monkeypatch, tmp_path):
+    marked = "import pytest\npytestmark = pytest.mark.gpu\n"
+    (tmp_path / "test_x.py").write_text(f"{marked}def test_a():\n    assert 1 == 2\ndef test_b():\n    pass\n")
+    monkeypatch.setattr(checks, "TESTS", tmp_path)
     given = checks.rows(True)
-    row = next(given)
-    assert row["summary"] == "1 failed, 2 passed in 3.0s"
-    assert row["told"] == ["E   assert 1 == 2", "FAILED tests/gpu/test_x.py::test_a - assert 1 == 2"]
+    ended = [next(given), next(given)]
+    assert {row["test"].split("::")[-1]: row["outcome"] for row in ended} == {"test_a": "failed", "test_b": "passed"}
+    last = next(given)
+    assert "1 failed, 1 passed" in last["summary"]
+    assert any("test_a - assert 1 == 2" in line for line in last["told"])
     with pytest.raises(RuntimeError, match="pytest -m gpu ended with 1"):
         next(given)
 

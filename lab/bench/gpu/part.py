@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,12 +11,14 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
 from lab.bench import with_one_gpu
 
 ROWS, LOG = "rows.jsonl", "log.txt"
+LAST_LINES = 40  # of what a part said, kept where it was not done
 
 
 class Started:
@@ -49,7 +52,8 @@ class Started:
         finally:
             self.end()
         seconds = time.monotonic() - began
-        return {"status": status, "seconds": seconds, "deadline": deadline, "rows": self._rows(), "error": error}
+        row = {"status": status, "seconds": seconds, "deadline": deadline, "rows": self._rows(), "error": error}
+        return row if status == "done" else row | {"log": self._said()[-LAST_LINES:]}
 
     def end(self) -> None:
         """Kill it with all that it has started, whether or not it has ended itself."""
@@ -63,8 +67,11 @@ class Started:
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # a kill cuts one
 
     def _last_words(self, code: int) -> str:
-        said = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
+        said = self._said()
         return f"exit code {code}: {said[-1][:500] if said else 'it said nothing'}"
+
+    def _said(self) -> list[str]:
+        return (self.folder / LOG).read_text(errors="replace").strip().splitlines()
 
 
 def finite(value: Any) -> Any:
@@ -74,6 +81,13 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def processes() -> BaseContext:
+    """How a part starts others: as copies of itself, or anew where CUDA is awake, which bitsandbytes' import can do."""
+    import torch
+
+    return multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
 
 
 def main() -> None:

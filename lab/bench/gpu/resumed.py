@@ -1,10 +1,9 @@
 """A run that was killed and resumed beside one that was not: the same bits, without and with deterministic=true?"""
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Iterator
-from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 import lab.run.host  # noqa: F401  # once, before the jobs are forked
 from lab import config
+from lab.bench.gpu.part import processes
 from lab.launch import job
 
 JOB = (
@@ -38,7 +38,6 @@ TINY = (
     "schedule.max_steps=14",
 )
 ROWS_BEFORE_THE_KILL = 9  # of metrics.csv, its heading among them
-fork = multiprocessing.get_context("fork")  # CUDA starts in each job anew: nothing of it is in this process
 
 
 def rows(tiny: bool) -> Iterator[dict[str, Any]]:
@@ -64,8 +63,8 @@ def _compare(folder: Path, deterministic: bool, tiny: bool) -> dict[str, Any]:
     }
 
 
-def _started(run_dir: Path, overrides: list[str]) -> ForkProcess:
-    process = fork.Process(target=_run, args=(run_dir, overrides))
+def _started(run_dir: Path, overrides: list[str]) -> BaseProcess:
+    process: BaseProcess = processes().Process(target=_run, args=(run_dir, overrides))  # type: ignore[attr-defined]
     process.start()
     return process
 
@@ -75,13 +74,13 @@ def _run(run_dir: Path, overrides: list[str]) -> None:
     job.launch(config.compose(*overrides), run_dir, choices={}, overrides=overrides, alone=False)
 
 
-def _finish(process: ForkProcess) -> None:
+def _finish(process: BaseProcess) -> None:
     process.join()
     if process.exitcode != 0:
         raise RuntimeError(f"a job ended with {process.exitcode}; its own words stand above.")
 
 
-def _kill(process: ForkProcess, metrics: Path) -> int:
+def _kill(process: BaseProcess, metrics: Path) -> int:
     """Kill a run in its middle; the step of its last row. Raises RuntimeError where it ended sooner."""
     while process.is_alive():
         written = metrics.read_text().splitlines() if metrics.exists() else []

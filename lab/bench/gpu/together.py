@@ -1,15 +1,14 @@
 """Two processes that train on one GPU against one: does it have room for both?"""
 
-import multiprocessing
 from collections.abc import Iterator
 from typing import Any
 
 from lab.bench.device import Stopwatch, bench_device, name_of
 from lab.bench.gpu import packed
+from lab.bench.gpu.part import processes
 
 STEPS, TINY_STEPS = 60, 5
 PATIENCE = 120  # seconds for all processes to be ready
-fork = multiprocessing.get_context("fork")  # CUDA starts in each of them anew: nothing of it is in this process
 
 
 def rows(tiny: bool) -> Iterator[dict[str, Any]]:
@@ -21,13 +20,14 @@ def rows(tiny: bool) -> Iterator[dict[str, Any]]:
         alone = alone or speed
         yield {"processes": count, "steps_per_second": speed, "times_one_process": speed / alone} | {
             "seconds": seconds,
-            "device": name_of(bench_device()) if count == 2 else None,  # asked when no process is to be forked any more
+            "device": name_of(bench_device()) if count == 2 else None,  # CUDA stays asleep here until the last of them
         }
 
 
 def _train(count: int, tiny: bool) -> list[float]:
-    ready, results = fork.Barrier(count), fork.SimpleQueue()
-    workers = [fork.Process(target=_work, args=(tiny, ready, results)) for _ in range(count)]
+    context: Any = processes()
+    ready, results = context.Barrier(count), context.SimpleQueue()
+    workers = [context.Process(target=_work, args=(tiny, ready, results)) for _ in range(count)]
     for worker in workers:
         worker.start()
     for worker in workers:
