@@ -43,14 +43,19 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "lab.train", *SMALL, *arguments]
 
 
+def with_checkout() -> dict[str, str]:
+    """The environment of a process that imports this checkout ahead of whatever else this one was told of."""
+    paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def shell(*arguments: str, cwd: Path, small: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m lab.train` in a process of its own, from a folder of its own."""
-    checkout = str(Path(__file__).resolve().parent.parent)
     line = command(*arguments) if small else [sys.executable, "-m", "lab.train", *arguments]
     return subprocess.run(
         line,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": checkout, **env},
+        env={**with_checkout(), **env},
         capture_output=True,
         text=True,
         timeout=240,

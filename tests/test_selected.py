@@ -237,6 +237,14 @@ def test_a_run_without_weights_says_why_before_anything_is_loaded(status, error,
     assert "\n" not in str(caught.value)
 
 
+def test_a_job_of_a_study_without_weights_says_that_its_study_keeps_none(tmp_path):
+    config.save(config.compose("model=micro"), tmp_path)
+    record.write(tmp_path, record.RunRecord(status="diverged", stage="tune", arm="random"))
+    ended(tmp_path, "diverged", "the loss is nan")
+    with pytest.raises(UsageError, match=r"it diverged and its study keeps none \(the loss is nan\); train again"):
+        export_run(tmp_path, tmp_path.parent / "to", "adapter", None)
+
+
 def test_a_live_run_without_weights_asks_to_wait(tmp_path):
     config.save(config.compose("model=micro"), tmp_path)
     record.write(tmp_path, record.RunRecord())

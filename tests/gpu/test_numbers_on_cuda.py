@@ -13,6 +13,7 @@ from lab.bench import pretrain
 from lab.bench.init_cases import our_schemes
 from lab.config import Hardware, instantiate
 from lab.layer import Evidence, find_targets
+from lab.spectral.iteration import first_effort, iterate
 from lab.spectral.tracker import Tracker
 from lab.training.head_loss import head_loss
 from lab.training.loss import Scorer
@@ -38,7 +39,7 @@ def test_the_heads_pass_gives_loss_and_gradients_of_the_cpu(cap, cuda):
     targets = torch.randint(9000, (300,), generator=generator)
     found = []
     for device in (CPU, cuda):
-        h, w = (tensor.to(device).requires_grad_() for tensor in (hidden, weight))
+        h, w = (tensor.detach().to(device).requires_grad_() for tensor in (hidden, weight))
         loss = head_loss(h, w, targets.to(device), cap)
         loss.backward()
         found.append([each.detach().cpu() for each in (loss, h.grad, w.grad)])
@@ -112,6 +113,18 @@ def test_the_spectra_of_a_run_are_followed_as_on_the_cpu(cuda):
                 # both are off by the square of what their directions are off by, 3e-3 rad at most
                 assert there.angle(k) == pytest.approx(here.angle(k), abs=1e-4)
         weights = [weight + 0.05 * torch.randn(weight.shape, generator=generator) for weight in weights]
+
+
+@pytest.mark.parametrize("width", [160, 1400])  # in one batch, as on a CPU, and beyond a CPU's limit
+def test_a_steep_spectrum_is_followed_as_on_the_cpu(width, cuda):
+    """What a filter of a steep spectrum makes is 1e19 and more, which CUDA's QR squares."""
+    generator = torch.Generator().manual_seed(4)
+    U, _, Vh = torch.linalg.svd(torch.randn(width + 40, width, generator=generator), full_matrices=False)
+    S = torch.cat([torch.linspace(40, 8, 16), torch.linspace(7, 1, width - 16)])
+    W, start = (U * S) @ Vh, torch.randn(1, width, 32, generator=generator)
+    effort = [first_effort(width, cuda)]
+    found = iterate([W.to(cuda)], start.to(cuda), [9.0], 16, effort, tolerance=1e-3)
+    assert found.S[0, :16].tolist() == pytest.approx(S[:16].tolist(), rel=1e-3)
 
 
 def test_a_step_of_pre_training_is_the_cpus(cuda):

@@ -1,15 +1,13 @@
 """Runs on a GPU: fitted to its memory, exported, quantised, killed and resumed."""
 
 import importlib.util
-import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from jobs import command, losses, run, shell
+from jobs import command, losses, run, shell, with_checkout
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -105,10 +103,7 @@ def test_a_run_that_is_killed_and_resumed_ends_bitwise_as_if_it_had_not_been(tmp
 
 def _kill(line, run_dir, cwd):
     """Start a run and kill it behind its fifth step."""
-    checkout = str(Path(__file__).resolve().parents[2])
-    process = subprocess.Popen(
-        line, cwd=cwd, env={**os.environ, "PYTHONPATH": checkout}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(line, cwd=cwd, env=with_checkout(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = run_dir / "metrics.csv"
     while process.poll() is None:
         if metrics.exists() and len(metrics.read_text().splitlines()) > 6:

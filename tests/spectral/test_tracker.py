@@ -1,9 +1,12 @@
 """The tracker against full decompositions, along runs of weights whose spectra are known."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from lab.spectral import by_gram
 from lab.spectral.chance import chance, variance
 from lab.spectral.iteration import first_effort, iterate
 from lab.spectral.spectrum import spectrum_of, tail_error
@@ -251,3 +254,28 @@ def test_directions_are_true_to_the_tolerance_where_the_gap_is_small(width):
     # `turn` is no bound but first order in the residual, of which it takes the largest of K: twice for the others.
     assert subspace_angle(found.V[0, :, :K], Vh[:K].mT) < 1e-3
     assert subspace_angle(found.U[0], U[:, :K]) < 1e-3
+
+
+def test_no_block_is_decomposed_whose_squares_float32_cannot_hold(monkeypatch):
+    """LAPACK scales what it squares and CUDA does not: there a filter's 1e20 would be infinite."""
+    real, largest, grown = torch.linalg.qr, [], []
+    filtered = by_gram._filter
+
+    def qr(block):
+        largest.append(float(block.square().sum(-2).max()))
+        return real(block)
+
+    def grow(B, block, degrees):
+        made = filtered(B, block, degrees)
+        grown.append(float(made.abs().max()))
+        return made
+
+    monkeypatch.setattr(torch.linalg, "qr", qr)
+    monkeypatch.setattr(by_gram, "_filter", grow)
+    generator = torch.Generator().manual_seed(4)
+    U, _, Vh = torch.linalg.svd(torch.randn(200, 160, generator=generator), full_matrices=False)
+    S = torch.cat([torch.linspace(40, 8, 16), torch.linspace(7, 1, 144)])
+    found = iterate([(U * S) @ Vh], torch.randn(1, 160, 32, generator=generator), [9.0], 16, [16], tolerance=1e-3)
+    assert max(grown) > 2e19  # its square is beyond float32's 3.4e38
+    assert all(map(math.isfinite, largest))
+    assert found.S[0, :16].tolist() == pytest.approx(S[:16].tolist(), rel=1e-3)

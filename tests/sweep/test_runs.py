@@ -2,7 +2,7 @@ import pytest
 
 from lab.record import RunRecord, lock, write
 from lab.sweep.declaration import declare
-from lab.sweep.runs import describe, drop_checkpoints, forecast, scan
+from lab.sweep.runs import Tried, describe, drop_checkpoints, forecast, scan
 
 STUDY = declare(
     {
@@ -79,3 +79,14 @@ def test_the_forecast_uses_measured_seconds_or_says_nothing(tmp_path):
     assert after.done == 1
     assert after.hours == 26 * 36 / 3600
     assert "0.26 hours" in describe(STUDY, seen)
+
+
+def test_the_forecast_of_a_probe_counts_tuning_and_verdicts_apart_until_a_job_has_ended(tmp_path):
+    tried = Tried(tune=10.0, verdict=36.0, bytes=5e8)
+    before = forecast(STUDY, (), tried)
+    assert before.hours == before.most_hours == pytest.approx((15 * 10 + 12 * 36) / 3600)
+    assert before.gigabytes == pytest.approx(27 * 0.5)
+    assert "0.16 hours one after another; 13.50 GB of disk" in describe(STUDY, (), tried)
+    run(tmp_path / "0")
+    seen, _ = scan(tmp_path, STUDY)
+    assert forecast(STUDY, seen, tried) == forecast(STUDY, seen)

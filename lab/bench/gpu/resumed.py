@@ -1,5 +1,6 @@
 """A run that was killed and resumed beside one that was not: the same bits, without and with deterministic=true?"""
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import lab.run.host  # noqa: F401  # once, before the jobs are forked
 from lab import config
 from lab.bench.gpu.part import processes
 from lab.launch import job
+from lab.training.deterministic import REPEATABLE, WORKSPACE
 
 JOB = (
     "adapter.dropout=0.1",
@@ -43,6 +45,8 @@ ROWS_BEFORE_THE_KILL = 9  # of metrics.csv, its heading among them
 def rows(tiny: bool) -> Iterator[dict[str, Any]]:
     """A row without and one with it: whether losses and weights are the same bits, and by how much weights differ."""
     for deterministic in (False, True):
+        if deterministic:  # before CUDA starts in any of its jobs, which an import of theirs can do
+            os.environ[WORKSPACE] = REPEATABLE[0]
         with tempfile.TemporaryDirectory() as folder:
             yield {"deterministic": deterministic, **_compare(Path(folder), deterministic, tiny)}
 
