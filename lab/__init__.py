@@ -18,7 +18,7 @@ if not WAIT_SETTINGS & os.environ.keys():  # else the user has decided
 def __getattr__(name: str) -> Any:
     """`lab.load_run(DIR)` and `lab.load_study(DIR)`, imported when first asked for."""
     if name in ("load_run", "load_study"):
-        from lab.report import study
+        from lab import report
 
-        return getattr(study, name)
+        return getattr(report, name)
     raise AttributeError(f"module 'lab' has no attribute {name!r}")

@@ -15,7 +15,7 @@ from lab.launch import job
 from lab.record.study import write_study
 from lab.report.analysis import analyse
 from lab.report.render import write_report
-from lab.report.study import load_run
+from lab.report.run import load_run
 from lab.report.switching import switching_of
 from lab.sweep.declaration import declare
 from lab.verdict.procedure import tuning_jobs

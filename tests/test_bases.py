@@ -8,7 +8,7 @@ from lab import config, record
 from lab.config import bases
 from lab.launch import resume
 from lab.report.card import card
-from lab.report.study import load_run
+from lab.report.run import load_run
 
 LOCAL = ("model=pretrained", "model.name_or_path=my_model")
 

@@ -14,7 +14,8 @@ from lab import record
 from lab.errors import UsageError
 from lab.record import run_files
 from lab.replay import __main__ as replay
-from lab.report.study import load_run, load_study
+from lab.report.run import load_run
+from lab.report.study import load_study
 from lab.run import selected
 from lab.training import checkpoint
 from lab.training.callbacks import StopOnRequest

@@ -18,7 +18,7 @@ from lab import evaluate as module
 from lab.errors import UsageError
 from lab.evaluate import check_installed, evaluate, main
 from lab.launch import job
-from lab.report.study import load_run
+from lab.report.run import load_run
 
 harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="an extra: pip install 'lowrank-lab[lm-eval]'")
 ROWS = [{"question": f"What is {i} and {i}?", "answer": f" It is {2 * i}."} for i in range(6)]

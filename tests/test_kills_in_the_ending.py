@@ -10,7 +10,7 @@ from lab import record
 from lab.errors import UsageError
 from lab.report.card import card
 from lab.report.document import markdown
-from lab.report.study import load_run
+from lab.report.run import load_run
 
 # In the order in which a run meets them. The first is between the last step and its checkpoint.
 PHASES = {

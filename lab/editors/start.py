@@ -39,16 +39,24 @@ class Started:
 
 
 class Decides(Protocol):
-    """What decides at ticks: it is asked for moves and guards, and told what is guarded and how a rank is tried."""
-
-    trials: Any
-    guarded: Callable[[], Collection[str]]
+    """What decisions ask for."""
 
     def take_moves(self) -> Sequence[Move]:
         """The switches that the last tick asks for, once."""
 
     def take_guards(self) -> Sequence[tuple[str, bool]]:
         """The layers that the last tick guards (True) or releases, once."""
+
+
+class Observes(Protocol):
+    """What decides at ticks, and is told what is guarded and how a rank is tried."""
+
+    trials: Any
+    guarded: Callable[[], Collection[str]]
+
+    @property
+    def decider(self) -> Decides:
+        """Asked for moves and guards."""
 
 
 def first_scheme(strategy: RankStrategy, scheme: InitScheme) -> tuple[InitScheme, bool]:
@@ -121,7 +129,7 @@ def of_policy(
     run_dir: Path,
     dtype: torch.dtype,
     loss: Callable[[], float | None],
-    observer: Decides | None,
+    observer: Observes | None,
 ) -> Started:
     """The editors that carry out what a policy decides, a guard before a switch, and their boards.
 
@@ -131,14 +139,14 @@ def of_policy(
     if isinstance(policy, Guarding):
         guard = GuardEditor(model, policy)
         if observer is not None:
-            guard.asked, observer.guarded = observer.take_guards, guard.guarded
+            guard.asked, observer.guarded = observer.decider.take_guards, guard.guarded
         started.editors.append(guard)
         started.boards.append(GuardBoard(guard))
     if isinstance(policy, Switching):
         switcher = Switcher(model, policy, shapes, total_steps, run_dir, dtype)
         switcher.loss = loss
         if observer is not None:
-            switcher.asked = observer.take_moves
+            switcher.asked = observer.decider.take_moves
             observer.trials = Trials(switcher.net, policy, loss)
         started.editors.append(switcher)
         started.boards.append(SwitchBoard(switcher))

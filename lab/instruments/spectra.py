@@ -1,7 +1,6 @@
 """Spectral observer of a run in training: which layers are measured when and by which process, and what is recorded."""
 
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -11,21 +10,21 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from lab import ledger
+from lab.instruments.decider import Decider
 from lab.instruments.layer_view import LayerViews
 from lab.instruments.outlook import Outlook
 from lab.instruments.spectral_board import SpectralBoard
-from lab.instruments.spectral_console import TREND, say_start, say_tick
+from lab.instruments.spectral_console import say_start, say_tick
 from lab.instruments.targets import SpectralTargets
-from lab.ledger import Ledger, Mode, Row, Trial, row_of
+from lab.ledger import Mode, Row, Trial, row_of
 from lab.process import heartbeat
 from lab.spectral.cadence import analysis_flops, cohorts, due, owners
 from lab.spectral.diagnosis import Diagnosis
 from lab.spectral.tracker import Tracker
-from lab.svd_policy import Decision, State, decisions
+from lab.svd_policy import decisions
 from lab.svd_policy.reachability import reachability_record
 from lab.svd_policy.summary import summarise
-from lab.svd_policy.switching import Move, Switching
+from lab.svd_policy.switching import Switching
 from lab.svd_policy.tables import summary_table
 from lab.training.distributed import at_rank_0, from_rank_0, of_all, rank, world
 from lab.training.interrupt import Diverged
@@ -63,11 +62,7 @@ class SpectralObserver(Instrument):
         self.tick_seconds = 0.0
         self.due: Sequence[str] = ()
         self.bases: dict[str, Any] = {}  # of a checkpoint, until training starts
-        self.states: dict[str, State] = {}
-        self.first: dict[str, Row] = {}
-        self.recent: deque[decisions.Decided] = deque(maxlen=TREND * len(self.targets))
-        self.asked: list[Move] = []
-        self.asked_guards: list[tuple[str, bool]] = []
+        self.decider = Decider(run_dir, chosen.policy, len(chosen.targets))
         self.guarded: Callable[[], Collection[str]] = tuple  # layers whose updates are projected
         self.trials: MakeTrials | None = None  # of a policy that may ask for some
         self.nats, self.tokens = 0.0, 0  # of this process and of all, since the last tick
@@ -111,19 +106,11 @@ class SpectralObserver(Instrument):
             trainer.strategy.barrier()
 
     def _take_up(self, step: int) -> None:
-        """Start the files, or cut them back to what the checkpoint's steps saw, and remember what they say."""
-        if step == 0:
-            (self.run_dir / ledger.FOLDER / ledger.FILE).unlink(missing_ok=True)
-            (self.run_dir / decisions.FILE).unlink(missing_ok=True)
-        ledger.cut_back(self.run_dir, step - 1)
-        decisions.cut_back(self.run_dir, step - 1)
+        """Show what the files say of the steps before."""
         targets = {name: {**asdict(target), "leaf": target.leaf} for name, target in self.targets.items()}
-        self.ledger = Ledger(self.run_dir, {"policy": self.settings, "targets": targets})
-        rows = ledger.read(self.run_dir).rows
-        for tick in decisions.ticks(rows):
-            self._decide(tick)
+        rows = self.decider.take_up(step, {"policy": self.settings, "targets": targets})
         self.board.remember(rows)
-        if len(self.first) == len(self.targets):
+        if len(self.decider.first) == len(self.targets):
             self._say_start(aloud=False)
 
     def before_step(self, trainer: Trainer, module: CausalLM) -> None:
@@ -168,7 +155,8 @@ class SpectralObserver(Instrument):
             rows = self._gather(trainer, module)
             if self.trials is not None:
                 rows = self._try_out(rows, trainer.optimizers[0])
-            self._write(rows)
+            if rows:
+                self.decider.decide(rows)
         with self._tick(module):
             if trainer.is_global_zero:
                 self._show(trainer, module, rows)
@@ -201,43 +189,14 @@ class SpectralObserver(Instrument):
         """The main process's rows with the trials that the policy asks for, which all processes make together."""
         assert isinstance(self.policy, Switching), "trials of a policy that switches nothing"
         assert self.trials is not None, "no trials"
-        ask = self.policy.trial_rank
-        wanted = from_rank_0(lambda: {row.layer: ask(row, self.states.get(row.layer, {})) for row in rows})
+        ask, states = self.policy.trial_rank, self.decider.states
+        wanted = from_rank_0(lambda: {row.layer: ask(row, states.get(row.layer, {})) for row in rows})
         made = self.trials({name: at for name, at in wanted.items() if at is not None}, optimizer)
         return [replace(row, trial=made.get(row.layer)) for row in rows]
 
-    def _write(self, rows: list[Row]) -> None:
-        """The main process: the ledger first, since decisions follow from it."""
-        if not rows:
-            return
-        self.ledger.append(rows)
-        decided = self._decide(rows)
-        made = list(zip(rows, decided, strict=True))
-        decisions.append(self.run_dir, [decisions.decision_row(*pair) for pair in made])
-        if isinstance(self.policy, Switching):
-            self.asked = [move for pair in made if (move := self.policy.move(*pair)) is not None]
-        guards = ((row.layer, decision.action) for row, decision in made)
-        self.asked_guards = [(layer, action == "guard") for layer, action in guards if action in ("guard", "release")]
-
-    def take_moves(self) -> list[Move]:
-        """On the main process: the switches that the last tick's decisions ask for, once."""
-        moves, self.asked = self.asked, []
-        return moves
-
-    def take_guards(self) -> list[tuple[str, bool]]:
-        """On the main process: the layers that the last tick's decisions guard (True) or release, once."""
-        guards, self.asked_guards = self.asked_guards, []
-        return guards
-
-    def _decide(self, rows: list[Row]) -> list[Decision]:
-        decided = decisions.decide_tick(rows, self.policy, self.states)
-        self.first = {row.layer: row for row in rows} | self.first
-        self.recent.extend(map(decisions.decision_row, rows, decided))
-        return decided
-
     def _show(self, trainer: Trainer, module: CausalLM, rows: Sequence[Row]) -> None:
         """A tick on the console and the dashboard; once every layer was seen, what can happen at all."""
-        if "before" not in self.account and len(self.first) == len(self.targets):
+        if "before" not in self.account and len(self.decider.first) == len(self.targets):
             self._say_start(aloud=True)
         cost = {"tick_seconds": self.tick_seconds, "memory_share": self.bytes / _training_state(trainer, module)}
         share = "the first"
@@ -246,13 +205,13 @@ class SpectralObserver(Instrument):
             cost["analysis_share"] = clock.of("analysis") / clock.of("train")
             share = f"{cost['analysis_share']:.2%} of training so far"
         spent = f"{len(rows)} layers in {self.tick_seconds:.2f} s ({share})"
-        say_tick(rows, self.recent, f"{spent}; {cost['memory_share']:.1%} on top of the training state")
+        say_tick(rows, self.decider.recent, f"{spent}; {cost['memory_share']:.1%} on top of the training state")
         self.board.remember(rows)
-        self.board.tick(self.step, rows, list(self.recent)[-len(rows) :], cost)
+        self.board.tick(self.step, rows, list(self.decider.recent)[-len(rows) :], cost)
         self.account["cost"] = {"bytes": self.bytes, **cost, "figure_seconds": self.board.figure_seconds}
 
     def _say_start(self, aloud: bool) -> None:
-        first = [self.first[name] for name in self.targets]
+        first = [self.decider.first[name] for name in self.targets]
         account = self.account["before"] = reachability_record(
             self.policy, first, self.outlook.bound, self.outlook.prospect
         )

@@ -55,7 +55,7 @@ def _calibrate(directories: list[Path]) -> None:
 
 def report(options: argparse.Namespace) -> int:
     """Do what the command line asks; the exit code."""
-    from lab.report.study import load_run, load_study
+    from lab.report import load_run, load_study
 
     if (options.study / RESULT).exists():
         if options.study2 or options.baseline or options.margin or options.to:

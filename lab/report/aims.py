@@ -6,7 +6,7 @@ from lab.report.analysis import Analysis
 from lab.report.cells import verdict_of
 from lab.report.comparison import Comparison
 from lab.report.document import number
-from lab.report.study import Run
+from lab.report.run import Run
 from lab.report.switching import Switching
 from lab.verdict.aim import RETURNS, SWITCHES, Aim
 

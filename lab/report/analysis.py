@@ -13,8 +13,9 @@ from lab.report.comparison import Comparison, compare
 from lab.report.judgement import Judgement, judgement_of
 from lab.report.looks import chosen_rates, looks, with_rates
 from lab.report.ranks import RankAnswers, rank_answers
+from lab.report.run import Run
 from lab.report.statistics import mean_sd
-from lab.report.study import LoadedStudy, Problem, Run, load_study
+from lab.report.study import LoadedStudy, Problem, load_study
 from lab.report.switching import Switching, switching_of
 from lab.verdict import aim
 from lab.verdict.aim import Aim

@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from lab.record.study import best_learning_rate
-from lab.report.study import LoadedStudy, Run
+from lab.report.run import Run
+from lab.report.study import LoadedStudy
 from lab.verdict.choice import Tuned
 
 # What may differ between two runs of one arm: the seeds that pair them, the learning rate that is chosen among,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lab.report.document import MISSING, Block, Bullets, Heading, Paragraph, Table, number
-from lab.report.study import Run
+from lab.report.run import Run
 
 
 def card(run: Run) -> list[Block]:

@@ -11,8 +11,8 @@ from lab.report.equal_time import at_equal_time
 from lab.report.judgement import Judgement
 from lab.report.looks import Looked
 from lab.report.refusals import chosen_here, refusal, survivorship
+from lab.report.run import Run
 from lab.report.statistics import LEVEL, PairedStatistics, mean_sd
-from lab.report.study import Run
 
 # What is described beside the primary metric; for all of them but the accuracy, lower is better.
 DESCRIBED = ("val_loss", "test_loss", "test_accuracy", "train_loss", "forgetting", "seconds.total", "peak_memory_bytes")

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from lab.report.arms import Arm
 from lab.report.refusals import refusal
-from lab.report.study import Run
+from lab.report.run import Run
 
 
 def at_equal_time(a: Arm, b: Arm) -> tuple[list[float], list[float]]:

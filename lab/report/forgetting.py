@@ -10,8 +10,8 @@ from lab.report.analysis import Analysis
 from lab.report.arms import Arm
 from lab.report.comparison import Comparison
 from lab.report.document import MISSING, Block, Paragraph, Table, number, span
+from lab.report.run import Run
 from lab.report.statistics import mean_sd
-from lab.report.study import Run
 
 METRIC = "equal_loss_forgetting"
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the base's validation loss to the lowest that every run reached

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from lab.record.study import AA, Study, pairs_of
 from lab.report.arms import Arm
-from lab.report.study import Run
+from lab.report.run import Run
 from lab.verdict import procedure
 from lab.verdict.choice import Tuned
 from lab.verdict.family import Judged

@@ -8,8 +8,8 @@ from lab.record.study import Study
 from lab.report.analysis import Analysis
 from lab.report.document import in_markdown, number, span
 from lab.report.knee import SHARE
+from lab.report.run import Run
 from lab.report.statistics import AA_LEVEL, FEWEST_PAIRS, LEVEL
-from lab.report.study import Run
 
 # What a run chose -> what it owes to whom; a choice without an entry is the lab's own or nobody's.
 CITED = {

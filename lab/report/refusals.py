@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lab.report.arms import Arm
-from lab.report.study import Run
+from lab.report.run import Run
 
 
 def refusal(a: Arm, b: Arm) -> str:

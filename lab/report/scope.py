@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from lab.report.analysis import Analysis
 from lab.report.arms import ran_in_blocks
 from lab.report.document import MISSING, number, span
-from lab.report.study import Run
+from lab.report.run import Run
 
 
 def conditions(analysis: Analysis) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from lab import record
 from lab.errors import UsageError
 from lab.record.switches import RIDES_ALONG
-from lab.report.study import Run
+from lab.report.run import Run
 
 SWITCHES, LEDGER = "switches.jsonl", "ledger/rows.jsonl"
 ROLLED_BACK = "loss_rose"

@@ -7,8 +7,8 @@ from lab.report.analysis import Analysis, best_run
 from lab.report.cells import difference, interval, verdict_of, versus
 from lab.report.document import MISSING, Table, number, p_text, signed, span
 from lab.report.looks_tables import looks_table
+from lab.report.run import Run
 from lab.report.statistics import mean_sd
-from lab.report.study import Run
 
 MOST_TRACE_ROWS = 10
 TRACE_STEP = 10  # optimizer steps a row of the trace averages over, or a multiple of it

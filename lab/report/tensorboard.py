@@ -13,7 +13,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util import tensor_util
 
 from lab.report.analysis import Analysis
-from lab.report.study import Run
+from lab.report.run import Run
 
 METRICS = ("val_loss", "test_loss", "test_accuracy", "base_test_accuracy", "forgetting")
 

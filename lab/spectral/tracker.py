@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lab.process import heartbeat
+from lab.spectral.basis import Basis, pack, unpack
 from lab.spectral.curves import change_fields, curve, empty, norm_ratios, project, turns
 from lab.spectral.diagnosis import Diagnosis, Engine, Which, angle_counts_for, counts_for
 from lab.spectral.iteration import first_effort, iterate
@@ -37,19 +38,6 @@ FRESH = 2  # columns drawn anew at each tick, so that a direction the basis has 
 def width_of_block(k: int, oversample: int) -> int:
     """Columns that are iterated at once."""
     return -(-(k + oversample) // BLOCK) * BLOCK
-
-
-@dataclass(frozen=True)
-class Basis:
-    """The directions of one layer, kept between ticks."""
-
-    tick: int
-    U: Tensor  # (out, q), strongest direction first
-    S: Tensor  # (q,)
-    V: Tensor  # (in, q)
-    directions: int  # how many of the first k mean something
-    first: "Basis | None" = None  # of the first tick with a direction, k columns; None while this is it
-    depth: int = 0  # effort of the next tick's iteration; 0 before the first
 
 
 @dataclass(frozen=True)
@@ -160,11 +148,11 @@ class Tracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors: loads with `weights_only=True`; the ticks that follow are the same bit for bit."""
-        return {name: _pack(basis) for name, basis in self._bases.items()}
+        return {name: pack(basis) for name, basis in self._bases.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left."""
-        self._bases = {name: _unpack(packed) for name, packed in state.items()}
+        self._bases = {name: unpack(packed) for name, packed in state.items()}
 
     def _turn_fields(self, tick: int, measurements: Mapping[str, Measurement]) -> dict[str, dict[str, Any]]:
         """The turns of layers since their last tick and, at exact ticks, since their first."""
@@ -303,13 +291,3 @@ class Tracker:
 
 def _shape(weight: Tensor) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
-
-
-def _pack(basis: Basis) -> dict[str, Any]:
-    first = None if basis.first is None else _pack(basis.first)
-    return {**{key: getattr(basis, key) for key in ("tick", "U", "S", "V", "directions", "depth")}, "first": first}
-
-
-def _unpack(packed: Mapping[str, Any]) -> Basis:
-    first = packed["first"]
-    return Basis(**{**packed, "first": None if first is None else _unpack(first)})

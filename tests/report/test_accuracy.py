@@ -14,7 +14,7 @@ from lab.report.document import Table, markdown
 from lab.report.figure.accuracy import ACCURACY
 from lab.report.findings import report
 from lab.report.render import write_report
-from lab.report.study import load_run
+from lab.report.run import load_run
 
 SHARES = {"random": (0.40, 0.50, 0.45), "svd": (0.60, 0.55, 0.65)}
 

@@ -20,8 +20,8 @@ from lab.report.findings import report
 from lab.report.latex import latex
 from lab.report.methods import ALWAYS, CITED, references
 from lab.report.render import write_report
+from lab.report.run import load_run
 from lab.report.sentences import sentence
-from lab.report.study import load_run
 
 
 def run(monkeypatch, capsys, *arguments):

@@ -10,8 +10,9 @@ from lab.report.arms import arms
 from lab.report.comparison import compare
 from lab.report.findings import standings
 from lab.report.judgement import judgement_of
+from lab.report.run import load_run
 from lab.report.sentences import aa_paragraph, sentence
-from lab.report.study import load_run, load_study
+from lab.report.study import load_study
 
 
 def judged(path, **options):

@@ -7,7 +7,7 @@ from synthetic import make_run
 
 from lab import record
 from lab.report.analysis import analyse
-from lab.report.study import load_run
+from lab.report.run import load_run
 from lab.report.switching import replay, switching_of
 
 SHAPES = {"a": (8, 8), "b": (8, 16)}  # 64 and 128 entries

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lab.spectral.basis import Basis
 from lab.spectral.chance import variance
 from lab.spectral.curves import change_fields, norm_ratios
 from lab.spectral.energy import concentration, energies, sketched_concentration
@@ -22,7 +23,7 @@ from lab.spectral.spectrum import (
     stable_rank,
     tail_error,
 )
-from lab.spectral.tracker import Basis, Tracker
+from lab.spectral.tracker import Tracker
 
 K = 4
 POWERS = [2.0**60, 2.0**-60, 2.0**-100, 2.0**-30]

@@ -13,8 +13,8 @@ from lab.record.study import RATE
 from lab.report.analysis import Analysis
 from lab.report.arms import Arm
 from lab.report.figure import Drawing, style
+from lab.report.run import Run
 from lab.report.statistics import mean_sd
-from lab.report.study import Run
 from lab.verdict.margin import missing
 
 FEWEST_POINTS = 3  # fewer are not joined: two points of several arms under their bands are one wedge
