@@ -58,10 +58,15 @@ def job(cfg: DictConfig) -> float:
 
 
 def _jobs_at_once(launcher: DictConfig) -> int:
-    """The number asked of a launcher of jobs beside each other, 1 where it is open; 0 of any other launcher."""
-    if not str(launcher.get("_target_")).endswith(("BesideLauncher", "JoblibLauncher")):
+    """Jobs that are to share GPUs, 1 for one a GPU, 0 for a launcher that runs none beside each other.
+
+    They share where the launcher `beside` is told a number; joblib's own has one by default.
+    """
+    name = str(launcher.get("_target_")).rsplit(".", 1)[-1]
+    if name not in ("BesideLauncher", "JoblibLauncher"):
         return 0
-    return max(1, launcher.n_jobs or 1)
+    jobs = launcher.get("n_jobs")
+    return jobs if name == "BesideLauncher" and type(jobs) is int and jobs > 0 else 1
 
 
 def main() -> None:

@@ -16,10 +16,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from lab.config import CONF, ConfigError
 from lab.errors import UsageError
 from lab.process import gpus, process_group
+from lab.train import _jobs_at_once
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -95,6 +97,28 @@ def test_each_job_has_a_gpu_of_its_own_and_the_third_waits_for_one(tmp_path, mon
             assert not third
         waiting.join(10)
     assert third == ["5"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "jobs", "asked"),
+    [
+        ("hydra_plugins.lab_launchers.beside.BesideLauncher", None, 1),
+        ("hydra_plugins.lab_launchers.beside.BesideLauncher", 6, 6),
+        ("hydra_plugins.lab_launchers.beside.BesideLauncher", "two", 1),  # refused where the launcher is set up
+        ("hydra_plugins.lab_launchers.joblib.JoblibLauncher", -1, 1),
+        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", 10, 1),  # its default
+        ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", None, 0),
+    ],
+)
+def test_gpus_are_shared_where_the_launcher_beside_is_told_a_number(launcher, jobs, asked):
+    assert _jobs_at_once(OmegaConf.create({"_target_": launcher, "n_jobs": jobs})) == asked
+
+
+def test_no_gpu_for_a_moment_is_waited_for(tmp_path, monkeypatch):
+    seen = iter([[], ["0"]])
+    monkeypatch.setattr(gpus, "visible", lambda: next(seen))
+    with gpus.claim(3, tmp_path) as name:
+        assert name == "0"
 
 
 def test_more_jobs_than_gpus_share_them_evenly(tmp_path, monkeypatch):

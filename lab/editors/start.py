@@ -39,7 +39,7 @@ class Started:
 
 
 class Decides(Protocol):
-    """What decisions ask for."""
+    """Decisions of a tick, asked once a tick for what they want done."""
 
     def take_moves(self) -> Sequence[Move]:
         """The switches that the last tick asks for, once."""

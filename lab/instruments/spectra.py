@@ -106,7 +106,7 @@ class SpectralObserver(Instrument):
             trainer.strategy.barrier()
 
     def _take_up(self, step: int) -> None:
-        """Show what the files say of the steps before."""
+        """Start the files, or cut them back to what the checkpoint's steps saw, and show what they say."""
         targets = {name: {**asdict(target), "leaf": target.leaf} for name, target in self.targets.items()}
         rows = self.decider.take_up(step, {"policy": self.settings, "targets": targets})
         self.board.remember(rows)

@@ -26,16 +26,15 @@ def visible() -> list[str]:
 
 @contextmanager
 def claim(jobs: int = 1, folder: Path | None = None) -> Iterator[str]:
-    """The name of a GPU with room for a job; waits for one. The lock ends with the context, or the process.
+    """The name of a GPU with a free place; waits for one. The lock on it ends with the context, or the process.
 
-    Of as many `jobs` at once each GPU takes its share: one that no other job of ours holds, or several where there are
-    more jobs than GPUs.
+    With so many `jobs` at once each GPU has ⌈jobs / GPUs⌉ places, of which those of the emptiest are taken first.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"lab-gpus-{os.getuid()}"
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         names = visible()
-        for place, name in itertools.product(range(math.ceil(jobs / len(names))), names):
+        for place, name in itertools.product(range(math.ceil(jobs / max(1, len(names)))), names):
             descriptor = os.open(folder / f"{name.replace('/', '_')}.{place}", os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,10 +6,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-RIDGE = 1e-6  # of a Gram matrix's mean eigenvalue, added to each: float32 tells no smaller ones apart
-ROUNDING = (
-    4  # machine epsilons of its norm, the same where eigenvalues differ: half as much left some matrix indefinite
-)
+# The ridge of a Gram matrix, in machine epsilons of its norm, with which what rounding makes of its eigenvalues grows:
+# half as much left some matrix indefinite.
+ROUNDING = 4
 
 
 class Pair(Protocol):
@@ -25,17 +24,14 @@ def cholesky(factor: Tensor) -> Tensor:
     """Lower L (r, r) with L Lᵀ = F Fᵀ + ridge, of a factor F (r, n): L⁻¹F has orthonormal rows; the identity for F = 0.
 
     Any root of the Gram matrix whitens; whatever is orthogonally equivariant, as orthogonalising is, gives the same
-    product by each, and this one is the cheapest. The ridge is of the mean eigenvalue or, where the largest is many
-    times that, of what rounding makes of F Fᵀ.
+    product by each, and this one is the cheapest. The ridge is as large as rounding of F Fᵀ, below which float32 tells
+    no eigenvalues apart.
 
     Raises LinAlgError where F is not finite.
     """
     gram = factor @ factor.T
-    diagonal = gram.diagonal()
-    ridge = torch.maximum(
-        RIDGE * diagonal.mean(), ROUNDING * torch.finfo(gram.dtype).eps * torch.linalg.matrix_norm(gram)
-    )
-    diagonal.add_(torch.where(ridge > 0, ridge, torch.ones_like(ridge)))
+    ridge = ROUNDING * torch.finfo(gram.dtype).eps * torch.linalg.matrix_norm(gram)
+    gram.diagonal().add_(torch.where(ridge > 0, ridge, torch.ones_like(ridge)))
     return torch.linalg.cholesky(gram)
 
 

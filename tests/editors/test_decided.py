@@ -236,7 +236,7 @@ def test_limits_learned_in_the_warm_up_are_the_same_in_a_replay_and_after_a_kill
     assert "decisions of decisions.jsonl exactly" in capsys.readouterr().out
     for call in (6, 12):  # a tick at step s is the (s+1)-th write
         killed = tmp_path / str(call)
-        before = "lab.instruments.spectra:SpectralObserver._write"
+        before = "lab.instruments.decider:Decider.decide"
         assert start(killed, *FULL, *QUANTILE, kill_before=before, call=call) == -9
         run(killed, *FULL, *QUANTILE)
         assert differing(whole, killed) == []
@@ -251,7 +251,7 @@ def test_a_run_killed_in_a_probation_or_after_a_rollback_goes_on_to_the_bit(afte
     # a tick at step s is the (s+1)-th write, since every step has one
     call = {"in_probation": went + 2, "after_a_rollback": back + 2, "inside_a_tick": back + 1}[after]
     overrides = (*FULL, *OPTIMS[optim], *AUTO)
-    killed = start(tmp_path, *overrides, kill_before="lab.instruments.spectra:SpectralObserver._write", call=call)
+    killed = start(tmp_path, *overrides, kill_before="lab.instruments.decider:Decider.decide", call=call)
     assert killed == -9
     run(tmp_path, *overrides)
     assert differing(folder, tmp_path) == []

@@ -148,7 +148,7 @@ def test_a_switch_edits_the_optimizer_in_its_place_and_leaves_all_other_state_as
     [
         ("lab.editors.switch:install", 1),  # in an event
         ("lab.training.checkpoint:save", 2),  # in a fade, and after a switch that no checkpoint holds
-        ("lab.instruments.spectra:SpectralObserver._write", 4),  # inside a tick
+        ("lab.instruments.decider:Decider.decide", 4),  # inside a tick
         ("lab.editors.switch:install_full", 1),
         ("lab.run.ending:Ending.run", 1),  # behind the last checkpoint
     ],

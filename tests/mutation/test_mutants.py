@@ -68,7 +68,7 @@ MUTANTS = {
         f"{SIDES}::test_the_gradients_that_an_optimizer_sees_are_clipped",
     ),
     "ledger cut back one step late": Mutant(
-        "lab/instruments/spectra.py",
+        "lab/instruments/decider.py",
         "ledger.cut_back(self.run_dir, step - 1)",
         "ledger.cut_back(self.run_dir, step)",
         f"{SIDES}::test_a_checkpoint_without_hashes_of_its_files_cuts_them_back_to_its_step",

@@ -39,6 +39,6 @@ def rows(tiny: bool) -> Iterator[dict[str, Any]]:
                 yield {"test": ended["test"], "outcome": ended["outcome"].lower()}
             elif said.startswith(("FAILED", "ERROR", "SKIPPED", "E ")):
                 told.append(said)
-    yield {"exit_code": tests.returncode, "summary": said, "told": told}
+    yield {"exit_code": tests.returncode, "summary": said.strip("= "), "told": told}
     if tests.returncode != 0:
         raise RuntimeError(f"pytest -m gpu ended with {tests.returncode}")

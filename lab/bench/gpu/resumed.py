@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-import lab.run.host  # noqa: F401  # once, before the jobs are forked
+import lab.run.host  # noqa: F401  # once, where the jobs are forked
 from lab import config
 from lab.bench.gpu.part import processes
 from lab.launch import job
