@@ -21,7 +21,10 @@ ANCHORS: Mapping[str, tuple[float, str]] = {
 # other units the right power is 1/2, since Adam's steps are as large whatever the gradient.
 POWER = 0.2
 EXAMPLES = 8  # that the curvature is of; an eigenvalue of 64 costs eight times as much
-LICENCE = "a start for a sweep, no verdict: fitted on short runs of the shipped base, and elsewhere untried"
+LICENCE = (
+    "a start for a sweep, no verdict: fitted on short runs of the shipped base; on SmolLM2-135M it met two starts of "
+    "three, and pissa's best rate was 2.4 times lower"
+)
 SHARE, FEWEST = 0.1, 10  # of the run's steps that a check takes, and at least so many
 AROUND = 10**0.25  # a check's other two rates: a quarter decade to each side
 
