@@ -9,6 +9,7 @@ from lab.errors import UsageError
 from lab.report.analysis import analysis_of
 from lab.report.comparison import Comparison
 from lab.report.document import Block, Paragraph, Table, number, signed
+from lab.report.sentences import is_one_training
 from lab.report.statistics import LEVEL
 from lab.report.study import load_study
 
@@ -19,7 +20,8 @@ def calibration(directories: Sequence[Path]) -> list[Block]:
     Raises UsageError for a directory without a study, or where none has an A/A arm that was judged.
     """
     rows: list[tuple[str, Comparison]] = []
-    without = []
+    without: list[str] = []
+    same: list[str] = []
     for directory in directories:
         study = load_study(directory)
         if not study.runs:
@@ -27,10 +29,14 @@ def calibration(directories: Sequence[Path]) -> list[Block]:
         aa = analysis_of(study).aa
         if aa is None or aa.looked is None or aa.looked.judged.seeds == 0:
             without.append(study.name)
+        elif is_one_training(aa):
+            same.append(study.name)
         else:
             rows.append((f"{study.name} ({study.path.name})", aa))
     if not rows:
-        raise UsageError(f"no A/A arm was judged in {', '.join(without)}; studies from procedure 2 on have one.")
+        raise UsageError(
+            f"no A/A arm was judged in {', '.join([*without, *same])}; studies from procedure 2 on have one."
+        )
     different = sum(row.verdict in ("a_better", "b_better") for _, row in rows)
     cells = [
         [
@@ -54,6 +60,8 @@ def calibration(directories: Sequence[Path]) -> list[Block]:
         ),
         Paragraph(summary),
     ]
+    if same:
+        blocks.append(Paragraph(f"The same to the last bit, which calibrates nothing: {', '.join(same)}."))
     return blocks + ([Paragraph(f"Without a judged A/A arm: {', '.join(without)}.")] if without else [])
 
 

@@ -61,6 +61,11 @@ def _equals(p: float | None) -> str:
     return text if text.startswith("<") else f"= {text}"
 
 
+def is_one_training(aa: Comparison) -> bool:
+    """True where the baseline's two arms are bit for bit the same runs."""
+    return bool(aa.differences) and not any(aa.differences)
+
+
 def aa_paragraph(analysis: Analysis) -> str:
     """The baseline against itself in words: what its pairs differ by, what that withholds, and what it cannot say."""
     aa = analysis.aa
@@ -70,6 +75,13 @@ def aa_paragraph(analysis: Analysis) -> str:
         return (
             "Not measured: no two completed runs of the baseline share a data order and differ in the seed."
             f"{more} Differences are read against their own interval alone."
+        )
+    if aa.looked is not None and is_one_training(aa):
+        return (
+            "The baseline went through the whole procedure once more, on tuning and verdict seeds of its own: it came "
+            f"to the same learning rate, and its {len(aa.differences)} pairs are the same to the last bit, as they are "
+            f"where a training draws nothing but its data order, which pairs share.{more} So nothing leaks from one "
+            "arm to another; it calibrates nothing."
         )
     if aa.looked is not None:
         different = aa.verdict in ("a_better", "b_better")

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from synthetic import COLUMNS, STEPS, forgetting, init_comparison, make_run, make_study, rank_strategies, rank_sweep
 
 from lab.report import figure as figures
 from lab.report.analysis import analyse, frontier_arms
 from lab.report.figure import drawings
-from lab.report.figure.curves import ceiling, over_seeds
+from lab.report.figure.curves import ceiling, over_seeds, room_for
 from lab.report.figure.effects import reach
-from lab.report.figure.heatmap import grid
+from lab.report.figure.heatmap import grid, rows_and_layers
 from lab.report.figure.style import COLOURS, axis, marker
 from lab.report.render import write_report
 
@@ -186,12 +187,44 @@ def test_sixteen_arms_look_different_without_relying_on_colour():
 
 
 def test_a_heat_map_places_modules_by_kind_and_layer():
-    kinds, values = grid({"m.layers.0.q_proj": 4, "m.layers.1.q_proj": 8, "m.layers.1.mlp.up_proj": 2, "lm_head": 1})
-    assert kinds == ["q_proj", "up_proj", "lm_head"]
+    ranks = {"m.layers.0.q_proj": 4, "m.layers.1.q_proj": 8, "m.layers.1.mlp.up_proj": 2, "lm_head": 1}
+    kinds, layers = rows_and_layers([ranks])
+    assert (kinds, layers) == (["q_proj", "up_proj", "lm_head"], 2)
+    values = grid(ranks, kinds, layers)
     assert values[0].tolist() == [4, 8]
     assert values[1, 1] == 2
-    gpt2, _ = grid({"h.0.attn.c_proj": 4, "h.0.mlp.c_proj": 8})
-    assert gpt2 == ["c_proj", "mlp.c_proj"]
+    assert rows_and_layers([{"h.0.attn.c_proj": 4, "h.0.mlp.c_proj": 8}])[0] == ["c_proj", "mlp.c_proj"]
+
+
+def test_the_panels_of_a_heat_map_have_the_same_rows_and_columns(tmp_path):
+    """Arms that switched layers hold ranks of some modules only, in the order in which they went."""
+    whole = {f"m.layers.{layer}.{name}": 8 for layer in range(3) for name in ("q_proj", "o_proj", "fc1")}
+    some = {"m.layers.1.fc1": 5, "m.layers.0.q_proj": 3}
+    make_study(
+        tmp_path,
+        {"whole": 2.0, "some": 2.1},
+        tuned=False,
+        seeds=[1],
+        per_arm={"whole": {"ranks": whole}, "some": {"ranks": some}},
+    )
+    panels = {axes.get_title(): axes for axes in DRAWINGS["rank_heatmap"].figure(analyse(tmp_path)).axes}
+    assert [text.get_text() for text in panels["whole"].get_yticklabels()] == ["q_proj", "o_proj", "fc1"]
+    placed = {text.get_position(): text.get_text() for text in panels["some"].texts}
+    assert placed == {(0, 0): "3", (1, 2): "5"}
+    assert panels["some"].get_xlim() == panels["whole"].get_xlim()
+    assert panels["some"].get_ylim() == panels["whole"].get_ylim()
+
+
+def test_the_axis_of_learning_rates_holds_all_that_were_tried_and_names_half_decades():
+    axes = Figure().add_subplot()
+    room_for(axes, [1e-4, 3e-4, 3e-2])  # of the first no run came to a value, so that no line leads to it
+    low, high = axes.get_xlim()
+    assert low < 1e-4
+    assert high > 3e-2
+    FigureCanvasAgg(axes.figure).draw()
+    shown = [tick.label1.get_text() for tick in axes.xaxis.get_major_ticks() if low < tick.get_loc() < high]
+    assert shown == ["1e-4", "3e-4", "1e-3", "3e-3", "0.01", "0.03"]
+    assert not any(tick.label1.get_text() for tick in axes.xaxis.get_minor_ticks())
 
 
 def test_the_frontier_is_what_no_cheaper_arm_beats(tmp_path):

@@ -9,10 +9,11 @@ import pytest
 from driven import BASE, study_dir
 from matplotlib import rc_context
 
+from lab.errors import UsageError
 from lab.record import read, write
 from lab.record.study import AA, read_study
 from lab.report.analysis import analyse
-from lab.report.calibration import interval
+from lab.report.calibration import calibration, interval
 from lab.report.decision import decision
 from lab.report.figure import style
 from lab.report.figure.curves import learning_rates
@@ -171,6 +172,19 @@ def test_calibration_counts_the_baselines_that_came_out_different(whole):
     none = subprocess.run([*line, str(whole.parent / "nothing")], capture_output=True, text=True, check=False)
     assert none.returncode == 2
     assert "Traceback" not in none.stderr
+
+
+def test_a_baseline_that_is_itself_to_the_last_bit_is_said_so_and_calibrates_nothing(whole, tmp_path):
+    """Full fine-tuning without dropout draws nothing but its data order, which the two arms share."""
+    study_dir(tmp_path, arms={"random": "init=random", "other": "init=pissa"}, noise=0.0)
+    said = aa_paragraph(analyse(tmp_path))
+    assert "pairs are the same to the last bit" in said
+    assert "calibrates nothing" in said
+    blocks = [str(block) for block in calibration([whole, tmp_path])]
+    assert any("0 of 1 baselines" in block for block in blocks)
+    assert any("The same to the last bit, which calibrates nothing" in block for block in blocks)
+    with pytest.raises(UsageError, match="no A/A arm was judged"):
+        calibration([tmp_path])
 
 
 def test_the_interval_of_a_share_is_clopper_and_pearsons():

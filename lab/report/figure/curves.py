@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from lab.record.study import RATE
@@ -110,18 +111,35 @@ def learning_rates(analysis: Analysis) -> Figure | None:
         axes.set_ylim(low - 0.06 * room, high + 0.14 * room)  # the marks at the top meet no point
     if math.isfinite(top):
         axes.axhline(top, color="#999999", linewidth=style.points(0.9), linestyle=(0, (1, 2)))
-    axes.margins(x=0.08)
+    room_for(axes, [rate for _, arm in tuned for rate in arm.outcomes or {}])
     _at_the_top(figure, axes, above)
     _ring(axes, math.nan, math.nan, "black", style.points(10), label="chosen")
     keys = {"^": f"above {top:.3g} ({what})", "x": f"a seed {missing(metric)}"}
     for shape in [shape for shape in keys if shape in {shape for _, shape, _ in above}]:
         axes.plot([], [], shape, color="black", linestyle="none", markersize=style.points(6), label=keys[shape])
-    axes.set_xscale("log")
     axes.set_xlabel(f"{'learning rate' if study is None or study.rate == RATE else study.rate} (log scale)")
     seeds = max(len(values) for _, arm in tuned for values in (arm.outcomes or {}).values())
     axes.set_ylabel(f"{style.axis(metric)}\nmean of n = {seeds} seed{'s' * (seeds > 1)}")
     style.legend_below(figure, axes)
     return figure
+
+
+def room_for(axes: Axes, rates: Sequence[float]) -> None:
+    """A log axis of learning rates: all of them, also those without value; ticks at whole and half decades."""
+    room = (max(rates) / min(rates)) ** 0.06
+    axes.set_xscale("log")
+    axes.set_xlim(min(rates) / room, max(rates) * room)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: scientific(rate)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def scientific(rate: float) -> str:
+    """A rate as a person writes it: 3e-4, 0.03."""
+    if rate >= 0.01:
+        return f"{rate:g}"
+    mantissa, exponent = f"{rate:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _means(arm: Arm) -> dict[float, float]:

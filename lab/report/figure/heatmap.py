@@ -1,7 +1,7 @@
 """Heat map of ranks: module kind against depth, a panel per arm."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib import rcParams
@@ -21,15 +21,15 @@ def rank_heatmap(analysis: Analysis) -> Figure | None:
     ranks = {arm.name: arm.runs[0].record.ranks for arm in analysis.arms if arm.runs and arm.runs[0].record.ranks}
     if not any(len(set(of.values())) > 1 for of in ranks.values()):
         return None
-    panels = {name: grid(of) for name, of in list(ranks.items())[:MOST_PANELS]}
-    kinds = max(len(rows) for rows, _ in panels.values())
-    layers = max(values.shape[1] for _, values in panels.values())
+    shown = dict(list(ranks.items())[:MOST_PANELS])
+    rows, layers = rows_and_layers(shown.values())
+    panels = {name: grid(of, rows, layers) for name, of in shown.items()}
     columns = 2 if len(panels) > 1 and layers * DIGITS <= style.letters() / 3 else 1
     lines = -(-len(panels) // columns)
-    figure, axes = style.new(0.9 + lines * (0.75 + 0.23 * kinds), lines, columns, squeeze=False)
-    highest = max(int(np.nanmax(values)) for _, values in panels.values())
+    figure, axes = style.new(0.9 + lines * (0.75 + 0.23 * len(rows)), lines, columns, squeeze=False)
+    highest = max(int(np.nanmax(values)) for values in panels.values())
     image = None
-    for panel, (place, (name, (rows, values))) in zip(axes.flat, enumerate(panels.items()), strict=False):
+    for panel, (place, (name, values)) in zip(axes.flat, enumerate(panels.items()), strict=False):
         image = panel.imshow(values, vmin=0, vmax=highest, cmap="cividis", aspect="auto")
         _numbers(panel, values, highest, min(1.0, 0.8 * style.letters() / columns / (DIGITS * layers)))
         panel.set_title(style.short(name, int(0.55 * style.letters() / columns)))
@@ -42,7 +42,9 @@ def rank_heatmap(analysis: Analysis) -> Figure | None:
     for panel in axes.flat[len(panels) :]:
         panel.set_visible(False)
     assert image is not None
-    figure.colorbar(image, ax=axes, label="LoRA rank", location="bottom", fraction=0.06, aspect=40)
+    adapted = all(arm.runs[0].record.config.get("method") != "full" for arm in analysis.arms if arm.name in panels)
+    label = "LoRA rank" if adapted else "rank"
+    figure.colorbar(image, ax=axes, label=label, location="bottom", fraction=0.06, aspect=40)
     return figure
 
 
@@ -59,14 +61,29 @@ def _numbers(panel: Axes, values: np.ndarray, highest: int, share: float) -> Non
 
 RANK_HEATMAP = Drawing(
     rank_heatmap,
-    caption="Rank of every adapted module, read back from the live model.",
+    caption="Rank of every adapted or low-rank module at the end of an arm's first run, read back from the live model; "
+    "white: none, or full.",
     section="Arms",
     nothing="every module of an arm has the same rank",
 )
 
 
-def grid(ranks: Mapping[str, int]) -> tuple[list[str], np.ndarray]:
-    """Module kinds, and ranks as (kinds, layers) with nan where a layer has no such module."""
+def rows_and_layers(arms: Iterable[Mapping[str, int]]) -> tuple[list[str], int]:
+    """Module kinds and the number of layers of all arms together, in the order of the arm that has most of them."""
+    placed = [_placed(ranks) for ranks in arms]
+    each = sorted((list(dict.fromkeys(kind for kind, _ in of)) for of in placed), key=len, reverse=True)
+    return list(dict.fromkeys(kind for kinds in each for kind in kinds)), 1 + max(at for of in placed for _, at in of)
+
+
+def grid(ranks: Mapping[str, int], kinds: Sequence[str], layers: int) -> np.ndarray:
+    """Ranks as (kinds, layers), nan where a layer has no such module."""
+    values = np.full((len(kinds), layers), np.nan)
+    for (kind, layer), rank in _placed(ranks).items():
+        values[kinds.index(kind), layer] = rank
+    return values
+
+
+def _placed(ranks: Mapping[str, int]) -> dict[tuple[str, int], int]:
     placed: dict[tuple[str, int], int] = {}
     for module, rank in ranks.items():
         numbered = re.search(r"\.(\d+)\.(.+)$", module)
@@ -75,8 +92,4 @@ def grid(ranks: Mapping[str, int]) -> tuple[list[str], np.ndarray]:
         if (kind, layer) in placed and numbered:
             kind = numbered[2]
         placed[kind, layer] = rank
-    kinds = list(dict.fromkeys(kind for kind, _ in placed))
-    values = np.full((len(kinds), 1 + max(layer for _, layer in placed)), np.nan)
-    for (kind, layer), rank in placed.items():
-        values[kinds.index(kind), layer] = rank
-    return kinds, values
+    return placed
