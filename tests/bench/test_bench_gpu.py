@@ -224,6 +224,8 @@ def test_the_checks_say_what_they_lack(monkeypatch):
 
 
 def test_checks_are_told_by_name_as_they_end(monkeypatch, tmp_path):
+    settings = (ROOT / "pyproject.toml").read_text()  # the project's own, which ask pytest to be quiet
+    (tmp_path / "pyproject.toml").write_text(settings)
     marked = "import pytest\npytestmark = pytest.mark.gpu\n"
     (tmp_path / "test_x.py").write_text(f"{marked}def test_a():\n    assert 1 == 2\ndef test_b():\n    pass\n")
     monkeypatch.setattr(checks, "TESTS", tmp_path)

@@ -24,8 +24,8 @@ def rows(tiny: bool) -> Iterator[dict[str, Any]]:
     if absent or not TESTS.is_dir():
         yield {"skipped": f"{' and '.join(absent)} not installed" if absent else f"{TESTS} is not there: no checkout"}
         return
-    line = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-rfEs", "--tb=short", "--durations=10"]
-    line += ["-n", str(BESIDE), str(TESTS)]
+    line = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "gpu", "-v", "-rfEs", "--tb=short"]
+    line += ["--durations=10", "-n", str(BESIDE), str(TESTS)]
     environment = {**os.environ, "COLUMNS": "400"}  # of a line that pytest shortens
     with subprocess.Popen(
         line, cwd=PACKAGE.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
