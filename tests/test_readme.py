@@ -156,7 +156,20 @@ def test_every_module_and_file_of_the_lab_that_a_page_names_is_there(page):
         assert (ROOT / name).exists() or "/mine." in name, name
 
 
-def test_every_link_leads_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
+LINKING = [*PAGES, ROOT / "docs/log.md", *sorted((ROOT / "docs/studies").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" not in target:
-            assert (ROOT / target).exists(), target
+            path, _, heading = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            assert not heading or heading in headings(there), target
+
+
+def headings(page):
+    """The anchors that GitHub gives a page's headings: lower case, no punctuation, hyphens for spaces."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
