@@ -60,7 +60,7 @@ def tuning_table(analysis: Analysis) -> Table | None:
             [
                 "A/A" if arm is analysis.again else arm.name,
                 "–" if tuned.rate is None else f"{tuned.rate:g}",
-                tuned.rule,
+                tuned.chosen_by,
                 number(tuned.curvature, 1),
                 number(tuned.regret),
                 number(tuned.to_cliff, 2),
@@ -77,6 +77,6 @@ def tuning_table(analysis: Analysis) -> Table | None:
     else:
         caption += (
             " Curvature is per decade²; the regret is what nine choices in ten cost at most; the cliff is the "
-            "largest rate that did not lose."
+            "largest rate from the best on that did not lose."
         )
     return Table("tuning", caption, columns, cells, text=("chosen by", "losses tried"), screen=("losses tried",))

@@ -32,7 +32,13 @@ class Tuned:
     curve: dict[float, float | None]  # loss on the first tuning seed; None where it diverged
     curvature: float | None = None
     regret: float | None = None  # ρ̂: loss above the best rate's that nine arms in ten stay within; None: unbounded
+    cliff_below: bool = False  # where the rule is a cliff
     largest_kept: float | None = None  # the largest up to which every rate run kept within `lost` of the best
+
+    @property
+    def chosen_by(self) -> str:
+        """The rule, and the side of a cliff: smaller rates lose too, where a measure asks to come to some loss."""
+        return f"cliff {'below' if self.cliff_below else 'above'}" if self.rule == "cliff" else self.rule
 
     @property
     def cost(self) -> float:
@@ -139,6 +145,7 @@ def choose(known: Sequence[float], outcomes: Outcomes, seeds: int, spacing: floa
             rate=rounded(middle + step * (toward - middle)),
             rule="cliff",
             reason=f"a cliff on the {'higher' if toward < middle else 'lower'} side: the other side's parabola",
+            cliff_below=toward > middle,
             curvature=curvature,
             regret=max(least, curvature * half**2 / 2),
         )

@@ -146,6 +146,17 @@ def test_beside_a_steep_side_the_flat_sides_parabola_is_followed(optimum):
     assert ours <= its + 0.005
 
 
+def test_a_cliff_says_on_which_side_it_is():
+    above, _ = search(parabola(3.2e-3, 6.0, right=20.0))
+    assert (above.rule, above.chosen_by) == ("cliff", "cliff above")
+
+    def reached(position, seed):  # a measure that small rates do not come to, and that falls towards them
+        return None if position < -3.0 else position + 3.0
+
+    below, _ = search(reached)
+    assert (below.rule, below.chosen_by) == ("cliff", "cliff below")
+
+
 def asked_near(asked, middle):
     rates = sorted({rate for rate, _ in asked})
     i = rates.index(middle)
