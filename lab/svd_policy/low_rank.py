@@ -52,7 +52,10 @@ class LowRank(LowRankLimits):
         """As `trial_rank`, at the limits as they are."""
         if not self._may_try(row, state):
             return None
-        return rank_for(self.ranks[{**FRESH, **state}["place"]], row.shape, "svd_policy.ranks")
+        return self._rank_at({**FRESH, **state}["place"], row)
+
+    def _rank_at(self, place: int, row: Row) -> int:
+        return rank_for(self.ranks[place], row.shape, "svd_policy.ranks")
 
     def decide_at(self, row: Row, state: State) -> tuple[Decision, State]:
         """One step of the layer's state machine."""
@@ -92,10 +95,12 @@ class LowRank(LowRankLimits):
             return nothing(failing[0])
         if not tries:
             return nothing("patience", held=held)
-        if row.trial is None:
+        rank = self._rank_at(memory["place"], row)
+        if row.trial is None or row.trial.rank != rank:  # a run at other settings was on another rank of the list
+            made = "none" if row.trial is None else f"one at rank {row.trial.rank}"
             raise NotHeld(
-                f"whether {row.layer} goes low-rank at step {row.step} hangs on a trial of it, and that tick made "
-                f"none; record with the policy itself, and a trial_jump below 0 where nothing is to switch."
+                f"whether {row.layer} goes low-rank at step {row.step} hangs on a trial of it at rank {rank}, and that "
+                f"tick made {made}; record with the policy itself, and a trial_jump below 0 where nothing is to switch."
             )
         clauses = (*clauses, *self.tried(row))
         if all(item.holds for item in clauses):

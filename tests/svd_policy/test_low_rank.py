@@ -181,7 +181,8 @@ def test_the_state_survives_a_checkpoints_plain_types():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({}, "hangs on a trial of it, and that tick made none"),
+        ({}, "hangs on a trial of it at rank 8, and that tick made none"),
+        ({"trial": Trial(16, 3.0, 3.0, 0.0)}, "hangs on a trial of it at rank 8, and that tick made one at rank 16"),
         ({"loss": None}, "has no loss, which ledgers of before 2026-11-29 do not hold"),
         ({"lr_factor": None}, "has no lr_factor"),
     ],
