@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkContext, SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,12 @@ def finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def processes() -> BaseContext:
+def processes() -> ForkContext | SpawnContext:
     """How a part starts others: as copies of itself, or anew where CUDA is awake, which bitsandbytes' import can do."""
     import torch
 
-    return multiprocessing.get_context("spawn" if torch.cuda.is_initialized() else "fork")
+    awake = torch.cuda.is_initialized()
+    return multiprocessing.get_context("spawn") if awake else multiprocessing.get_context("fork")
 
 
 def main() -> None:

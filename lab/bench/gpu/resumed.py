@@ -68,7 +68,7 @@ def _compare(folder: Path, deterministic: bool, tiny: bool) -> dict[str, Any]:
 
 
 def _started(run_dir: Path, overrides: list[str]) -> BaseProcess:
-    process: BaseProcess = processes().Process(target=_run, args=(run_dir, overrides))  # type: ignore[attr-defined]
+    process = processes().Process(target=_run, args=(run_dir, overrides))
     process.start()
     return process
 

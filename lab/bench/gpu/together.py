@@ -25,7 +25,7 @@ def rows(tiny: bool) -> Iterator[dict[str, Any]]:
 
 
 def _train(count: int, tiny: bool) -> list[float]:
-    context: Any = processes()
+    context = processes()
     ready, results = context.Barrier(count), context.SimpleQueue()
     workers = [context.Process(target=_work, args=(tiny, ready, results)) for _ in range(count)]
     for worker in workers:
