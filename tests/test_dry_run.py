@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -202,12 +203,11 @@ def test_a_curve_of_forgetting_costs_the_retention_text_at_every_evaluation_of_a
     ids=" ".join,
 )
 def test_the_forecast_of_a_run_is_within_a_factor_of_a_half_of_what_it_took(overrides, tmp_path, monkeypatch):
-    """Other work may slow either half of one try; what is forecast wrongly is so in all three."""
+    """Other work may slow either half of one try: where the first is off, the median of three must not be."""
     common = ("model=tiny", "schedule.max_epochs=null", "schedule.max_steps=12", *overrides)
     corpus("docs")  # collected once a machine, in no run's seconds
     shares: list[float] = []
-    while not any(1 / 1.5 < share < 1.5 for share in shares):
-        assert len(shares) < 3, shares
+    while len(shares) not in (1, 3) or (len(shares) == 1 and not 1 / 1.5 < shares[0] < 1.5):
         monkeypatch.setenv("LAB_CACHE", str(tmp_path / f"cache{len(shares)}"))
         planned = plan.plan(config.compose(*SMALL, *common))
         expected = forecast.of(planned, forecast.probe(planned))
@@ -215,5 +215,6 @@ def test_the_forecast_of_a_run_is_within_a_factor_of_a_half_of_what_it_took(over
         result = run(run_dir, *common)
         print(expected.seconds, result.seconds)
         shares.append(expected.total / result.seconds["total"])
+    assert 1 / 1.5 < statistics.median(shares) < 1.5, shares
     written = sum(file.stat().st_size for file in run_dir.rglob("*") if file.is_file())
     assert written / 1.5 < expected.exported + 3 * expected.checkpoint < written * 1.5
