@@ -132,7 +132,8 @@ def choose(known: Sequence[float], outcomes: Outcomes, seeds: int, spacing: floa
     least = (1.5 if spacing == FINE else 2.0) * scale.flat * (FINE / 2) ** 2 / 2
     flat = scale.flat * (FINE / spacing) ** 2  # the same noise on rates closer together draws stronger curvatures
     steep = whole is not None and whole[1] >= CLEARLY * flat and len(side) == 3
-    if math.isinf(max(loss for _, loss in points)) or (
+    lost = [position for position, loss in points if math.isinf(loss)]
+    if lost or (
         steep and whole is not None and (flank is None or whole[1] > STEEPER * flank[1])
     ):
         toward, rise = side[-2] if side[0][0] < middle else side[1]
@@ -147,7 +148,7 @@ def choose(known: Sequence[float], outcomes: Outcomes, seeds: int, spacing: floa
             reason=f"a cliff on the {'higher' if toward < middle else 'lower'} side: the other side's parabola",
             cliff_below=toward > middle,
             curvature=curvature,
-            regret=max(least, curvature * half**2 / 2),
+            regret=max(least, curvature * half**2 / 2, *(_hidden(side, flank, middle, each) for each in lost)),
         )
     if whole is None or whole[1] < flat:
         reason = "flat: the best of the last three"
@@ -181,6 +182,19 @@ def _flat_side(
     losses = [(math.log10(rate), loss_of(outcomes[rate]) + shift) for rate in beyond]
     far = [(position, each) for position, each in losses if math.isfinite(each)]
     return sorted([*far, *(points[:2] if downward else points[1:])])
+
+
+def _hidden(side: Sequence[Point], flank: Point | None, middle: float, lost: float) -> float:
+    """Loss by which the flat side goes on falling from the middle to a rate that was lost: what may lie between them.
+
+    By that side's parabola, or by its slope where there is none.
+    """
+    if flank is not None:
+        position, curvature = flank
+        lowest = min(max(position, min(middle, lost)), max(middle, lost))
+        return curvature * (lowest - middle) * (position - (middle + lowest) / 2)  # exact where it is nearly a line
+    (left, left_loss), (right, right_loss) = side[-2:] if lost > middle else side[:2]
+    return max(0.0, (right_loss - left_loss) / (right - left) * (middle - lost))
 
 
 def _largest_kept(curve: Mapping[float, float | None], lost: float) -> float | None:

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lab.verdict.choice import Scale, Tuned, vertex
-from lab.verdict.tuning import Wanted, first_rates, neighbour, tune
+from lab.verdict.choice import FINE, Scale, Tuned, vertex
+from lab.verdict.tuning import NEAR, Wanted, first_rates, neighbour, tune
 
 GRID = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
 
@@ -155,6 +155,25 @@ def test_a_cliff_says_on_which_side_it_is():
 
     below, _ = search(reached)
     assert (below.rule, below.chosen_by) == ("cliff", "cliff below")
+
+
+@pytest.mark.parametrize("edge", [-3.41 + k / 23 for k in range(12)])
+@pytest.mark.parametrize("slope", [0.4, 1.0])
+@pytest.mark.parametrize("curvature", [0.0, 1.0])
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_regret_holds_where_the_loss_falls_up_to_a_rate_that_is_lost(edge, slope, curvature, side):
+    """The best rate is the last one that is kept, and lies up to a spacing beyond the last that was run."""
+
+    def loss(position, seed=0):
+        d = side * (position - edge)
+        return None if d < 0 else slope * d + curvature * d * d / 2
+
+    for scale in (Scale(), Scale(tolerance=0.029)):
+        choice, _ = search(loss, scale=scale)
+        assert choice.rule == "cliff"
+        assert loss(math.log10(choice.rate)) <= choice.regret + 1e-9
+        # No more than the slope makes of the widest gap that counts as a spacing.
+        assert choice.regret <= (slope + curvature) * NEAR * FINE
 
 
 def asked_near(asked, middle):
