@@ -50,10 +50,30 @@ def go_on(folder, *overrides):
     saved = config.load(folder)
     for override in overrides:
         key, _, value = override.partition("=")
-        assert key == "hardware.precision"
-        saved.hardware.precision = value
+        assert key in ("hardware.precision", "hardware.micro_batch_size")
+        setattr(saved.hardware, key.removeprefix("hardware."), int(value) if value.isdigit() else value)
     launch(saved, folder, choices={}, overrides=[], alone=False)
     return record.read(folder)
+
+
+def losses(folder):
+    """(step, training loss) of every row that has one."""
+    rows = csv.DictReader((folder / "metrics.csv").open())
+    return [(int(row["step"]), float(row["train_loss"])) for row in rows if row["train_loss"]]
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (4, 8), (2, 8), (8, 2)])
+def test_another_split_goes_on_with_the_same_batches_to_the_same_end(before, after, tmp_path):
+    """Behind step 3, where a step's micro-batches are another number than those of the new split."""
+    steps = ("schedule.max_steps=6", "schedule.save_every_n_steps=3", "schedule.log_every_n_steps=1")
+    run(tmp_path / "whole", *AUTO, *steps, f"hardware.micro_batch_size={after}")
+    interrupted(tmp_path / "run", *steps, f"hardware.micro_batch_size={before}")
+    result = go_on(tmp_path / "run", f"hardware.micro_batch_size={after}")
+    assert (result.status, result.steps) == ("completed", 6)
+    found, wanted = losses(tmp_path / "run"), losses(tmp_path / "whole")
+    assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6]
+    # A split sums in another order: 1e-6 of a loss of 8 is what float32 keeps.
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=1e-4)
 
 
 def bf16(monkeypatch, has):

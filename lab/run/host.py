@@ -213,7 +213,7 @@ class Host(Trained):
             if done < total:
                 self.result.evaluations = {}  # those were of weights that change now
                 if saved:
-                    checkpoint.reopen(saved[1])
+                    checkpoint.reopen(saved[1], self.hardware.accumulate)
                 loader = TrainLoader(batches, config.hardware.num_workers)
                 try:
                     trainer.fit(self.module, loader, ckpt_path=str(saved[0]) if saved else None)
@@ -221,6 +221,8 @@ class Host(Trained):
                     self.clock.stop()
                     if self.owner.progress.step >= done:  # else it ended before the checkpoint was read
                         self.count()
+                if self.owner.progress.step != total:
+                    raise RuntimeError(f"training ended at step {self.owner.progress.step} of {total}")
             elif saved:  # everything but the ending was done
                 self.owner.go_on(saved[1])
                 self.editing.on_load_checkpoint(trainer, self.module, saved[1])

@@ -131,12 +131,22 @@ def newest(run_dir: Path) -> Found | None:
     return None
 
 
-def reopen(content: dict[str, Any]) -> None:
-    """Let a run go on behind the end that it had when this checkpoint was written.
+def reopen(content: dict[str, Any], accumulate: int) -> None:
+    """Let a run go on behind the step of this checkpoint, in steps of `accumulate` micro-batches of this process.
 
-    Lightning's loop keeps whether a batch was its last, and would end again with it.
+    Lightning counts in micro-batches, of which a step has another number where memory or devices are others now: kept as
+    they were, the counts would go on with another step's batches, in the middle of a step, or to an earlier end. And it
+    keeps whether a batch was its last, and would end again with it.
     """
-    content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+    done, loops = content["progress"]["step"] * accumulate, content["loops"]["fit_loop"]
+    batches = loops["epoch_loop.batch_progress"]
+    batches["is_last_batch"] = False
+    for counts in (
+        batches["total"],
+        batches["current"],
+    ):  # saved in the hook of a batch that is not completed before its end
+        counts.update(ready=done, started=done, processed=done, completed=done - 1)
+    loops["state_dict"]["combined_loader"] = [{"position": done}]
 
 
 def best(run_dir: Path) -> dict[str, Any]:

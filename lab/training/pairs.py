@@ -25,14 +25,17 @@ def cholesky(factor: Tensor) -> Tensor:
 
     Any root of the Gram matrix whitens; whatever is orthogonally equivariant, as orthogonalising is, gives the same
     product by each, and this one is the cheapest. The ridge is as large as rounding of F Fᵀ, below which float32 tells
-    no eigenvalues apart.
+    no eigenvalues apart. F is brought to entries of 1 by a power of two first, so that its squares neither overflow nor
+    vanish.
 
     Raises LinAlgError where F is not finite.
     """
-    gram = factor @ factor.T
+    scale = torch.exp2(torch.frexp(factor.abs().amax()).exponent.to(factor.dtype))
+    even = factor / scale
+    gram = even @ even.T
     ridge = ROUNDING * torch.finfo(gram.dtype).eps * torch.linalg.matrix_norm(gram)
     gram.diagonal().add_(torch.where(ridge > 0, ridge, torch.ones_like(ridge)))
-    return torch.linalg.cholesky(gram)
+    return torch.linalg.cholesky(gram) * scale
 
 
 def whitened_gradients(pair: Pair, gradient_B: Tensor, gradient_A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -133,9 +133,7 @@ def choose(known: Sequence[float], outcomes: Outcomes, seeds: int, spacing: floa
     flat = scale.flat * (FINE / spacing) ** 2  # the same noise on rates closer together draws stronger curvatures
     steep = whole is not None and whole[1] >= CLEARLY * flat and len(side) == 3
     lost = [position for position, loss in points if math.isinf(loss)]
-    if lost or (
-        steep and whole is not None and (flank is None or whole[1] > STEEPER * flank[1])
-    ):
+    if lost or (steep and whole is not None and (flank is None or whole[1] > STEEPER * flank[1])):
         toward, rise = side[-2] if side[0][0] < middle else side[1]
         # Without a parabola on that side, the one that has its vertex in the middle.
         curvature = 2 * max(0.0, rise - points[1][1]) / (toward - middle) ** 2 if flank is None else flank[1]
