@@ -25,12 +25,14 @@ def cholesky(factor: Tensor) -> Tensor:
 
     Any root of the Gram matrix whitens; whatever is orthogonally equivariant, as orthogonalising is, gives the same
     product by each, and this one is the cheapest. The ridge is as large as rounding of F Fᵀ, below which float32 tells
-    no eigenvalues apart. F is brought to entries of 1 by a power of two first, so that its squares neither overflow nor
-    vanish.
+    no eigenvalues apart. F is brought to entries below 2 by a power of two first, so that its squares neither overflow
+    nor vanish.
 
     Raises LinAlgError where F is not finite.
     """
-    scale = torch.exp2(torch.frexp(factor.abs().amax()).exponent.to(factor.dtype))
+    largest = factor.abs().amax()
+    exponent = torch.frexp(torch.where(largest > 0, largest, torch.ones_like(largest))).exponent - 1
+    scale = torch.exp2(exponent.to(factor.dtype))
     even = factor / scale
     gram = even @ even.T
     ridge = ROUNDING * torch.finfo(gram.dtype).eps * torch.linalg.matrix_norm(gram)

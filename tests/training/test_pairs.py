@@ -49,6 +49,18 @@ def test_the_norm_of_a_pair_is_that_of_its_weights_gradient_along_what_the_pair_
     assert float(tangent_square(pair)) == pytest.approx(float(expected), rel=1e-4)  # float32, condition about 3
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-13, 1e9, 1e18, 1e30, 1e37])
+def test_a_factor_is_whitened_at_any_scale(size):
+    factor = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    factor = factor / factor.abs().max()
+    rows = torch.linalg.solve_triangular(cholesky(factor * size), factor * size, upper=False)
+    # The ridge is 4 epsilons of the norm, 5e-7, times a condition of about 4.
+    torch.testing.assert_close(rows @ rows.T, torch.eye(8), rtol=0, atol=1e-5)
+    if 1e-20 < size < 1e20:  # a power of two changes no bit
+        torch.testing.assert_close(cholesky(factor * 2.0**20), cholesky(factor) * 2.0**20, rtol=0, atol=0)
+    torch.testing.assert_close(cholesky(torch.zeros(3, 5)), torch.eye(3), rtol=0, atol=0)
+
+
 def test_clipping_counts_a_pair_once_and_by_no_split_of_it():
     other = nn.Parameter(torch.zeros(3))
     other.grad = torch.tensor([1.0, 2.0, 2.0])
