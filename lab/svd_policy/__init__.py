@@ -107,10 +107,14 @@ class Settles(Protocol):
     """A policy with limits that hold across a tick's layers, on top of what `decide` says of each."""
 
     def settle(
-        self, rows: Sequence[Row], decisions: Sequence[Decision], states: Sequence[State]
+        self,
+        rows: Sequence[Row],
+        decisions: Sequence[Decision],
+        states: Sequence[State],
+        others: Mapping[str, State],
     ) -> tuple[Sequence[Decision], Sequence[State]]:
         """The tick's decisions in the end, and what to remember of each layer: pure, like `decide`.
 
-        `states` are those that `decide` gave with the decisions.
+        `states` are those that `decide` gave with the decisions, `others` those of the layers that this tick left out.
         """
         ...

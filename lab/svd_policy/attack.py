@@ -96,7 +96,7 @@ class Guarding(Limited):
         """The decision on a guard of a layer that trains in full; None where another rule may decide."""
         clauses = self.guard_clauses(row)
         attack = clauses[0].holds and clauses[1].holds
-        wait = max(0, state.get("guard_wait", 0) - 1)
+        wait = state.get("guard_wait", 0)
         if row.mode == "guard":
             calm = state.get("calm", 0) + 1 if clauses[2].holds else 0
             if self.calm_patience is not None and calm >= self.calm_patience:
@@ -104,7 +104,7 @@ class Guarding(Limited):
                 return Decision("full", "release", None, clauses, "calm"), after
             return Decision("guard", "none", None, clauses, "guarding"), {**state, "calm": calm, "attacked": 0}
         if wait:
-            return None, {**state, "guard_wait": wait, "attacked": 0}
+            return None, {**state, "guard_wait": wait - 1, "attacked": 0}
         attacked = state.get("attacked", 0) + 1 if attack else 0
         after = {**state, "attacked": attacked, "calm": 0, "guard_wait": 0}
         if attacked >= self.attack_patience:

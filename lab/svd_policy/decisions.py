@@ -41,7 +41,9 @@ def decide_tick(rows: Sequence[Row], policy: SvdPolicy, states: dict[str, State]
     decided: Sequence[Decision] = [decision for decision, _ in made]
     after: Sequence[State] = [state for _, state in made]
     if isinstance(policy, Settles):
-        decided, after = policy.settle(rows, decided, after)
+        due = {row.layer for row in rows}
+        others = {layer: state for layer, state in states.items() if layer not in due}
+        decided, after = policy.settle(rows, decided, after, others)
     states.update({row.layer: state for row, state in zip(rows, after, strict=True)})
     return list(decided)
 

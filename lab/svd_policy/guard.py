@@ -25,7 +25,7 @@ class Guard(Guarding):
         decision, after = self.guard_decision(row, state)
         if decision is not None:
             return decision, after
-        return Decision(row.mode, "none", None, clauses, "cooldown" if after["guard_wait"] else "calm"), after
+        return Decision(row.mode, "none", None, clauses, "cooldown" if state.get("guard_wait") else "calm"), after
 
     def reach_at(self, row: Row) -> tuple[Reach, ...]:
         """Whether an attack could be seen at all."""

@@ -1,6 +1,6 @@
 """State machine of a layer that may go low-rank: eligible → probation → low rank → full, with patience and back-off."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -20,8 +20,9 @@ FRESH: dict[str, Any] = {
     "wait": 0,  # ticks of cool-down left
     "went_low": 0,  # times that it went low-rank
     "went_back": 0,  # times that it was rolled back
-    "probation": None,  # {"since", "before", "deviation", "losses"} while its loss is watched
+    "probation": None,  # {"since", "before", "deviation", "losses", "cleared"} while its loss is watched
     "outside": 0,  # ticks in a row at which the gradient lay outside of the pair
+    "undone": 0,  # step of its last roll-back: what the loss was before says nothing of others in probation
 }
 
 
@@ -136,11 +137,16 @@ class LowRank(LowRankLimits):
         return Decision("low_rank", "none", row.rank, clauses, reason), memory | {"outside": outside}
 
     def settle(
-        self, rows: Sequence[Row], decisions: Sequence[Decision], states: Sequence[State]
+        self,
+        rows: Sequence[Row],
+        decisions: Sequence[Decision],
+        states: Sequence[State],
+        others: Mapping[str, State],
     ) -> tuple[list[Decision], list[State]]:
         """At most `layers_per_event` go low-rank, those of the smallest jump; a risen loss is the last event's doing.
 
-        Of layers in probation only those that went low-rank last are rolled back; the others are watched on.
+        Of layers in probation only those that went low-rank last are rolled back, whichever ticks these are seen at. The
+        others are watched on, and once those are back, by the losses since.
         """
         decided, after = list(decisions), list(states)
         low = [i for i, decision in enumerate(decided) if decision.action == "to_low_rank"]
@@ -150,11 +156,27 @@ class LowRank(LowRankLimits):
             decided[i] = Decision(rows[i].mode, "none", None, decided[i].clauses, "event_full")
             after[i] = {**states[i], **changes, "place": self._place(rows[i])}
         watched = [i for i, row in enumerate(rows) if row.rank is not None and states[i].get("probation")]
-        latest = max((states[i]["probation"]["since"] for i in watched), default=0)
+        probations = [states[i]["probation"] for i in watched]
+        probations += [state["probation"] for state in others.values() if state.get("probation")]
+        latest = max((probation["since"] for probation in probations), default=0)
+
+        def undone() -> int:
+            return max((state.get("undone", 0) for state in (*after, *others.values())), default=0)
+
+        earlier = undone()
         for i in watched:
-            if decided[i].action == "rollback" and states[i]["probation"]["since"] < latest:
+            if decided[i].action != "rollback":
+                continue
+            if states[i]["probation"]["since"] < latest or earlier > _watched_from(states[i]["probation"]):
                 decided[i] = Decision("probation", "none", rows[i].rank, decided[i].clauses, "charged_to_a_later_one")
                 after[i] = {**states[i], "went_back": states[i]["went_back"] - 1, "wait": 0}
+            else:
+                after[i] = {**states[i], "probation": None, "undone": rows[i].step}
+        now = undone()
+        for i in watched:
+            probation = after[i]["probation"]
+            if probation is not None and now > _watched_from(probation):
+                after[i] = {**after[i], "probation": {**probation, "losses": [], "cleared": now}}
         return decided, after
 
     def _place(self, row: Row) -> int:
@@ -167,6 +189,11 @@ class LowRank(LowRankLimits):
         if decision.action == "to_low_rank":
             return Move(row.layer, self.form, decision.rank, decision.reason)
         return Move(row.layer, "full", None, decision.reason) if decision.action in ("to_full", "rollback") else None
+
+
+def _watched_from(probation: Mapping[str, Any]) -> int:
+    """The step from which a layer's losses are counted: its switch, or a later layer's roll-back."""
+    return max(probation["since"], probation.get("cleared", 0))
 
 
 def _loss(row: Row) -> float:

@@ -76,8 +76,9 @@ def _decide(
         after.append(left)
     if isinstance(policy, Settles):
         before = json.dumps(after)
-        settled, final = policy.settle(tried, decided, after)
-        settled_again, final_again = policy.settle(tried, decided, after)
+        others = {layer: state for layer, state in states.items() if layer not in {row.layer for row in rows}}
+        settled, final = policy.settle(tried, decided, after, others)
+        settled_again, final_again = policy.settle(tried, decided, after, others)
         demand(list(settled) == list(settled_again) and list(final) == list(final_again), "settle gave two answers")
         demand(json.dumps(after) == before, "settle changed the states handed in")
         demand(len(settled) == len(final) == len(rows), "settle gave back another number of decisions")

@@ -48,5 +48,5 @@ def asked(policy: Any, at: Row, state: Any, jump: float = 0.0, outside: float = 
         at = replace(at, trial=Trial(rank, 3.0, 3.0 + jump, outside))
     decision, after = policy.decide(at, state)
     if isinstance(policy, Settles):
-        (decision,), (after,) = policy.settle([at], [decision], [after])
+        (decision,), (after,) = policy.settle([at], [decision], [after], {})
     return decision, after

@@ -55,6 +55,20 @@ def test_a_weight_under_attack_is_never_tried():
     assert (decision.action, decision.reason, after["held"]) == ("none", "under_attack", 0)
 
 
+@pytest.mark.parametrize("cooldown", [0, 1, 2, 5])
+def test_after_a_release_a_layer_is_left_alone_for_the_ticks_of_its_cool_down(cooldown):
+    """Attacked at every tick, with a patience of one: the ticks without a guard are those of the cool-down."""
+    chosen = policy("guard", calm_patience=1, cooldown_ticks=cooldown, **{**LIMITS, "attack_patience": 1})
+    _, state = chosen.decide(row(0, core=0.9), {})
+    decision, state = chosen.decide(row(20, core=None, mode="guard"), state)
+    assert decision.action == "release"
+    reasons = []
+    for i in range(cooldown + 1):
+        decision, state = chosen.decide(row(40 + 20 * i, core=0.9), state)
+        reasons.append(decision.reason)
+    assert reasons == [*["cooldown"] * cooldown, "attack"]
+
+
 def test_a_guard_is_released_after_a_calm_that_lasts_and_not_while_it_is_guarded_again():
     chosen = policy("guard", calm_patience=3, cooldown_ticks=2, **LIMITS)
     state, actions = {}, []

@@ -13,7 +13,7 @@ from lab.ledger import Trial, row_of
 from lab.spectral.chance import chance
 from lab.spectral.diagnosis import NotHeld
 from lab.spectral.tracker import Tracker
-from lab.svd_policy.decisions import decide_all
+from lab.svd_policy.decisions import decide_all, decide_tick
 
 EVERY, PATIENCE = 20, 3
 
@@ -151,7 +151,7 @@ def test_of_a_full_event_the_cheapest_layers_go_and_the_others_are_tried_again_a
     chosen = policy("compress", ranks=[0.5], layers_per_event=2)
     rows, states = tick(60, {"dear": 0.009, "cheap": 0.001, "middling": 0.004})
     made = [chosen.decide(at, states[at.layer]) for at in rows]
-    decided, after = chosen.settle(rows, *zip(*made, strict=True))
+    decided, after = chosen.settle(rows, *zip(*made, strict=True), {})
     assert [decision.reason for decision in decided] == ["event_full", "eligible", "eligible"]
     assert after[0]["went_low"] == 0
     assert chosen.trial_rank(row(80, layer="dear"), after[0]) == 10
@@ -166,9 +166,39 @@ def test_a_risen_loss_is_charged_to_the_layers_that_went_low_last():
     ]
     made = [chosen.decide(at, state) for at, state in zip(rows, states, strict=True)]
     assert [decision.action for decision, _ in made] == ["rollback", "rollback"]
-    decided, after = chosen.settle(rows, *zip(*made, strict=True))
+    decided, after = chosen.settle(rows, *zip(*made, strict=True), {})
     assert [decision.reason for decision in decided] == ["charged_to_a_later_one", "loss_rose"]
     assert [state["went_back"] for state in after] == [0, 1]
+
+
+def watched(chosen, losses, since, split=False):
+    """(step, layer, reason) of layers in probation since their steps, at the losses; `split`: every other tick each."""
+    states = {
+        name: {"probation": {"since": at, "before": 3.0, "deviation": 1e-3, "losses": []}, "went_low": 1}
+        for name, at in since.items()
+    }
+    low, told = set(since), []
+    for i, loss in enumerate(losses):
+        due = sorted(low)
+        due = due[i % 2 : i % 2 + 1] if split and len(due) == 2 else due
+        rows = [row(200 + EVERY * i, layer=name, mode="probation", rank=10, loss=loss) for name in due]
+        for at, decision in zip(rows, decide_tick(rows, chosen, states), strict=True):
+            told.append((at.step, at.layer, decision.reason))
+            low -= {at.layer} if decision.action == "rollback" else set()
+    return told
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_layer_that_another_ones_losses_were_charged_to_is_watched_by_the_losses_since(split):
+    """The loss is up while the later layer is low, and down again from the tick on at which it is back."""
+    chosen = policy("compress", ranks=[0.5], probation_ticks=30)
+    rolled = 2 * chosen.window if split else chosen.window
+    told = watched(chosen, [3.5] * rolled + [3.0] * 12, {"early": 100, "late": 140}, split)
+    back = [(layer, reason) for _, layer, reason in told if reason == "loss_rose"]
+    assert back == [("late", "loss_rose")]
+    # And a loss that rises anew, with nobody else to be charged, is its own.
+    told = watched(chosen, [3.5] * rolled + [3.0] * 4 + [3.5] * 6, {"early": 100, "late": 140}, split)
+    assert [layer for _, layer, reason in told if reason == "loss_rose"] == ["late", "early"]
 
 
 def test_the_state_survives_a_checkpoints_plain_types():
