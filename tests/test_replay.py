@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from lab.config import CONF
 from lab.record import RESULT
 from lab.replay import __main__ as replay
 from lab.replay import against, clause_figure
+from lab.replay.suggest import suggest
 from lab.svd_policy import decisions
 from lab.testing import example_rows
 
@@ -102,6 +104,23 @@ def test_suggestions_are_overrides_that_do_what_they_say(run, tmp_path, capsys):
     say(capsys, run, *overrides, "--to", tmp_path)
     (row,) = json.loads((tmp_path / "replay.json").read_text())
     assert sum(fire is not None and fire["step"] <= 80 for fire in row["first_fire"].values()) >= 2
+
+
+@pytest.mark.parametrize("name", ["guard", "auto", "compress", "delta"])
+def test_every_suggestion_can_be_set_as_it_is(name, tmp_path, capsys):
+    """A guard's calm keeps its share of an attack's limit; what contradicts another limit is no suggestion."""
+    low = name in ("compress", "delta")
+    changes = {"warmup_steps": 0, **({"outside_low": 1.0, "outside_high": 1.4} if low else {"watch": "gradient"})}
+    policy = settings(name, **changes)
+    rows = [replace(row, loss=3.0, lr_factor=1.0) for row in example_rows(engine=policy["engine"], k=K, ticks=8)]
+    rows = [replace(row, mode="low_rank", rank=4, outside=0.5) if low else row for row in rows]
+    made = replay.make_policy(policy)
+    suggestions = suggest(rows, made)
+    assert suggestions or low
+    for each in suggestions:
+        replay.make_policy({**policy, **each.limits})
+        if "attack_z" in each.limits:
+            assert each.limits["calm_z"] < each.limits["attack_z"]
 
 
 @pytest.mark.parametrize(

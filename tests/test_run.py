@@ -18,6 +18,7 @@ from lab.export import export_run, load_model
 from lab.launch import worker
 from lab.training.evaluate import evaluate
 from lab.training.loss import Scorer, token_loss
+from lab.training.module import CausalLM
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +171,6 @@ def test_a_rank_too_large_names_the_layer_before_weights_load(tmp_path, monkeypa
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path, monkeypatch):
-    from lab.training.module import CausalLM
-
     real = CausalLM.training_step
 
     def poisoned(self, batch, batch_idx):
@@ -190,6 +189,22 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tmp_path, monkeypatc
     assert result.steps == 3
     assert result.seconds["total"] > result.seconds["train"] > 0
     assert (tmp_path / "checkpoints/last.ckpt").exists()
+
+
+def test_gradients_that_are_finite_and_whose_squares_are_not_end_the_run_as_diverged(tmp_path, monkeypatch):
+    real = CausalLM.configure_gradient_clipping
+
+    def blown_up(self, *args, **rest):
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(1e20)
+        real(self, *args, **rest)
+
+    monkeypatch.setattr(CausalLM, "configure_gradient_clipping", blown_up)
+    result = run(tmp_path)
+    assert result.status == "diverged"
+    assert "the gradient is not finite at step 1" in result.error["message"]
+    assert result.error["module"] is None
 
 
 def test_weights_that_the_last_step_breaks_end_the_run_as_diverged_too(tmp_path):

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lab.adapter.structured import Structured
 from lab.editors import ActsInSteps, Edit, Editor, EditsAtStart
+from lab.process import heartbeat
 from lab.record import RunRecord
 from lab.training.callbacks import AfterStep
 from lab.training.distributed import all_reduce
@@ -42,6 +43,7 @@ class Editing(AfterStep):
         step, optimizer = trainer.global_step, trainer.optimizers[0]
         self._take_up(trainer, module, (editor.after_step(step, optimizer) for editor in self.editors))
 
+    @heartbeat.long()
     def _take_up(self, trainer: Trainer, module: CausalLM, made: Iterable[Sequence[Edit]]) -> None:
         """Read each edit back, count switches, and wrap the model for DDP anew where its parameters are others."""
         reshaped = False

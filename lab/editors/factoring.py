@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
@@ -52,8 +52,10 @@ def split_for(to: str, start: str, weight: Tensor, state: Mapping[str, Tensor], 
 
     A weight of zeros has no directions, and starts from a product of 0 either way.
     """
-    if (to == "delta" and start == "zero") or not bool(weight.any()):
-        return onto(weight, state.get("momentum", state.get("exp_avg")), rank, crc32(layer.encode()))
+    empty = not bool(weight.any())
+    if (to == "delta" and start == "zero") or empty:
+        split = onto(weight, state.get("momentum", state.get("exp_avg")), rank, crc32(layer.encode()))
+        return replace(split, tail=0.0) if empty else split
     return (leading if to == "compress" else minor)(weight, rank)
 
 
@@ -96,7 +98,9 @@ def factored(
         pair = Factors((split.A / math.sqrt(s)).float(), (split.B / math.sqrt(s)).float(), s)
         if adam is not None:
             of_B, of_A = split_adam(adam, pair)
-            states = (of_A.state(state["step"], group), of_B.state(state["step"], group))
+            # A of a product of 0 has seen no gradient: its moments begin anew, and so does their bias correction.
+            count = state["step"] if bool(pair.B.any()) else torch.zeros_like(state["step"])
+            states = (of_A.state(count, group), of_B.state(state["step"], group))
     fades = kind == "compress" and policy.residual == "fade"
     form = LayerForm(
         "delta" if kind == "delta" else "fading" if fades else "low_rank",

@@ -11,6 +11,7 @@ from lab.adapter.structured import Structured
 from lab.editors import Edit
 from lab.layer import weight_of
 from lab.model import base_of
+from lab.process import heartbeat
 from lab.record import RunRecord, strict
 from lab.svd_policy.attack import Guarding, Protected
 from lab.training.distributed import broadcast, from_rank_0
@@ -101,6 +102,7 @@ class GuardEditor:
         if not self.policy.decides_after(step):
             return []  # and no process need hear of it
         for name, begins in from_rank_0(lambda: list(self.asked())):
+            heartbeat.beat()
             if begins:
                 U, _, Vh = torch.linalg.svd(self._weight(name).double(), full_matrices=False)
                 k = self.policy.k

@@ -38,8 +38,8 @@ class Adam:
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor], group: Mapping[str, Any]) -> "Adam":
-        """As the next step would read it."""
-        first, second = (1 - beta ** float(state["step"]) for beta in group["betas"])
+        """As the next step would read it; of a count that begins anew, as its first one will."""
+        first, second = (1 - beta ** max(float(state["step"]), 1.0) for beta in group["betas"])
         return cls(state["exp_avg"] / first, state["exp_avg_sq"] / second, group["eps"])
 
     def state(self, step: Tensor, group: Mapping[str, Any]) -> State:
@@ -94,12 +94,16 @@ def scaling_for_adam(weight: Adam | None, pair: Factors) -> float:
 def step_for_muon(momentum: Tensor | None, pair: Factors, dtype: torch.dtype) -> float:
     """The factor on Muon's step at which the pair's first one changes the weight by the RMS of the weight's own.
 
-    Before a first step: √(g/2r), of one orthonormal change of rank g and two of rank r.
+    Before a first step: √(g/2r), of one orthonormal change of rank g and two of rank r. Of a product of 0, whose first
+    step moves B alone, it is the second one's: from then on both factors move.
     """
     out, rank = pair.B.shape
     inner = pair.A.shape[1]
     if momentum is None or not bool(momentum.any()):
         return float((min(out, inner) / (2 * rank)) ** 0.5)
+    if not bool(pair.B.any()):
+        X, Y, L_A, L_B = whitened_gradients(pair, momentum @ pair.A.T, torch.zeros_like(pair.A))
+        pair = Factors(pair.A, unwhitened(orthogonalise([X], dtype)[0], Y, L_A, L_B)[0], pair.scaling)
     X, Y, L_A, L_B = whitened_gradients(pair, momentum @ pair.A.T, pair.B.T @ momentum)
     own, X, Y = orthogonalise([momentum, X, Y], dtype)
     change = rms(product_change(pair, *unwhitened(X, Y, L_A, L_B)))

@@ -19,6 +19,7 @@ from lab.editors.moments import Adam, State, joined, joined_adam
 from lab.editors.places import bytes_of, place_of, put_in_place, state_from_0
 from lab.errors import Mismatch
 from lab.model import base_of
+from lab.process import heartbeat
 from lab.record import RunRecord, strict
 from lab.structure import LayerForm
 from lab.svd_policy.switching import Move, Shapes, Switching
@@ -77,9 +78,9 @@ class Switcher:
         self._allow_graphs()
         set_pairs(optimizer, list(switched_layers(self.net).values()))
         verify_trained(self.net, optimizer)
-        after = self.loss()
+        after, layers = self.loss(), len({row["layer"] for row in self.rows})
         for row in self.rows:
-            row |= {"loss_before": before, "loss_after": after, "layers_at_once": len(self.rows)}
+            row |= {"loss_before": before, "loss_after": after, "layers_at_once": layers}
         if rank() == 0:
             with open(self.run_dir / FILE, "a") as file:
                 file.write("".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in self.rows))
@@ -128,14 +129,17 @@ class Switcher:
             if layer.fade is not None:
                 assert layer.since is not None, "a fading layer that never switched"
                 left = 1 - (step - layer.since) / self.policy.fade_steps
-                layer.fade.fill_(max(0.0, left))
-                if left <= 0:
-                    ended.append(name)
+                if left > 0:
+                    layer.fade.fill_(left)
+                else:
+                    ended.append(name)  # its last part goes with the residual, once the loss before is known
         return ended
 
     def _drop(self, name: str, step: int, optimizer: torch.optim.Optimizer) -> None:
         layer = _switched(self.net, name)
         assert layer.E is not None, "nothing is left to drop"
+        assert layer.fade is not None, "it does not fade"
+        layer.fade.zero_()
         cost = self._cost(name, optimizer)
         tail = _share(layer.E, layer.weight_now() + layer.E)
         layer.drop_residual()
@@ -145,6 +149,7 @@ class Switcher:
         before = form_at(self.net, move.layer)
         if before.form == "full" and move.to == "full":
             raise Mismatch(f"{move.layer} is {before.form} at step {step}, and is asked to become {move.to}.")
+        heartbeat.beat()
         cost = self._cost(move.layer, optimizer)
         tail = None
         if before.form != "full":  # to another rank, by way of the weight that the layer acts with

@@ -25,7 +25,7 @@ class Trials:
     @torch.no_grad()
     def __call__(self, asked: Mapping[str, int], optimizer: torch.optim.Optimizer) -> dict[str, Trial]:
         """A trial of each layer that trains in full at a rank, one after the other."""
-        before = self.loss() if asked else None
+        before = _finite(self.loss()) if asked else None
         return {name: self._one(name, rank, before, optimizer) for name, rank in asked.items()}
 
     def _one(self, name: str, rank: int, before: float | None, optimizer: torch.optim.Optimizer) -> Trial:
@@ -39,4 +39,8 @@ class Trials:
         weight.copy_((split.B @ split.A).float())
         after = self.loss()
         weight.copy_(kept)
-        return Trial(rank, before, after if after is not None and math.isfinite(after) else None, share)
+        return Trial(rank, before, _finite(after), share)
+
+
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None

@@ -137,7 +137,9 @@ class SpectralObserver(Instrument):
         layers = self.layers
         low = self.model.structure.switched  # where the seed's rule asks about the directions that a rank leaves
         at = {
-            name: min(self.targets[name].shape) - form.rank for name, form in low.items() if name in own and form.rank
+            name: left
+            for name, form in low.items()
+            if name in own and form.rank and (left := min(self.targets[name].shape) - form.rank)
         }
         self.tracker.begin(self.round, layers.weights(own), gradients, layers.initial, layers.directions, at)
         self.outside = self.layers.outside(gradients)

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from lab.errors import UsageError
 from lab.ledger import Row
 from lab.svd_policy import SvdPolicy
 from lab.svd_policy.decisions import Decided, decide_all, decide_while_held
-from lab.svd_policy.limits import limit_at
+from lab.svd_policy.limits import Limited, limit_at
 
 QUANTILE = 0.2  # of the ticks in the calibration window that should hold
 FALSE_ALARMS = 0.05  # over the whole run and all layers
@@ -39,14 +40,31 @@ class NullLimits(Protocol):
 
 
 def suggest(rows: Sequence[Row], policy: SvdPolicy) -> list[Suggestion]:
-    """Every kind of suggestion that the ledger allows for the policy's rules; empty for a policy without rules."""
+    """Every kind of suggestion that the ledger allows for the policy's rules; empty for a policy without rules.
+
+    Each can be set as it is: what would contradict the policy's other settings is left out.
+    """
     decisions = decide_all(rows, policy)
     suggestions = []
     for rule, names in policy.rules.items():
         suggestions += [*_by_quantile(decisions, rule, names), *_by_target(rows, decisions, policy, rule, names)]
     if isinstance(policy, NullLimits):
         suggestions += _by_null(rows, decisions, policy, policy.rules)
-    return suggestions
+    bounded = [dataclasses.replace(each, limits=dict(_bounded(policy, each.limits))) for each in suggestions]
+    return [each for each in bounded if _at(policy, each.limits) is not None]
+
+
+def _bounded(policy: SvdPolicy, limits: Mapping[str, float]) -> Mapping[str, float]:
+    """Limits as the policy would take them up itself, with those that keep to them."""
+    return policy.bounded(limits) if isinstance(policy, Limited) else limits
+
+
+def _at(policy: SvdPolicy, limits: Mapping[str, float]) -> SvdPolicy | None:
+    """The policy at other limits; None where they contradict its other settings."""
+    try:
+        return dataclasses.replace(policy, **_bounded(policy, limits))  # type: ignore[type-var]
+    except UsageError:
+        return None
 
 
 def values_of(decisions: Sequence[Decided], names: Sequence[str]) -> dict[str, tuple[str, list[float]]]:
@@ -82,8 +100,9 @@ def _by_target(
 
     def fires(share: float) -> tuple[int, dict[str, float]]:
         limits = {name: limit_at(op, held, share) for name, (op, held) in values.items()}
-        tried = dataclasses.replace(policy, **limits)  # type: ignore[type-var]
-        return len({row["layer"] for row in decide_while_held(early, tried) if row["reason"] == rule}), limits
+        tried = _at(policy, limits)
+        decided = decide_while_held(early, tried) if tried is not None else []
+        return len({row["layer"] for row in decided if row["reason"] == rule}), limits
 
     low, high = 0.0, 1.0
     count, limits = fires(high)

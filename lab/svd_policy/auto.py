@@ -7,7 +7,8 @@ from lab.ledger import Row
 from lab.svd_policy import Decision, Reach, State
 from lab.svd_policy.attack import ATTACK, Guarding
 from lab.svd_policy.limits import Kept
-from lab.svd_policy.low_rank import FRESH, LowRank
+from lab.svd_policy.low_rank import FRESH, LowRank, loss_of
+from lab.svd_policy.low_rank_limits import last
 from lab.svd_policy.observing import default_decision
 
 
@@ -36,8 +37,10 @@ class Auto(LowRank, Guarding):
     def decide_at(self, row: Row, state: State) -> tuple[Decision, State]:
         """What the guard says, where it says anything; else one step of the state machine."""
         decision, state = self._guard(row, state)
-        if decision is not None:
-            return decision, {**FRESH, **state, "held": 0, "probation": None}
+        if decision is not None:  # a layer that is guarded trains in full all the same
+            memory = {**FRESH, **state}
+            losses = last([*memory["losses"], loss_of(row)], self.window)
+            return decision, {**memory, "losses": losses, "held": 0, "probation": None}
         decision, after = super().decide_at(row, state)
         if row.rank is not None:
             return decision, after

@@ -79,7 +79,7 @@ class LowRank(LowRankLimits):
         tries = self._may_try(row, memory)
         held = memory["held"] + 1
         clauses: tuple[Clause, ...] = self.cheap(row)
-        memory = memory | {"losses": last([*memory["losses"], _loss(row)], self.window), "probation": None}
+        memory = memory | {"losses": last([*memory["losses"], loss_of(row)], self.window), "probation": None}
         memory |= {"outside": 0, "held": 0}
 
         def nothing(reason: str, **changes: Any) -> tuple[Decision, State]:
@@ -114,7 +114,7 @@ class LowRank(LowRankLimits):
 
     def _in_probation(self, row: Row, memory: dict[str, Any]) -> tuple[Decision, State]:
         probation = memory["probation"]
-        losses = [*probation["losses"], _loss(row)]
+        losses = [*probation["losses"], loss_of(row)]
         clauses = self.risen(probation, losses)
         memory = memory | {"probation": {**probation, "losses": losses}, "losses": []}
         if len(losses) >= self.window and all(item.holds for item in clauses):
@@ -145,8 +145,8 @@ class LowRank(LowRankLimits):
     ) -> tuple[list[Decision], list[State]]:
         """At most `layers_per_event` go low-rank, those of the smallest jump; a risen loss is the last event's doing.
 
-        Of layers in probation only those that went low-rank last are rolled back, whichever ticks these are seen at. The
-        others are watched on, and once those are back, by the losses since.
+        Of layers in probation only those that went low-rank last are rolled back, whichever ticks these are seen at.
+        The others are watched on, and once those are back, by the losses since.
         """
         decided, after = list(decisions), list(states)
         low = [i for i, decision in enumerate(decided) if decision.action == "to_low_rank"]
@@ -196,7 +196,8 @@ def _watched_from(probation: Mapping[str, Any]) -> int:
     return max(probation["since"], probation.get("cleared", 0))
 
 
-def _loss(row: Row) -> float:
+def loss_of(row: Row) -> float:
+    """Mean training loss since the last tick, nats a token; raises NotHeld for a ledger that is too old."""
     if row.loss is None:
         raise NotHeld(
             f"step {row.step} of {row.layer} has no loss, which ledgers of before 2026-11-29 do not hold; record the "

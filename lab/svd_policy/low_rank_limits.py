@@ -134,7 +134,8 @@ class LowRankLimits(Limited, Switching):
         """
         one_sided = row.rank is None and self.form == "delta" and self.start == "zero"
         level = 1 - chance("right" if one_sided else "either", rank, row.shape)
-        return clause(name, op, None if share is None or level == 0 else share / level, getattr(self, name), 1.0)
+        value = None if share is None else share / level if level else 0.0  # a pair of full rank follows all of it
+        return clause(name, op, value, getattr(self, name), 1.0)
 
     def risen(self, probation: Mapping[str, Any], losses: Sequence[float]) -> tuple[Clause, Clause]:
         """The rise of the window's mean loss since before the switch, in nats and in its standard error."""

@@ -55,7 +55,11 @@ class Observing(ABC):
         return self.every_n_steps is not None and step > 0 and (step - 1) % self.every_n_steps == 0
 
     def check_run(self, shapes: Mapping[str, tuple[int, int]]) -> None:
-        """Raises UsageError where a layer has fewer than k directions."""
+        """Raises UsageError where a layer has fewer than k directions, and for rules without a tick to decide at."""
+        if self.rules and self.every_n_steps is None:
+            raise UsageError(
+                "svd_policy.every_n_steps=null looks at no step, so the policy would decide nothing; give a number."
+            )
         for name, shape in shapes.items():
             if self.k > min(shape):
                 raise UsageError(

@@ -49,6 +49,12 @@ class Phase1(Switching):
             raise UsageError(
                 f"svd_policy.engine={self.engine} gives no whole spectra, which this rule asks for; use exact."
             )
+        for name, shape in shapes.items():
+            if self.rank_min >= min(shape):
+                raise UsageError(
+                    f"svd_policy.rank_min={self.rank_min} leaves nothing of {name} ({shape[0]}x{shape[1]}) frozen; "
+                    f"lower it below {min(shape)}, or leave the layer out of svd_policy.target_modules."
+                )
 
     @property
     def rules(self) -> Mapping[str, tuple[str, ...]]:

@@ -134,9 +134,9 @@ def newest(run_dir: Path) -> Found | None:
 def reopen(content: dict[str, Any], accumulate: int) -> None:
     """Let a run go on behind the step of this checkpoint, in steps of `accumulate` micro-batches of this process.
 
-    Lightning counts in micro-batches, of which a step has another number where memory or devices are others now: kept as
-    they were, the counts would go on with another step's batches, in the middle of a step, or to an earlier end. And it
-    keeps whether a batch was its last, and would end again with it.
+    Lightning counts in micro-batches, of which a step has another number where memory or devices are others now: kept
+    as they were, the counts would go on with another step's batches, in the middle of a step, or to an earlier end. And
+    it keeps whether a batch was its last, and would end again with it.
     """
     done, loops = content["progress"]["step"] * accumulate, content["loops"]["fit_loop"]
     batches = loops["epoch_loop.batch_progress"]

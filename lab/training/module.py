@@ -45,9 +45,11 @@ class CausalLM(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """This micro-batch's part of the loss, scaled so that Lightning's averages give the sum."""
-        if batch_idx % self.hardware.accumulate == 0:
+        first = batch_idx % self.hardware.accumulate == 0
+        if first:
             self.step_nats = 0.0
-        self.step_batch = batch
+        if first or batch["input_ids"].numel():
+            self.step_batch = batch
         # Dropout is a function of (seed, step, slot), so resuming needs no generator state.
         torch.manual_seed((self.run.config.seed * 1_000_003 + batch["step"] * 4_099 + batch["slot"]) % 2**63)
         scale = batch["share"] / max(1, batch["denominator"]) * self.hardware.accumulate * self.hardware.devices
@@ -65,7 +67,7 @@ class CausalLM(LightningModule):
             raise Diverged("the training loss", batch["step"] + 1, batch["examples"], bad)
         self.step_nats += value
         loss = nats * scale
-        if batch_idx % self.hardware.accumulate == 0:  # once a step, in each process
+        if first:  # once a step, in each process
             for term in self.loss_terms(self.hardware.accumulate):
                 loss = loss + term
         return loss
@@ -79,7 +81,8 @@ class CausalLM(LightningModule):
         norm = total_norm(parameters, switched)
         self.grad_norm = float(norm)
         if not torch.isfinite(norm):
-            bad = next(n for n, p in self.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all())
+            gradients = ((name, p.grad) for name, p in self.named_parameters() if p.grad is not None)
+            bad = next((name for name, grad in gradients if not torch.isfinite(grad).all()), None)
             raise Diverged("the gradient", self.step_batch["step"] + 1, self.step_batch["examples"], bad)
         limit = self.run.config.optim.max_grad_norm
         if limit > 0 and self.grad_norm + 1e-6 > limit:  # else torch would multiply every gradient by 1

@@ -77,6 +77,8 @@ def decay_once(optimizer: torch.optim.Optimizer, pairs: Iterable[Pair]) -> None:
     """Ahead of an AdamW step, undo what it will decay of each A: the product decays by 1 − lr·wd, and not twice."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for pair in pairs:
+        if pair.A.grad is None:  # AdamW leaves it as it is
+            continue
         group = groups[id(pair.A)]
         if group.get("kind", "adamw") == "adamw":  # Muon decays B alone
             pair.A.mul_(1 / (1 - group["lr"] * group["weight_decay"]))

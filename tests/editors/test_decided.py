@@ -110,6 +110,14 @@ def test_a_trials_loss_is_that_of_the_truncated_weight_and_its_weight_comes_back
     assert trial.outside == pytest.approx(float(rest.square().sum() / weight.grad.square().sum()), rel=1e-5)
 
 
+def test_a_loss_that_is_no_number_is_none_in_a_trial():
+    """The ledger holds none such, and the run ends by its next training loss, which says where it comes from."""
+    net = nn.ModuleDict({"a": nn.Linear(12, 10, bias=False)})
+    policy = type("Policy", (), {"tried_form": "compress", "start": "zero"})()
+    trials = Trials(net, policy, lambda: math.nan)({"a": 3}, torch.optim.SGD([net["a"].weight]))
+    assert (trials["a"].loss_before, trials["a"].loss_after, trials["a"].jump) == (None, None, None)
+
+
 @pytest.mark.parametrize("rank", [0, 3])
 def test_what_lies_outside_of_a_pair_is_what_no_change_of_its_factors_can_follow(rank):
     """Against least squares over all ΔB and ΔA."""

@@ -1,10 +1,12 @@
 """Moments across a switch: exact where they are linear, and a first update as large as the last one was."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from lab.editors.factoring import leading, minor, onto
+from lab.editors.factoring import factored, leading, minor, onto
 from lab.editors.moments import (
     Adam,
     Factors,
@@ -16,6 +18,7 @@ from lab.editors.moments import (
     split_adam,
     step_for_muon,
 )
+from lab.svd_policy.switching import Move
 from lab.training.muon import MuonAdamW
 
 OUT, IN = 64, 48
@@ -43,6 +46,10 @@ def trained(optimizer_of, steps=30, seed=0):
 
 def adamw(parameters):
     return torch.optim.AdamW(parameters, lr=1e-3, betas=GROUP["betas"], weight_decay=0.0)
+
+
+def slow_adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0)
 
 
 def muon(parameters):
@@ -184,6 +191,37 @@ def test_the_first_update_of_the_weight_is_as_large_as_the_pairs_last_under_muon
     loss(40, weight).backward()
     full.step()
     assert 0.8 <= rms(weight.detach() - before) / last <= 1.25
+
+
+@pytest.mark.parametrize(("make", "low", "high"), [(muon, 0.7, 1.3), (slow_adamw, 0.7, 1.5)])
+def test_a_pair_that_starts_from_a_product_of_zero_trains_as_fast_as_its_weight_did(make, low, high):
+    """Over the steps behind the first, at which B alone moves and the other half of the change is missing.
+
+    With the factor measured at that first step Muon's product moved twice as far; with A's second moment at 0 and the
+    weight's count of steps, so did AdamW's.
+    """
+    W, optimizer, loss = trained(make, steps=300)
+    group, state = optimizer.param_groups[0], optimizer.state[W]
+    own = rms(last_update(make, 300))
+    move = Move("layer", "delta", 12, "test")
+    policy = SimpleNamespace(start="zero", residual="fade")
+    made = factored(move, W.detach(), {**group, "params": [W]}, state, 300, policy, torch.float32)
+    pair = Live(Factors(made.tensors["A"], made.tensors["B"], made.form.scaling, made.form.step))
+    again = make([pair.A, pair.B])
+    for parameter, its in zip((pair.A, pair.B), made.states, strict=True):
+        again.state[parameter] = {key: value.clone() for key, value in its.items()}
+    if make is muon:
+        again.pairs = [pair]
+    sizes = []
+    for step in range(300, 330):
+        before, A = pair.product().detach().clone(), pair.A.detach().clone()
+        again.zero_grad()
+        loss(step, made.tensors["E"] + pair.product()).backward()
+        again.step()
+        sizes.append(rms(pair.product().detach() - before) / own)
+        if make is slow_adamw:  # which moves a parameter by its rate at most, but for a few entries
+            assert rms(pair.A.detach() - A) < 1.1 * group["lr"]
+    assert low < sum(sizes[5:]) / len(sizes[5:]) < high, sizes
 
 
 def test_before_a_first_step_a_scaling_makes_two_signs_as_large_as_one():

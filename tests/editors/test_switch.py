@@ -9,8 +9,10 @@ from killing import differing, start
 from transformers import AutoModelForCausalLM
 
 from lab import config, ledger, record
+from lab.editors.switch import Switcher
 from lab.errors import Mismatch, UsageError
 from lab.export import load_model
+from lab.process import heartbeat
 from lab.run.host import Host
 from lab.training import checkpoint
 from lab.training.optim import verify_trained
@@ -199,6 +201,60 @@ def test_a_matrix_of_zeros_waits_until_it_has_directions(tmp_path, capsys, monke
     run(tmp_path, *FULL, *scheduled(events, fade_steps=1), "hardware.micro_batch_size=8")
     assert capsys.readouterr().out.count(f"step 2: {UP} waits: zero_matrix") == 1
     assert [(row["step"], row["to"]) for row in rows(tmp_path)] == [(5, "fading"), (6, "low_rank")]
+
+
+@pytest.mark.parametrize("fade_steps", [1, 2])
+def test_the_end_of_a_fade_says_what_its_last_part_cost(fade_steps, tmp_path):
+    """It is one of `fade_steps` equal parts; the loss before has it still."""
+    events = [{"step": 2, "layers": "all", "action": "compress", "rank": 0.3}]
+    run(tmp_path, *FULL, *scheduled(events, fade_steps=fade_steps))
+    ended = [row for row in rows(tmp_path) if row["reason"] == "faded"]
+    assert len(ended) == 14
+    assert ended[0]["loss_after"] != ended[0]["loss_before"]
+    assert all(0 < row["tail"] < 1 for row in ended)
+
+
+def test_a_delta_of_full_rank_is_watched_on(tmp_path):
+    """No direction is left of it, of which the seed's ratios could be taken."""
+    events = [{"step": 1, "layers": ["1.self_attn.q_proj"], "action": "delta", "rank": 64}]
+    assert run(tmp_path, *FULL, *scheduled(events), "svd_policy.engine=exact").status == "completed"
+
+
+def test_an_event_tells_of_each_layer_that_it_lives(tmp_path, monkeypatch):
+    """Decompositions may take minutes: where beats alone count, silence would end the run as hung."""
+    counts, real = [], Switcher._carry_out
+
+    def counted(*args):
+        before = heartbeat.own.count
+        real(*args)
+        counts.append((heartbeat.own.count - before, heartbeat.own.strict))
+
+    monkeypatch.setattr(Switcher, "_carry_out", counted)
+    run(tmp_path, *FULL, *scheduled())
+    assert counts == [(1, False)] * 5
+
+
+def test_layers_at_once_are_layers_and_no_rows(tmp_path):
+    """A layer whose fade ends at the step at which it is made full again has two rows."""
+    events = [
+        {"step": 2, "layers": ["0.mlp.up_proj"], "action": "compress", "rank": 0.5},
+        {"step": 4, "layers": ["0.mlp.up_proj"], "action": "full"},
+    ]
+    run(tmp_path, *FULL, *scheduled(events, fade_steps=2))
+    assert [(row["step"], row["to"], row["layers_at_once"]) for row in rows(tmp_path)] == [
+        (2, "fading", 1),
+        (4, "low_rank", 1),
+        (4, "full", 1),
+    ]
+
+
+def test_behind_an_epochs_last_step_whose_last_micro_batch_is_empty_the_loss_is_that_of_the_one_before(tmp_path):
+    """28 examples in steps of 8: step 4 has 4, and of its two micro-batches the second has none."""
+    events = [{"step": 4, "layers": ["0.mlp.up_proj"], "action": "compress", "rank": 0.5}]
+    run(tmp_path, *FULL, *scheduled(events, residual="drop"), "hardware.micro_batch_size=4")
+    (row,) = rows(tmp_path)
+    assert row["loss_before"] is not None
+    assert row["loss_after"] is not None
 
 
 def test_a_drop_says_its_tail_and_what_it_cost_on_the_batch(tmp_path):

@@ -246,6 +246,12 @@ def test_a_run_with_the_warm_engine_is_refused_since_it_has_no_whole_spectra():
         make_policy({**settings(), "engine": "warm"}).check_run({"q": (160, 160)})
 
 
+def test_a_least_rank_that_leaves_nothing_frozen_is_refused_with_the_layer():
+    with pytest.raises(UsageError, match=r"rank_min=16 leaves nothing of q \(16x40\) frozen; lower it below 16"):
+        make_policy({**settings(), "rank_min": 16}).check_run({"q": (16, 40)})
+    make_policy({**settings(), "rank_min": 15}).check_run({"q": (16, 40)})
+
+
 def warm_and_exact_rows(shape: tuple[int, int]) -> tuple[list[Row], list[Row]]:
     """The same matrices seen by both engines; the strongest directions stand well apart."""
     rows = []

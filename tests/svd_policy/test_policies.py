@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from constructed import policy
 
 from lab.config import CONF
 from lab.errors import UsageError
@@ -77,6 +78,13 @@ def test_a_weight_that_is_not_finite_is_held_with_the_reason():
 def test_a_setting_out_of_range_is_refused_by_name(change, says):
     with pytest.raises(UsageError, match=says):
         policy_of(CONF / "svd_policy" / "observe.yaml", **change)
+
+
+@pytest.mark.parametrize("name", ["compress", "delta", "guard", "auto", "phase1", "phase1_lenient"])
+def test_rules_without_a_tick_to_decide_at_are_refused(name):
+    with pytest.raises(UsageError, match="would decide nothing"):
+        policy(name, every_n_steps=None).check_run({"q": (400, 400)})
+    policy("scheduled", every_n_steps=None).check_run({"q": (400, 400)})
 
 
 def test_more_directions_than_a_layer_has_are_refused_with_the_layer():

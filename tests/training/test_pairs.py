@@ -72,6 +72,18 @@ def test_clipping_counts_a_pair_once_and_by_no_split_of_it():
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+def test_a_pair_without_gradients_is_left_as_it_is():
+    """AdamW skips such a parameter, its decay included; undone all the same, 1000 steps would make A a tenth larger."""
+    pair, _ = pair_of(4)
+    pair.A.grad = pair.B.grad = None
+    optimizer = torch.optim.AdamW([pair.A, pair.B], lr=1e-3, weight_decay=0.1)
+    before = pair.product()
+    for _ in range(3):
+        decay_once(optimizer, [pair])
+        optimizer.step()
+    assert torch.equal(pair.product(), before)
+
+
 def test_without_pairs_the_norm_is_torchs_to_the_bit():
     parameters = [nn.Parameter(torch.randn(4, 4)) for _ in range(3)]
     for parameter in parameters:
