@@ -1,7 +1,7 @@
 """Declaration of a study: its YAML block, resized and narrowed by the command line, before the first job."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -30,8 +30,13 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
     """
     plain = _resize(block, size)
     arms = {name: [value] if isinstance(value, str) else list(value) for name, value in plain["arms"].items()}
+    declared, known = list(arms), dict.fromkeys([*block["arms"], *arms])
     rates: Any = plain["learning_rates"]
     rate = plain.get("rate", RATE)
+    if isinstance(rates, Mapping):
+        _check_known("learning_rates", rates, known)
+        if lacking := [name for name in arms if name not in rates]:
+            raise UsageError(f"learning_rates of {plain['name']} has none of the arm {lacking[0]!r}; give it some.")
     grid = {name: list(rates[name] if isinstance(rates, Mapping) else rates) for name in arms}
     common, seeds = list(plain.get("common", [])), list(plain["seeds"])
     for key, values in (given or {}).items():
@@ -48,7 +53,8 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
                 f"{key}={','.join(values)} is a list over no axis of {plain['name']}; "
                 f"its axes are {', '.join([*axes(arms), SEED, rate])}."
             )
-    baseline = plain["baseline"] if plain["baseline"] in arms or not given else next(iter(arms))
+    _check_known("baseline", [plain["baseline"]], dict.fromkeys([*declared, *arms]))
+    baseline = plain["baseline"] if plain["baseline"] in arms else next(iter(arms))  # the command line left it out
     looks = len(seeds) >= FIRST_LOOK
     rules = Rules(
         horizon=int(plain.get("horizon", Rules.horizon)),
@@ -56,7 +62,7 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
     )
     again = looks and plain.pop("aa", True)
     plain.pop("aa", None)
-    contrasts = _contrasts(plain, set(block["arms"]), arms, baseline)
+    contrasts = _contrasts(plain, known, arms, baseline)
     if again and AA not in arms and baseline in arms:
         arms, grid = arms | {AA: arms[baseline]}, grid | {AA: grid[baseline]}
     study = Study(
@@ -68,7 +74,7 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
             "common": common,
             "baseline": baseline,
             "contrasts": contrasts,
-            "aims": aim.kept(list(plain.get("aims", [])), {*block["arms"], *arms}, arms),
+            "aims": aim.kept(list(plain.get("aims", [])), list(dict.fromkeys([*known, *arms])), arms),
             "seeds": seeds,
             "twin_seeds": [seed + TWIN_OFFSET for seed in seeds] if again else [],
             "tune_seeds": list(plain.get("tune_seeds", [0])),
@@ -77,7 +83,7 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
             "budget": min(rules.budget, len(seeds)) if looks else None,
         }
     )
-    _check(study, list(plain["arms"]))
+    _check(study, declared)
     if baseline == plain["baseline"]:  # the command line may have left it out, and with it a contrast
         _check_aims(study)
     return study
@@ -111,6 +117,8 @@ def _resize(block: Mapping[str, Any], size: str) -> dict[str, Any]:
     plain = {key: value for key, value in block.items() if key != "sizes"}
     for key, value in (sizes.get(size) or {}).items():
         keeps = key == "arms" and not isinstance(value, Mapping)
+        if keeps:
+            _check_known(f"sizes.{size}.arms", value, plain["arms"])
         plain[key] = {name: plain["arms"][name] for name in value} if keeps else value
     if "rungs" in plain:
         raise UsageError(
@@ -138,27 +146,37 @@ def _narrow(
     return kept, {name: list(grid.get(name, anything)) for name in kept}
 
 
-def _contrasts(plain: Mapping[str, Any], known: set[str], arms: Mapping[str, list[str]], baseline: str) -> list[str]:
+def _contrasts(
+    plain: Mapping[str, Any], known: Mapping[str, None], arms: Mapping[str, list[str]], baseline: str
+) -> list[str]:
     """The declared contrasts that are left, new arms where there is room; all others if none is left.
 
-    A name that never was an arm is kept, for the check to refuse by name.
+    Raises UsageError for one of an arm that never was.
     """
     others = [name for name in arms if name != baseline]
-    pairs = {each: pair_of(each, known, baseline) for each in plain.get("contrasts", others)}
-    declared = [each for each, pair in pairs.items() if all(name in arms or name not in known for name in pair)]
+    every = dict.fromkeys([*known, *arms])
+    pairs = {each: pair_of(each, every, baseline) for each in plain.get("contrasts", others)}
+    for each, pair in pairs.items():
+        meant = each.split("/") if pair[0] == each and each not in every else pair
+        _check_known(f"contrasts: {each!r} is judged but no arm of {plain['name']}", meant, every)
+    declared = [each for each, pair in pairs.items() if all(name in arms for name in pair)]
     if baseline != plain["baseline"] or not declared:
         return others[:MOST_CONTRASTS]
     room = max(0, MOST_CONTRASTS - len(declared))
     return declared + [name for name in others if name not in known and name not in declared][:room]
 
 
+def _check_known(what: str, names: Iterable[str], arms: Iterable[str]) -> None:
+    """Raise UsageError for the first name that is no arm, neither of the YAML nor of the command line."""
+    known = list(arms)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{what}: {name!r} is no arm{nearest(name, known)}; arms: {', '.join(known)}.")
+
+
 def _check(study: Study, block_arms: Sequence[str]) -> None:
     """Raises UsageError for what would make the study's verdicts meaningless."""
     pairs = pairs_of(study).values()
-    named = [study.baseline, *(name for pair in pairs for name in pair)]
-    strangers = [name for name in named if name not in study.arms]
-    if strangers:
-        raise UsageError(f"{strangers[0]!r} is judged but no arm of {study.name}; arms: {', '.join(study.arms)}.")
     if any(one == other for one, other in pairs) or len(study.contrasts) > MOST_CONTRASTS:
         raise UsageError(
             f"{study.name} declares {len(study.contrasts)} contrasts with {study.baseline!r}; "

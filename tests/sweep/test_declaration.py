@@ -75,6 +75,37 @@ def test_without_the_declared_baseline_the_first_value_is_it():
     assert (study.baseline, study.contrasts) == ("r8", ["r2"])
 
 
+NAMES = {
+    "baseline": {"baseline": "r46"},
+    "contrasts": {"contrasts": ["r4", "r46"]},
+    "contrasts, a pair": {"contrasts": ["r46/r2"]},
+    "aims": {"aims": ["r46 better than r2"]},
+    "learning_rates": {"learning_rates": {name: [1e-3] for name in [*BLOCK["arms"], "r46"]}},
+    "sizes.quick.arms": {"sizes": {"quick": {"arms": ["r64", "r46"]}}},
+}
+
+
+@pytest.mark.parametrize("given", [None, {"experiment": ["mine"]}, {"rank": ["8", "2"]}], ids=str)
+@pytest.mark.parametrize("key", NAMES)
+def test_a_name_that_is_no_arm_is_refused_with_the_nearest_however_the_study_is_started(key, given):
+    """From the command line something is always given, at least the experiment."""
+    size = "quick" if key.startswith("sizes") else "default"
+    with pytest.raises(UsageError, match="^" + key.partition(",")[0] + ".*'r46'.*did you mean .*r64"):
+        declare(BLOCK | NAMES[key], size, given=given)
+
+
+def test_an_arm_that_only_another_size_has_may_be_named_and_is_left_out():
+    assert declare(BLOCK | {"contrasts": ["r8", "r4/r2"]}, "quick", given={"experiment": ["mine"]}).contrasts == ["r8"]
+    with pytest.raises(UsageError, match="baseline: 'r2' is no arm"):
+        declare(BLOCK | {"baseline": "r2"}, "quick", given={"experiment": ["mine"]})
+
+
+def test_an_arm_without_learning_rates_is_named():
+    rates = {name: [1e-3] for name in BLOCK["arms"] if name != "r8"}
+    with pytest.raises(UsageError, match="learning_rates of rank_sweep has none of the arm 'r8'"):
+        declare(BLOCK | {"learning_rates": rates})
+
+
 def test_a_single_value_of_another_key_holds_for_every_job():
     assert declare(BLOCK, given={"data": ["alpaca"]}).common == ["data=alpaca"]
 
