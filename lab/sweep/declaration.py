@@ -7,6 +7,7 @@ from typing import Any
 
 from lab.errors import UsageError, nearest
 from lab.record.study import AA, MOST_CONTRASTS, RATE, TWIN_OFFSET, Study, pair_of, pairs_of
+from lab.sweep import metrics
 from lab.verdict import aim, margin
 from lab.verdict.family import Rules
 from lab.verdict.null_table import FIRST_LOOK
@@ -74,6 +75,9 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
             "common": common,
             "baseline": baseline,
             "contrasts": contrasts,
+            "higher_is_better": metrics.direction(
+                plain["name"], plain.get("metric", Study.metric), plain.get("higher_is_better")
+            ),
             "aims": aim.kept(list(plain.get("aims", [])), list(dict.fromkeys([*known, *arms])), arms),
             "seeds": seeds,
             "twin_seeds": [seed + TWIN_OFFSET for seed in seeds] if again else [],
@@ -186,6 +190,7 @@ def _check(study: Study, block_arms: Sequence[str]) -> None:
         raise UsageError(f"contrasts {', '.join(study.contrasts)} of {study.name} name a pair twice; keep one.")
     if AA in block_arms:
         raise UsageError(f"the arm {AA!r} of {study.name} has the name of the A/A arm; give it another.")
+    metrics.check_selection(study)
     unit = margin.parse(study.margin)[1]
     judged, chosen = margin.units(study.metric), margin.units(study.selection_metric)
     if unit != "metric" and judged != chosen:

@@ -111,6 +111,36 @@ def test_a_single_value_of_another_key_holds_for_every_job():
 
 
 @pytest.mark.parametrize(
+    ("metric", "higher"),
+    [("test_accuracy", True), ("test_accuracy_low", True), *((name, False) for name in (
+        "test_loss", "val_bpb", "val_perplexity", "forgetting", "seconds.train", "peak_memory_bytes"
+    ))],
+)  # fmt: skip
+def test_the_direction_of_a_known_metric_need_not_be_declared_and_is_not_contradicted(metric, higher):
+    block = BLOCK | {"metric": metric, "margin": 0.01}
+    assert declare(block).higher_is_better is higher
+    assert declare(block | {"higher_is_better": higher}).higher_is_better is higher
+    word = "higher" if higher else "lower"
+    with pytest.raises(UsageError, match=f"contradicts metric={metric}, of which {word} is better"):
+        declare(block | {"higher_is_better": not higher})
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_direction_of_a_measure_of_ones_own_is_asked_for(higher):
+    block = BLOCK | {"metric": "my_loss", "margin": 0.01}
+    assert declare(block | {"higher_is_better": higher}).higher_is_better is higher
+    with pytest.raises(
+        UsageError, match=r"my_loss of rank_sweep is none whose direction is known; did you mean .*_loss"
+    ):
+        declare(block)
+
+
+def test_rates_are_chosen_by_what_is_better_lower():
+    with pytest.raises(UsageError, match="selection_metric=test_accuracy of rank_sweep: learning rates are chosen"):
+        declare(BLOCK | {"metric": "test_accuracy", "selection_metric": "test_accuracy", "margin": 0.01})
+
+
+@pytest.mark.parametrize(
     ("change", "given", "word"),
     [
         ({}, {"data": ["alpaca", "planted"]}, "its axes are rank, method, optim, seed, optim.lr"),
