@@ -188,6 +188,12 @@ def _check(study: Study, block_arms: Sequence[str]) -> None:
         )
     if len({frozenset(pair) for pair in pairs}) < len(pairs):
         raise UsageError(f"contrasts {', '.join(study.contrasts)} of {study.name} name a pair twice; keep one.")
+    for name in study.arms:
+        if name.startswith("/") or ".." in name.split("/") or "${" in name:
+            raise UsageError(
+                f"the arm {name!r} of {study.name} has a name that leads elsewhere (/…, .. or ${{…}}); name it plainly "
+                "in the study's arms."
+            )
     if AA in block_arms:
         raise UsageError(f"the arm {AA!r} of {study.name} has the name of the A/A arm; give it another.")
     metrics.check_selection(study)
