@@ -3,9 +3,11 @@
 from lab.errors import UsageError, nearest
 from lab.record import METRICS
 from lab.record.study import Study
+from lab.verdict import margin
 
 HIGHER = ("accuracy", "accuracy_low", "accuracy_high")  # ends of names
 LOWER = ("loss", "bpb", "perplexity", "forgetting", "bytes")
+WITH_BASE = ("val_loss", "test_loss", "retention_loss")  # of which the base's value is recorded before step 0
 KNOWN = [name for name in METRICS if not name.startswith("base_")]  # of a base, no arm is better than another
 
 
@@ -38,9 +40,18 @@ def direction(name: str, metric: str, declared: bool | None) -> bool:
 
 
 def check_selection(study: Study) -> None:
-    """Raise UsageError for a selection metric of which more is better: rates are chosen where it is lowest."""
+    """Raise UsageError for what rates cannot be chosen by, or a margin cannot be a share of.
+
+    Rates are chosen where the selection metric is lowest, and a gain is over the base's value of it.
+    """
     if is_higher_better(study.selection_metric):
         raise UsageError(
             f"selection_metric={study.selection_metric} of {study.name}: learning rates are chosen where it is lowest, "
             "and of this one higher is better; choose them by a loss, such as val_loss."
+        )
+    if margin.parse(study.margin)[1] == "gain" and study.selection_metric not in WITH_BASE:
+        raise UsageError(
+            f"margin={study.margin!r} of {study.name} is a share of what training gains over the base, and of "
+            f"selection_metric={study.selection_metric} no run records the base's; write it as a share of the loss "
+            f"('1%'), as a number, or give a selection_metric of {', '.join(WITH_BASE)}."
         )

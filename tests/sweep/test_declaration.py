@@ -140,6 +140,16 @@ def test_rates_are_chosen_by_what_is_better_lower():
         declare(BLOCK | {"metric": "test_accuracy", "selection_metric": "test_accuracy", "margin": 0.01})
 
 
+@pytest.mark.parametrize("metric", ["val_loss", "test_loss", "retention_loss"])
+def test_a_share_of_the_gain_is_of_a_metric_whose_base_is_recorded(metric):
+    block = BLOCK | {"margin": "5% of gain", "selection_metric": metric}
+    assert declare(block).margin == "5% of gain"
+    for other in ("val_bpb", "equal_loss_forgetting", "best_val_loss", "my_loss"):
+        more = {"metric": other, "selection_metric": other, "higher_is_better": False}
+        with pytest.raises(UsageError, match=f"of selection_metric={other} no run records the base's"):
+            declare(block | more)
+
+
 @pytest.mark.parametrize(
     ("change", "given", "word"),
     [
