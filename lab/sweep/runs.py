@@ -8,6 +8,7 @@ from pathlib import Path
 from lab import record
 from lab.errors import UsageError, visible
 from lab.record.study import AA, RATE, Study, role_of
+from lab.sweep import metrics
 from lab.sweep.job import Seen
 from lab.verdict.null_table import FIRST_LOOK
 from lab.verdict.procedure import extensions_per_arm, fewest_jobs, most_jobs, tuning_jobs
@@ -37,9 +38,9 @@ def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
                 learning_rate=float(rate),
                 seed=int(seed),
                 status=status,
-                outcome=read.metrics.get(study.selection_metric),
+                outcome=metrics.value_of(read, study.selection_metric),
                 base=read.metrics.get(f"base_{study.selection_metric}"),
-                value=read.metrics.get(study.metric),
+                value=metrics.value_of(read, study.metric),
                 seconds=read.seconds.get("total"),
                 size=sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
             )
