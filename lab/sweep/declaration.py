@@ -1,22 +1,19 @@
 """Declaration of a study: its YAML block, resized and narrowed by the command line, before the first job."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lab.errors import UsageError, nearest
+from lab.errors import UsageError
 from lab.record.study import AA, MOST_CONTRASTS, RATE, TWIN_OFFSET, Study, pair_of, pairs_of
 from lab.sweep import metrics
+from lab.sweep.block import check_known, read
 from lab.verdict import aim, margin
 from lab.verdict.family import Rules
 from lab.verdict.null_table import FIRST_LOOK
 
-SIZES = ("quick", "default", "full")
 SEED = "seed"
-_NEEDED = ("name", "question", "arms", "baseline", "margin", "seeds", "learning_rates")
-_OWN = {"schema", "size", "twin_seeds", "jobs", "margin_value", "procedure", "rungs"}  # of study.json alone
-_KNOWN = sorted(({item.name for item in fields(Study)} | {"sizes", "aa"}) - _OWN)
 
 
 def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str, Sequence[str]] | None = None) -> Study:
@@ -29,17 +26,11 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
     the study's `rate`) replace it; any other key with a single value holds for every job.
     Raises UsageError for a declaration that contradicts itself, and for a list over something that is no axis.
     """
-    plain = _resize(block, size)
-    arms = {name: [value] if isinstance(value, str) else list(value) for name, value in plain["arms"].items()}
+    plain = read(block, size)
+    arms, grid = plain["arms"], plain["learning_rates"]
     declared, known = list(arms), dict.fromkeys([*block["arms"], *arms])
-    rates: Any = plain["learning_rates"]
     rate = plain.get("rate", RATE)
-    if isinstance(rates, Mapping):
-        _check_known("learning_rates", rates, known)
-        if lacking := [name for name in arms if name not in rates]:
-            raise UsageError(f"learning_rates of {plain['name']} has none of the arm {lacking[0]!r}; give it some.")
-    grid = {name: list(rates[name] if isinstance(rates, Mapping) else rates) for name in arms}
-    common, seeds = list(plain.get("common", [])), list(plain["seeds"])
+    common, seeds = list(plain.get("common", [])), plain["seeds"]
     for key, values in (given or {}).items():
         if key == SEED:
             seeds = [_whole(value) for value in values]
@@ -54,12 +45,12 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
                 f"{key}={','.join(values)} is a list over no axis of {plain['name']}; "
                 f"its axes are {', '.join([*axes(arms), SEED, rate])}."
             )
-    _check_known("baseline", [plain["baseline"]], dict.fromkeys([*declared, *arms]))
+    check_known("baseline", [plain["baseline"]], dict.fromkeys([*declared, *arms]))
     baseline = plain["baseline"] if plain["baseline"] in arms else next(iter(arms))  # the command line left it out
     looks = len(seeds) >= FIRST_LOOK
     rules = Rules(
-        horizon=int(plain.get("horizon", Rules.horizon)),
-        budget=int(plain.get("budget", Rules.budget)),
+        horizon=plain.get("horizon", Rules.horizon),
+        budget=plain.get("budget", Rules.budget),
     )
     again = looks and plain.pop("aa", True)
     plain.pop("aa", None)
@@ -78,10 +69,10 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
             "higher_is_better": metrics.direction(
                 plain["name"], plain.get("metric", Study.metric), plain.get("higher_is_better")
             ),
-            "aims": aim.kept(list(plain.get("aims", [])), list(dict.fromkeys([*known, *arms])), arms),
+            "aims": aim.kept(plain.get("aims", []), list(dict.fromkeys([*known, *arms])), arms),
             "seeds": seeds,
             "twin_seeds": [seed + TWIN_OFFSET for seed in seeds] if again else [],
-            "tune_seeds": list(plain.get("tune_seeds", [0])),
+            "tune_seeds": plain.get("tune_seeds", [0]),
             "procedure": 2,
             "horizon": rules.horizon if looks else None,
             "budget": min(rules.budget, len(seeds)) if looks else None,
@@ -114,30 +105,6 @@ def axes(arms: Mapping[str, Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(override.lstrip("+~").partition("=")[0] for own in arms.values() for override in own))
 
 
-def _resize(block: Mapping[str, Any], size: str) -> dict[str, Any]:
-    sizes = block.get("sizes") or {}
-    if size not in SIZES or set(sizes) - set(SIZES):
-        raise UsageError(f"study_size={size} with sizes {', '.join(sizes)}; sizes are {', '.join(SIZES)}.")
-    plain = {key: value for key, value in block.items() if key != "sizes"}
-    for key, value in (sizes.get(size) or {}).items():
-        keeps = key == "arms" and not isinstance(value, Mapping)
-        if keeps:
-            _check_known(f"sizes.{size}.arms", value, plain["arms"])
-        plain[key] = {name: plain["arms"][name] for name in value} if keeps else value
-    if "rungs" in plain:
-        raise UsageError(
-            "rungs halve within a schedule, where the losses of one half are not those of the other's schedule; give "
-            "two tune_seeds, the second of which only the last rates of an arm are run on."
-        )
-    for key in plain:
-        if key not in _KNOWN:
-            raise UsageError(f"a study declares no {key!r}{nearest(key, _KNOWN)}; known are {', '.join(_KNOWN)}.")
-    for key in _NEEDED:
-        if key not in plain:
-            raise UsageError(f"the study declares no {key!r}; add it to the experiment's study block.")
-    return plain
-
-
 def _narrow(
     arms: Mapping[str, list[str]], grid: Mapping[str, list[float]], key: str, values: Sequence[str]
 ) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
@@ -162,20 +129,12 @@ def _contrasts(
     pairs = {each: pair_of(each, every, baseline) for each in plain.get("contrasts", others)}
     for each, pair in pairs.items():
         meant = each.split("/") if pair[0] == each and each not in every else pair
-        _check_known(f"contrasts: {each!r} is judged but no arm of {plain['name']}", meant, every)
+        check_known(f"contrasts: {each!r} is judged but no arm of {plain['name']}", meant, every)
     declared = [each for each, pair in pairs.items() if all(name in arms for name in pair)]
     if baseline != plain["baseline"] or not declared:
         return others[:MOST_CONTRASTS]
     room = max(0, MOST_CONTRASTS - len(declared))
     return declared + [name for name in others if name not in known and name not in declared][:room]
-
-
-def _check_known(what: str, names: Iterable[str], arms: Iterable[str]) -> None:
-    """Raise UsageError for the first name that is no arm, neither of the YAML nor of the command line."""
-    known = list(arms)
-    for name in names:
-        if name not in known:
-            raise UsageError(f"{what}: {name!r} is no arm{nearest(name, known)}; arms: {', '.join(known)}.")
 
 
 def _check(study: Study, block_arms: Sequence[str]) -> None:
@@ -209,8 +168,12 @@ def _check(study: Study, block_arms: Sequence[str]) -> None:
         raise UsageError(f"described_seeds={study.described_seeds} of {study.name} is no number of seeds from 1.")
     twice = [seed + TWIN_OFFSET for seed in study.tune_seeds] if study.twin_seeds else []
     every = [*study.seeds, *study.twin_seeds, *study.tune_seeds, *twice]
-    if len(set(every)) < len(every) or not study.seeds:
-        raise UsageError(f"seeds {study.seeds} and tuning seeds {study.tune_seeds} must be distinct and some.")
+    tuned = any(len(grid) > 1 for grid in study.learning_rates.values())
+    if len(set(every)) < len(every) or not study.seeds or (tuned and not study.tune_seeds) or min(every) < 0:
+        raise UsageError(
+            f"seeds {study.seeds} and tuning seeds {study.tune_seeds} must be distinct and some, from 0 on"
+            f"{f'; those of the A/A arm are {TWIN_OFFSET} more.' if study.twin_seeds else '.'}"
+        )
     for name, grid in study.learning_rates.items():
         if not grid or len(set(grid)) < len(grid) or not all(rate > 0 and math.isfinite(rate) for rate in grid):
             raise UsageError(f"learning rates {grid} of {name} must be positive, distinct and some.")

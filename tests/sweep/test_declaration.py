@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from lab.errors import UsageError
@@ -102,7 +104,7 @@ def test_an_arm_that_only_another_size_has_may_be_named_and_is_left_out():
 
 def test_an_arm_without_learning_rates_is_named():
     rates = {name: [1e-3] for name in BLOCK["arms"] if name != "r8"}
-    with pytest.raises(UsageError, match="learning_rates of rank_sweep has none of the arm 'r8'"):
+    with pytest.raises(UsageError, match="learning_rates has none of the arm 'r8'"):
         declare(BLOCK | {"learning_rates": rates})
 
 
@@ -140,6 +142,70 @@ def test_rates_are_chosen_by_what_is_better_lower():
         declare(BLOCK | {"metric": "test_accuracy", "selection_metric": "test_accuracy", "margin": 0.01})
 
 
+FORMS = {
+    "name": [3, "", None],
+    "baseline": [8, ["r8"]],
+    "metric": [None, ["test_loss"]],
+    "arms": [["r64", "r8"], {}, "r64", None],
+    "arms.r8": [None, {"rank": 8}, [8]],
+    "contrasts": [3, {"r8": 1}, [None], None],
+    "aims": [3, None],
+    "common": [3, {"a": 1}, None],
+    "seeds": [5, "1,2", [1.0, 2.0], ["1"], [True], None],
+    "tune_seeds": [0, None],
+    "learning_rates": ["1e-3", ["1e-3"], [None], None],
+    "learning_rates.r8": ["fast", True],
+    "horizon": [20.0, "20", None],
+    "budget": ["12", True],
+    "described_seeds": ["2"],
+    "max_jobs": [None, 1.5],
+    "seconds_per_job": ["1 h", -1.0, math.nan],
+    "bytes_per_job": [0],
+    "refine": ["no", 0],
+    "aa": ["yes"],
+    "higher_is_better": ["lower"],
+    "margin": [None, [1], True],
+    "sizes": [["quick"], {"quick": [1]}],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in FORMS.items() for value in values], ids=str)
+def test_a_value_of_another_form_is_refused_with_its_key_and_the_form(key, value):
+    own, _, arm = key.partition(".")
+    every = {"learning_rates": {name: [1e-3] for name in BLOCK["arms"]}, "arms": BLOCK["arms"]}
+    with pytest.raises(UsageError, match=f"^{key}=.* is not "):
+        declare(BLOCK | {own: every[own] | {arm: value} if arm else value})
+
+
+@pytest.mark.parametrize("arms", [{8: "rank=8"}, {False: "rank=8"}, {"": "rank=8"}])
+def test_the_name_of_an_arm_is_text(arms):
+    """As YAML reads `8: rank=8` and `off: svd_policy=never`."""
+    with pytest.raises(UsageError, match=r"the name of an arm=.* is not text"):
+        declare(BLOCK | {"arms": BLOCK["arms"] | arms})
+
+
+def test_a_block_is_a_mapping():
+    with pytest.raises(UsageError, match="study=3 of the study is not a mapping"):
+        declare(3)
+
+
+def test_a_text_and_a_rate_stand_for_a_list_of_themselves():
+    own = {"common": "schedule.max_steps=3", "contrasts": "r8", "aims": "r8 better than r64", "learning_rates": 1e-3}
+    study = declare(BLOCK | own)
+    assert study.common == ["schedule.max_steps=3"]
+    assert study.contrasts == ["r8"]
+    assert study.aims == ["r8 better than r64"]
+    assert study.learning_rates["r8"] == [1e-3]
+    assert list(declare(BLOCK | {"sizes": {"quick": {"arms": "r64"}}}, "quick").arms) == ["r64", "aa"]
+    rates = dict.fromkeys(BLOCK["arms"], 1e-3) | {"r8": [1, 3e-3]}
+    assert declare(BLOCK | {"learning_rates": rates}).learning_rates["r8"] == [1.0, 3e-3]
+
+
+def test_what_a_size_misspells_is_refused_at_every_size():
+    with pytest.raises(UsageError, match="no 'seed'; did you mean"):
+        declare(BLOCK | {"sizes": {"full": {"seed": [1]}}})
+
+
 @pytest.mark.parametrize("metric", ["val_loss", "test_loss", "retention_loss"])
 def test_a_share_of_the_gain_is_of_a_metric_whose_base_is_recorded(metric):
     block = BLOCK | {"margin": "5% of gain", "selection_metric": metric}
@@ -166,6 +232,15 @@ def test_a_share_of_the_gain_is_of_a_metric_whose_base_is_recorded(metric):
         ({"described_seeds": 0}, {}, "no number of seeds"),
         ({"seeds": [0, 1]}, {}, "distinct"),
         ({"seeds": []}, {}, "distinct and some"),
+        ({"seeds": [-1, 1]}, {}, "from 0 on"),
+        ({"seeds": [1, 1001, 2, 3]}, {}, "those of the A/A arm are 1000 more"),
+        ({"tune_seeds": []}, {}, "distinct and some"),
+        ({"budget": 3}, {}, "first look"),
+        ({"horizon": 12, "budget": 13}, {}, "the horizon"),
+        ({"learning_rates": [math.nan]}, {}, "positive"),
+        ({"learning_rates": [0.0]}, {}, "positive"),
+        ({}, {"optim.lr": ["inf"]}, "positive"),
+        ({}, {"seed": ["1", "1"]}, "distinct"),
         ({"learning_rates": []}, {}, "positive"),
         ({"learning_rates": [-1.0]}, {}, "positive"),
         ({"rungs": [20, 10]}, {}, "two tune_seeds"),

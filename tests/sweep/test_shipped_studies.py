@@ -10,7 +10,8 @@ from lab import config
 from lab.config import CONF
 from lab.record.study import role_of
 from lab.sweep import metrics
-from lab.sweep.declaration import SIZES, declare
+from lab.sweep.block import SIZES
+from lab.sweep.declaration import declare
 from lab.sweep.runs import forecast
 from lab.verdict.procedure import extensions_per_arm, fewest_jobs
 
