@@ -14,6 +14,14 @@ from lab.verdict.family import Rules
 from lab.verdict.null_table import FIRST_LOOK
 
 SEED = "seed"
+GIVEN = {  # what a study gives each of its jobs, and what to use in its place
+    SEED: "declare the seeds of verdicts as seeds and those of tuning as tune_seeds",
+    "data_seed": "a job's data order follows its seed; give seed=1,2,3, and the seeds of tuning as tune_seeds",
+    "stage": "a study tunes and judges by itself; leave it out, or run a single job without the experiment",
+    "arm": "a study runs all its arms; narrow them by a key in which they differ",
+    "study": "it is the study's own name; give hydra.sweeper.study.name",
+    "resume": "it goes on with a single run; give resume_study=DIR",
+}
 
 
 def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str, Sequence[str]] | None = None) -> Study:
@@ -31,15 +39,19 @@ def declare(block: Mapping[str, Any], size: str = "default", given: Mapping[str,
     declared, known = list(arms), dict.fromkeys([*block["arms"], *arms])
     rate = plain.get("rate", RATE)
     common, seeds = list(plain.get("common", [])), plain["seeds"]
-    for key, values in (given or {}).items():
+    for override in (*common, *(each for own in arms.values() for each in own)):
+        _check_free(override, {**GIVEN, rate: "declare it as learning_rates"})
+    for written, values in (given or {}).items():
+        key = written.lstrip("+")
         if key == SEED:
             seeds = [_whole(value) for value in values]
         elif key == rate:
             grid = {name: [_rate(rate, value) for value in values] for name in grid}
         elif key in axes(arms):
-            arms, grid = _narrow(arms, grid, key, values)
+            arms, grid = _narrow(arms, grid, written, values)
         elif len(values) == 1:
-            common.append(f"{key}={values[0]}")
+            common.append(f"{written}={values[0]}")
+            _check_free(common[-1], GIVEN)
         else:
             raise UsageError(
                 f"{key}={','.join(values)} is a list over no axis of {plain['name']}; "
@@ -102,17 +114,22 @@ def with_budget(study: Study, budget: int | None) -> Study:
 
 def axes(arms: Mapping[str, Sequence[str]]) -> list[str]:
     """The config keys in which the arms of a study differ, in the order they appear."""
-    return list(dict.fromkeys(override.lstrip("+~").partition("=")[0] for own in arms.values() for override in own))
+    return list(dict.fromkeys(_key(override) for own in arms.values() for override in own))
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
 
 
 def _narrow(
-    arms: Mapping[str, list[str]], grid: Mapping[str, list[float]], key: str, values: Sequence[str]
+    arms: Mapping[str, list[str]], grid: Mapping[str, list[float]], written: str, values: Sequence[str]
 ) -> tuple[dict[str, list[str]], dict[str, list[float]]]:
-    """The arms whose override of `key` has one of the values, and a new arm for each value none had."""
+    """The arms whose override of a key, as it is `written`, has one of the values, and a new arm for each none had."""
     kept: dict[str, list[str]] = {}
+    key = written.lstrip("+")
     for value in values:
         same = {name: own for name, own in arms.items() if f"{key}={value}" in [item.lstrip("+~") for item in own]}
-        kept |= same or {f"{key}={value}": [f"{key}={value}"]}
+        kept |= same or {f"{key}={value}": [f"{written}={value}"]}
     anything = next(iter(grid.values()))  # a new arm starts from the grid of the study's first one
     return kept, {name: list(grid.get(name, anything)) for name in kept}
 
@@ -177,6 +194,13 @@ def _check(study: Study, block_arms: Sequence[str]) -> None:
     for name, grid in study.learning_rates.items():
         if not grid or len(set(grid)) < len(grid) or not all(rate > 0 and math.isfinite(rate) for rate in grid):
             raise UsageError(f"learning rates {grid} of {name} must be positive, distinct and some.")
+
+
+def _check_free(override: str, taken: Mapping[str, str]) -> None:
+    """Raise UsageError for an override that a job's own, which stands behind it, would replace."""
+    key = _key(override)
+    if key in taken:
+        raise UsageError(f"{override} would be replaced in every job of a study: {taken[key]}.")
 
 
 def _check_aims(study: Study) -> None:

@@ -142,6 +142,45 @@ def test_rates_are_chosen_by_what_is_better_lower():
         declare(BLOCK | {"metric": "test_accuracy", "selection_metric": "test_accuracy", "margin": 0.01})
 
 
+TAKEN = {
+    "data_seed": "seed=1,2,3",
+    "stage": "leave it out",
+    "arm": "narrow",
+    "study": "study.name",
+    "resume": "resume_study",
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+@pytest.mark.parametrize("key", TAKEN)
+def test_what_a_study_gives_its_jobs_is_refused_with_what_to_use(key, prefix):
+    """The job's own override stands behind it and would replace it without a word."""
+    word = f"{key}=7 would be replaced .*{TAKEN[key]}"
+    with pytest.raises(UsageError, match=word):
+        declare(BLOCK, given={"experiment": ["mine"], prefix + key: ["7"]})
+    with pytest.raises(UsageError, match=word):
+        declare(BLOCK | {"common": f"{prefix}{key}=7"})
+    with pytest.raises(UsageError, match=word):
+        declare(BLOCK | {"arms": BLOCK["arms"] | {"r2": ["rank=2", f"{prefix}{key}=7"]}})
+
+
+@pytest.mark.parametrize(("override", "word"), [("seed=7", "tune_seeds"), ("++optim.lr=1e-2", "as learning_rates")])
+def test_seeds_and_rates_are_no_settings_of_an_arm(override, word):
+    for own in ({"common": override}, {"arms": BLOCK["arms"] | {"r2": ["rank=2", override]}}):
+        with pytest.raises(UsageError, match=f"would be replaced in every job of a study: .*{word}"):
+            declare(BLOCK | own)
+
+
+@pytest.mark.parametrize("prefix", ["+", "++"])
+def test_an_axis_is_the_same_however_its_override_begins(prefix):
+    given = {"seed": ["7", "8"], "optim.lr": ["1e-2"], "rank": ["64", "3"]}
+    study = declare(BLOCK, given={prefix + key: values for key, values in given.items()})
+    assert study.seeds == [7, 8]
+    assert study.learning_rates == {"r64": [1e-2], "rank=3": [1e-2]}
+    assert study.arms == {"r64": ["rank=64"], "rank=3": [f"{prefix}rank=3"]}
+    assert study.common == []
+
+
 FORMS = {
     "name": [3, "", None],
     "baseline": [8, ["r8"]],
