@@ -175,7 +175,7 @@ def _check(study: Study, block_arms: Sequence[str]) -> None:
     metrics.check_selection(study)
     unit = margin.parse(study.margin)[1]
     judged, chosen = margin.units(study.metric), margin.units(study.selection_metric)
-    if unit != "metric" and judged != chosen:
+    if unit != "metric" and not margin.alike(study.metric, study.selection_metric):
         raise UsageError(
             f"margin={study.margin!r} of {study.name} is a share of {study.selection_metric} ({chosen or 'a number'}), "
             f"and {study.metric} is judged ({judged or 'a number'}); give a selection_metric of the same unit, or the "
