@@ -48,6 +48,11 @@ def fetch(name: str, overrides: list[str]) -> None:
         print(f"{name} is here: {bring(name)}")
         return
     if "/" in name or gguf.is_gguf(name):
+        if overrides:
+            raise UsageError(
+                f"{' '.join(overrides)} is for an option, and NAME={name} is none; give pretrained "
+                f"model.name_or_path={name} {' '.join(overrides)}."
+            )
         hub.fetch(name, None, key="NAME")
         print(f"{name} is here; model=pretrained model.name_or_path={name} uses it")
         return
@@ -60,8 +65,17 @@ def fetch(name: str, overrides: list[str]) -> None:
 def _fetch_option(group: str, name: str, overrides: list[str]) -> None:
     from lab.config import instantiate
     from lab.config.suggest import composed
+    from lab.data import retention
 
-    made = instantiate.make(getattr(composed([f"{group}={name}", *overrides]), group))
+    for override in overrides:
+        if override.lstrip("+~").startswith((f"{group}.", f"{group}@")):
+            continue
+        raise UsageError(
+            f"{override} beside NAME={name} brings nothing: an override there is one of {group}.KEY=VALUE."
+        )
+    node = getattr(composed([f"{group}={name}", *overrides]), group)
+    made = instantiate.make_data(node) if group == "data" else instantiate.make(node)
+    retention.fetch(node.get("retention"))
     if not hasattr(made, "fetch"):
         print(f"{group}={name} needs nothing that is not here")
         return

@@ -21,7 +21,8 @@ from lab.errors import UsageError
 from lab.launch import resume
 from lab.launch.job import JobFailed, directory_of_its_rank, launch
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
+# What a disk says that takes no more, or not this name.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -48,6 +49,8 @@ def job(cfg: DictConfig) -> float:
             start=start,
         )
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is None:
+            error.filename = hydra_cfg.runtime.output_dir  # a write into an open file names none
         if hydra_cfg.mode == RunMode.MULTIRUN:  # Hydra tells of it only when the last job has ended
             print(f"failed: {hydra_cfg.runtime.output_dir}: {error}", file=sys.stderr, flush=True)
         elif isinstance(error, UsageError | ConfigError | JobFailed):
@@ -99,9 +102,10 @@ def _run_job() -> None:
     except OSError as error:
         if given or error.errno not in NO_ROOM:
             raise
+        place = error.filename or "to the folder of the run"
         sys.exit(
-            f"could not write {error.filename}: {error.strerror}; choose another place by hydra.run.dir, or of a sweep "
-            f"by hydra.sweep.dir and hydra.sweep.subdir."
+            f"could not write {place}: {error.strerror}; choose another place by hydra.run.dir, or of a sweep by "
+            "hydra.sweep.dir and hydra.sweep.subdir."
         )
     finally:
         if given is None:

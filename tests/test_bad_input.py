@@ -1,5 +1,6 @@
 """A user's mistake gets a sentence, early, no traceback, and leaves nothing behind."""
 
+import errno
 import json
 import os
 import subprocess
@@ -475,6 +476,26 @@ def test_a_full_disk_where_hydra_writes_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr("hydra.core.utils._save_config", full)
     said = call(train.main, *MICRO, cwd=tmp_path)
     assert "No space left on device; choose another place by hydra.run.dir" in said.sentence
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_disk_that_refuses_a_write_is_named_by_the_runs_folder(number, sweep, monkeypatch, tmp_path):
+    """A write into a file that is open names none."""
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("lab.train.launch", refuse)
+    given = ("-m", "hydra.sweep.dir=out", "rank=4,8") if sweep else ("hydra.run.dir=out",)
+    said = call(train.main, *MICRO, *given, cwd=tmp_path)
+    place = tmp_path / "out" / "0" if sweep else tmp_path / "out"
+    last = said.err.strip().splitlines()[-1]
+    assert last.startswith(f"could not write {place}: {os.strerror(number)}; choose another place by hydra.run.dir")
+
+    monkeypatch.setattr("hydra.core.utils._save_config", refuse)
+    said = call(train.main, *MICRO, *given, cwd=tmp_path)
+    assert said.sentence.startswith(f"could not write to the folder of the run: {os.strerror(number)}; choose another")
 
 
 IN_PROCESSES = [

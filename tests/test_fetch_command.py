@@ -210,3 +210,30 @@ def test_every_kind_that_is_kept_is_listed():
         text = file.read_text()
         kinds |= {part.split('"')[1] for part in text.split("cache_dir(")[1:] if part.startswith('"')}
     assert kinds | {gguf.KIND} == set(cache.KINDS)
+
+
+@pytest.mark.parametrize("name", ["owner/name", "model.gguf"])
+def test_overrides_beside_what_is_no_option_are_refused_with_the_option_that_takes_them(name, tmp_path):
+    (tmp_path / "model.gguf").touch()
+    said = fetched(tmp_path, name, "model.revision=v1")
+    assert said.sentence == (
+        f"model.revision=v1 is for an option, and NAME={name} is none; give pretrained model.name_or_path={name} "
+        "model.revision=v1."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "override"), [("sums", "model.revision=v1"), (NAME, "data.path=x"), ("sums", "rank=8")]
+)
+def test_an_override_of_another_group_is_refused(name, override, tmp_path):
+    assert f"{override} beside NAME={name} brings nothing" in fetched(tmp_path, name, override).sentence
+
+
+def test_what_an_option_of_data_is_tested_on_and_keeps_is_brought_too(tmp_path, monkeypatch):
+    brought = []
+    monkeypatch.setattr("lab.data.retention.texts", lambda name: brought.append(name))
+    monkeypatch.setattr("lab.data.hub.Hub.check", lambda self: None)
+    monkeypatch.setattr("lab.data.hub.Hub.fetch", lambda self: brought.append(self.path))
+    said = fetched(tmp_path, "metamathqa", "data.retention=owner/pages")
+    assert (said.code, said.out) == (0, "data=metamathqa is here\n"), said.err
+    assert sorted(brought) == ["meta-math/MetaMathQA", "openai/gsm8k", "owner/pages"]

@@ -279,3 +279,16 @@ def test_a_run_that_ended_with_its_epochs_goes_on_to_more_steps(tmp_path):
     assert said.code == 0, said.err
     assert "resuming from last.ckpt at step 4 of 6" in said.out
     assert record.read(tmp_path / "out").steps == 6
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_what_may_stand_beside_a_resumed_run_counts_however_it_is_written(prefix, tmp_path):
+    saved = config.compose(*SMALL, "schedule.max_epochs=null", "schedule.max_steps=4", "schedule.lr_scheduler=constant")
+    config.save(saved, tmp_path)
+    asked = config.to_hydra(config.compose(*SMALL, "hardware.threads=2", "schedule.max_steps=6"))
+    asked.resume = str(tmp_path)
+    given = [f"{prefix}hardware.threads=2", f"{prefix}schedule.max_steps=6"]
+    found = resume.config_of(asked, given)
+    assert (found.hardware.threads, found.schedule.max_steps) == (2, 6)
+    with pytest.raises(UsageError, match=r"'~hardware\.threads' is not allowed beside it"):
+        resume.config_of(asked, ["~hardware.threads"])

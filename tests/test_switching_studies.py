@@ -13,7 +13,8 @@ from lab.editors.start import switchable
 from lab.instruments.targets import spectral_targets
 from lab.launch import job
 from lab.run import dry_run, plan
-from lab.sweep.declaration import SIZES, declare
+from lab.sweep.block import SIZES
+from lab.sweep.declaration import declare
 
 STUDIES = ("forgetting", "phase2")
 BLOCKS = {

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ class StudySweeper(Sweeper):
         from lab.config.references import with_references
         from lab.errors import UsageError
         from lab.record.study import STUDY, read_study
+        from lab.sweep import metrics
         from lab.sweep.declaration import declare, with_budget
 
         earlier = read_study(study_dir)
@@ -97,6 +99,7 @@ class StudySweeper(Sweeper):
                     f"resume_study={study_dir} was declared under an earlier procedure, whose rates half a decade "
                     "apart made wrong verdicts; lab.report still reads it, but a new study is needed."
                 )
+            metrics.direction(earlier.name, earlier.metric, earlier.higher_is_better)
             return with_budget(earlier, self.config.study_budget)
         if self.study is None:
             raise UsageError("hydra/sweeper=study runs a declared study and none is; add experiment=rank_sweep.")
@@ -127,6 +130,7 @@ class StudySweeper(Sweeper):
         from lab import config as configuration
         from lab.errors import UsageError
         from lab.launch import checks
+        from lab.sweep import metrics
 
         # Another launcher's jobs find the devices of another machine, and a dry run asks for none.
         here = isinstance(self.launcher, BasicLauncher | Beside) and not self.config.dry_run
@@ -137,6 +141,7 @@ class StudySweeper(Sweeper):
             config = self.context.config_loader.load_sweep_config(self.config, [*study.common, *overrides])
             try:
                 typed = configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
+                metrics.check_measured(study, configuration.plain_of(typed), partial(_has_answers, typed.data))
                 if here:
                     checks.early(typed)
             except (configuration.ConfigError, UsageError) as error:
@@ -181,6 +186,13 @@ class StudySweeper(Sweeper):
                 raise UsageError(f"no job of {study_dir} can be composed: {error}") from error
 
         return launch
+
+
+def _has_answers(node: dict[str, Any]) -> bool:
+    from lab.config import instantiate
+    from lab.data.judge import judge_of
+
+    return judge_of(instantiate.make_data(node)) is not None
 
 
 def _for_jobs(config: DictConfig) -> DictConfig:

@@ -133,7 +133,7 @@ def _of_study(folder: Path, started: Path, known: list[str], own: list[str], bes
 def config_of(cfg: DictConfig, overrides: list[str], start: Path | None = None) -> RunConfig:
     """The saved config of the run to resume, with the few overrides that resume allows; `start` as in trust.check."""
     for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
+        key = _key(override)
         if not any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
             raise UsageError(
                 f"resume={cfg.resume} takes its config from that run; {override!r} is not allowed beside it, only "
@@ -141,15 +141,20 @@ def config_of(cfg: DictConfig, overrides: list[str], start: Path | None = None) 
             )
     job.make_importable(start or Path.cwd())
     plain = configuration.to_hydra(configuration.load(Path(cfg.resume), start))
-    if any(override.startswith("hardware=") for override in overrides):
+    if any(_key(override) == "hardware" for override in overrides):
         plain.hardware = cfg.hardware
     for override in overrides:
-        key = override.split("=", 1)[0]
+        key = _key(override)
         if key.startswith("hardware."):
             OmegaConf.update(plain, key, OmegaConf.select(cfg, key))
         elif key == "schedule.max_steps":
             extend(plain, cfg.schedule.max_steps)
     return configuration.check(plain, start)
+
+
+def _key(override: str) -> str:
+    """The key that an override sets, with or without +; one that takes a key away (~) is none of them."""
+    return override.split("=", 1)[0].lstrip("+")
 
 
 def check_same(config: RunConfig, folder: Path) -> None:

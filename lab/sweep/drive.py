@@ -81,7 +81,7 @@ def _submit(
     for job in batch:
         directory = _directory(study_dir, study, job)
         if directory is None:
-            directory, number = f"{number}_{job.id}", number + 1
+            directory, number = job.folder(number), number + 1
         submitted = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         entries[job.id] = {"directory": directory, "launcher": launcher, "submitted": submitted}
         overrides.append(_overrides(job, directory))
@@ -102,7 +102,9 @@ def _directory(study_dir: Path, study: Study, job: Job) -> str | None:
     if job.resume is not None:
         return job.resume.name
     given = study.jobs.get(job.id, {}).get("directory")
-    return None if given is None or (study_dir / given / record.RESULT).exists() else str(given)
+    if given is None or "/" in given:  # by an earlier version, after an arm: no scan would find it there
+        return None
+    return None if (study_dir / given / record.RESULT).exists() else str(given)
 
 
 def _overrides(job: Job, directory: str) -> list[str]:

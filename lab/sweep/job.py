@@ -1,5 +1,6 @@
 """Jobs of a study: the runs seen on disk, the jobs to submit, and whether a job still has to be done."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,8 @@ from lab.record.study import Study
 from lab.verdict.choice import Tuned
 
 MOST_ATTEMPTS = 2  # a failed job is retried once
+NO_NAME = re.compile(r'[/\\:*?"<>|$\x00-\x1f\x7f]')  # what some system's folders, or Hydra's settings, cannot hold
+MOST_BYTES = 255  # of a folder's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,20 @@ class Job:
 
     @property
     def id(self) -> str:
-        """Its name in study.json, and the name of its directory after the running number."""
-        return f"{self.stage}_{self.arm}_lr={self.learning_rate:g}_seed={self.seed}"
+        """Its name in study.json."""
+        return self._named(self.arm)
+
+    def folder(self, number: int) -> str:
+        """The name of its directory: the running number and its id, its arm as any system takes it.
+
+        The record has the arm's own name; two that read the same here differ in the number.
+        """
+        room = MOST_BYTES - len(f"{number}_{self._named('')}".encode())
+        arm = NO_NAME.sub("-", self.arm).encode()[:room].decode(errors="ignore")
+        return f"{number}_{self._named(arm)}"
+
+    def _named(self, arm: str) -> str:
+        return f"{self.stage}_{arm}_lr={self.learning_rate:g}_seed={self.seed}"
 
 
 @dataclass(kw_only=True)

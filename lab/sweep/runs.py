@@ -1,5 +1,6 @@
 """Runs of a study on disk: the scan that planning starts from, what is dropped of them, and the forecast."""
 
+import os
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,43 +9,78 @@ from pathlib import Path
 from lab import record
 from lab.errors import UsageError, visible
 from lab.record.study import AA, RATE, Study, role_of
+from lab.sweep import metrics
 from lab.sweep.job import Seen
 from lab.verdict.null_table import FIRST_LOOK
 from lab.verdict.procedure import extensions_per_arm, fewest_jobs, most_jobs, tuning_jobs
 
 
 def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
-    """Every run of the study below its directory, and a sentence for each that cannot be read."""
+    """Every run of the study below its directory, and a sentence for each whose record is none.
+
+    Jobs may be writing, renaming and ending meanwhile. Raises UsageError for what is there and this user may not read:
+    its job would be done twice.
+    """
     seen, unreadable = [], []
-    for path in sorted(study_dir.glob(f"*/{record.RESULT}")):
+    for path in sorted(folder / record.RESULT for folder in study_dir.iterdir()):
         try:
-            read = record.read(path.parent)
-            status = record.status_of(path.parent)
+            path.lstat()
+            seen.append(_seen(path, study))
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # no run, or gone since it was listed
         except UsageError as error:
-            unreadable.append(str(error))
-            continue
-        # A job that failed before its model was built has recorded nothing but its overrides.
-        rate = record.setting(read, study.rate)
-        seed = read.override_values.get("seed") if read.seed is None else read.seed
-        if read.stage is None or read.arm is None or seed is None or rate is None:
-            unreadable.append(f"{path} belongs to no stage, arm, seed or learning rate of a study.")
-            continue
-        seen.append(
-            Seen(
-                path=path.parent,
-                stage=read.stage,
-                arm=read.arm,
-                learning_rate=float(rate),
-                seed=int(seed),
-                status=status,
-                outcome=read.metrics.get(study.selection_metric),
-                base=read.metrics.get(f"base_{study.selection_metric}"),
-                value=read.metrics.get(study.metric),
-                seconds=read.seconds.get("total"),
-                size=sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
-            )
-        )
+            if path.exists():
+                unreadable.append(str(error))
+        except OSError as error:
+            raise UsageError(
+                f"{error.filename or path} cannot be read ({error.strerror}); let this user read it, or the job would "
+                "be done again."
+            ) from None
     return seen, unreadable
+
+
+def _seen(path: Path, study: Study) -> Seen:
+    """One run; raises UsageError where its record is none of a study's job."""
+    # Asked first: a run that ends behind this has its ending in the record, and is not taken for interrupted.
+    live = record.is_live(path.parent)
+    read = record.read(path.parent)
+    # A job that failed before its model was built has recorded nothing but its overrides.
+    rate = record.setting(read, study.rate)
+    seed = read.override_values.get("seed") if read.seed is None else read.seed
+    if read.stage is None or read.arm is None or seed is None or rate is None:
+        raise UsageError(f"{path} belongs to no stage, arm, seed or learning rate of a study.")
+    try:
+        learning_rate, number = float(rate), int(seed)
+    except (TypeError, ValueError):
+        raise UsageError(f"{path} has {study.rate}={rate!r} and seed={seed!r}, which are no numbers.") from None
+    return Seen(
+        path=path.parent,
+        stage=read.stage,
+        arm=read.arm,
+        learning_rate=learning_rate,
+        seed=number,
+        status="interrupted" if read.status == "running" and not live else read.status,
+        outcome=metrics.value_of(read, study.selection_metric),
+        base=read.metrics.get(f"base_{study.selection_metric}"),
+        value=metrics.value_of(read, study.metric),
+        seconds=read.seconds.get("total"),
+        size=_size(path.parent),
+    )
+
+
+def _size(run_dir: Path) -> int | None:
+    """Bytes of a run's files, of those that are still there when they are looked at; None where not all may be seen."""
+    faults: list[OSError] = []
+    total = 0
+    for folder, _, names in os.walk(run_dir, onerror=faults.append):
+        for name in names:
+            try:
+                total += (Path(folder) / name).stat().st_size
+            except FileNotFoundError:  # renamed by its job, or a link to nothing
+                continue
+            except OSError as error:
+                faults.append(error)
+    return None if any(not isinstance(fault, FileNotFoundError) for fault in faults) else total
 
 
 def drop_checkpoints(run_dir: Path, status: str) -> None:

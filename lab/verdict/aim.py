@@ -1,10 +1,10 @@
 """Aim of a study: what it was to reach, in words that a report checks one by one. No verdict hangs on one."""
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from lab.errors import UsageError
+from lab.errors import UsageError, nearest
 
 SWITCHES, RETURNS, RANK_FALLS = "a layer switches", "a layer returns", "rank falls"
 SEEN = (SWITCHES, RETURNS, RANK_FALLS)  # in any run of any arm
@@ -37,13 +37,16 @@ def parse(words: str) -> Aim:
     )
 
 
-def kept(aims: list[str], known: Container[str], left: Container[str]) -> list[str]:
+def kept(aims: list[str], known: Sequence[str], left: Container[str]) -> list[str]:
     """The aims whose arms are left; raises UsageError for one of an arm that never was (`known`)."""
     own = []
     for aim in map(parse, aims):
         names = [name for name in (aim.arm, aim.other) if name is not None]
         strangers = [name for name in names if name not in known]
         if strangers:
-            raise UsageError(f"aims: {aim.words!r} is of {strangers[0]!r}, which is no arm of the study.")
+            raise UsageError(
+                f"aims: {aim.words!r} is of {strangers[0]!r}, which is no arm of the study"
+                f"{nearest(strangers[0], known) or '.'}"
+            )
         own += [aim.words] if all(name in left for name in names) else []
     return own

@@ -20,6 +20,11 @@ def units(metric: str) -> str:
     return {"test_accuracy": "share", "base_test_accuracy": "share", "peak_memory_bytes": "bytes"}.get(metric, "")
 
 
+def alike(one: str, other: str) -> bool:
+    """True where what one metric differs by can be held against what another does: they are one, or have one unit."""
+    return one == other or units(one) == units(other) != ""
+
+
 def missing(metric: str) -> str:
     """What a run without a value of a metric did: of a loss it diverged, anything else it may just not have reached."""
     return "diverged" if metric.endswith(("loss", "bpb")) else "came to no value"

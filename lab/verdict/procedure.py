@@ -3,7 +3,6 @@
 Source: `docs/statistics.md`, where its error rates are.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,21 @@ Losses = list[float | None]  # of a rate, per tuning seed: None where it diverge
 Ran = Callable[[str, float, Sequence[int]], Losses | None]  # arm, rate, tuning seeds; None while a run is missing
 Ends = Callable[[str, float, Sequence[int]], list[tuple[float | None, float | None]] | None]  # stage, rate, seeds
 Ended = Callable[[str, float, int], tuple[bool, float | None]]  # arm, rate, seed -> has it ended, and the metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedByAnother(Tuned):
+    """A rate that was best by a metric of another unit than is judged: what it costs of that one nobody measured."""
+
+    @property
+    def cost(self) -> float:
+        """Nothing that could be held against a difference: a verdict is at the rates tried."""
+        return 0.0
+
+    @property
+    def searched(self) -> bool:
+        """False: the best rate of what is judged may be another."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +68,11 @@ def choose(study: Study, ran: Ran, ends: Ends) -> Chosen:
             refine=study.refine,
         )
 
-    scale = functools.partial(Scale.of, missing=margin.missing(study.selection_metric))
+    alike = margin.alike(study.metric, study.selection_metric)
+
+    def scale(value: float | None) -> Scale:
+        return Scale.of(value if alike else None, missing=margin.missing(study.selection_metric))
+
     own, tuned = study.baseline, dict[str, Tuned]()
     value, first = study.margin_value, search(own, None, scale(study.margin_value))
     if first is not None and value is None:
@@ -71,6 +89,8 @@ def choose(study: Study, ran: Ran, ends: Ends) -> Chosen:
         found = search(arm, around, scale(value))
         if found is not None and first is not None:
             tuned[arm] = found
+    if not alike:
+        tuned = {arm: TunedByAnother(**vars(each) | {"regret": None}) for arm, each in tuned.items()}
     return Chosen(tuned=tuned, margin=value)
 
 

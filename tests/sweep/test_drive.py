@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -32,7 +33,7 @@ class Launcher:
         for overrides in jobs:
             given = dict(item.split("=", 1) for item in overrides)
             folder = self.study_dir / given["hydra.sweep.subdir"].strip("'")
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True, parents=True)
             if len(self.batches) - 1 == self.dies_at:
                 raise KeyboardInterrupt
             (folder / "checkpoints").mkdir(exist_ok=True)
@@ -70,6 +71,44 @@ def test_a_study_is_tuned_and_judged_in_numbered_directories(study_dir):
     assert names[-1] == "13_verdict_svd[gradient]_lr=0.001_seed=2"
     assert all(re.fullmatch(r"\d+_(tune|verdict)_.+_lr=.+_seed=\d+", name) for name in names)
     assert {entry["directory"] for entry in read_study(study_dir).jobs.values()} == set(names)
+
+
+ODD = ["x/y", "data.path=/a/b", 'C:\\d*?"<>|', ".hidden/.dots", "ä" * 200, "l" * 300, "n\nm", "$HOME"]
+
+
+def test_an_arm_of_any_name_is_run_once_in_a_folder_that_any_system_can_hold(tmp_path):
+    """Its own name is in the record. Narrowing on the command line makes such names."""
+    arms = {"a": "init=a", **{name: f"init={number}" for number, name in enumerate(ODD)}}
+    study = declare(
+        {
+            "name": "s", "question": "Does it?", "arms": arms, "baseline": "a", "contrasts": ["x/y"], "margin": 1.0,
+            "seeds": [1, 2], "learning_rates": [1e-3],
+        }
+    )  # fmt: skip
+    launcher = Launcher(tmp_path)
+    assert go(tmp_path, launcher, study=study) == []
+    assert len(launcher.batches) == 2 * len(arms), "each job once"
+    assert {run.arm for run in scan(tmp_path, study)[0]} == set(arms)
+    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(folders) == 2 * len(arms)
+    for path in folders:
+        assert re.fullmatch(r"\d+_verdict_[^/\\:*?\"<>|$\x00-\x1f]+_lr=0.001_seed=[12]", path.name)
+        assert len(path.name.encode()) <= 255
+    assert read_study(tmp_path).arms == study.arms
+
+
+def test_a_folder_that_an_earlier_version_named_after_an_arm_with_a_slash_is_not_taken_again(tmp_path):
+    arms = {"a": "init=a", "x/y": "init=b"}
+    study = declare(
+        {
+            "name": "s", "question": "Does it?", "arms": arms, "baseline": "a", "margin": 1.0, "seeds": [1],
+            "learning_rates": [1e-3],
+        }
+    )  # fmt: skip
+    lost = {"directory": "1_verdict_x/y_lr=0.001_seed=1", "launcher": "BasicLauncher", "submitted": ""}
+    study = replace(study, jobs={"verdict_x/y_lr=0.001_seed=1": lost})
+    assert go(tmp_path, Launcher(tmp_path), study=study) == []
+    assert {run.arm for run in scan(tmp_path, study)[0]} == set(arms)
 
 
 def test_a_launcher_of_many_gets_a_stage_at_once(study_dir):

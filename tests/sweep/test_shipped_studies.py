@@ -9,7 +9,9 @@ from omegaconf import OmegaConf
 from lab import config
 from lab.config import CONF
 from lab.record.study import role_of
-from lab.sweep.declaration import SIZES, declare
+from lab.sweep import metrics
+from lab.sweep.block import SIZES
+from lab.sweep.declaration import declare
 from lab.sweep.runs import forecast
 from lab.verdict.procedure import extensions_per_arm, fewest_jobs
 
@@ -45,6 +47,14 @@ def test_a_shipped_study_declares_what_it_judges(name, size):
         assert study.horizon == 20
         assert study.budget >= (8 if name in REAL else 12)
         assert all(len(grid) >= 4 for grid in study.learning_rates.values())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_the_jobs_of_a_shipped_study_measure_what_it_judges_and_tunes_by(name, size):
+    study = declare(BLOCKS[name], size)
+    job = config.compose(f"experiment={name}", *study.common, *study.arms[study.baseline])
+    metrics.check_measured(study, config.plain_of(job), lambda: job.data["answer_pattern"] is not None)
 
 
 @pytest.mark.parametrize("name", BLOCKS)

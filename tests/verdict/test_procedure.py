@@ -1,9 +1,11 @@
 """The procedure of a study's pairs: what tuning may have cost either arm, and the seeds that each still needs."""
 
+import math
 import random
 
 import pytest
 
+from lab.report.looks import Looked
 from lab.sweep.declaration import declare
 from lab.verdict import procedure
 from lab.verdict.choice import Tuned
@@ -58,3 +60,45 @@ def test_an_arm_without_a_rate_takes_its_pairs_with_it_and_no_other():
     found = procedure.look(study(), chosen, ended({}))
     assert list(found.judged) == ["a"]
     assert found.wanted.keys() == {"base", "a"}
+
+
+def accuracy(arm, rate, seed):
+    """Shares of right answers, alike in all arms but `b`."""
+    noise = random.Random(f"{arm} {seed}").gauss(0, 0.002)
+    return True, 0.5 + (0.2 if arm == "b" else 0.0) + noise
+
+
+@pytest.mark.parametrize(
+    ("fields", "at_best", "rates"),
+    [
+        ({"metric": "test_accuracy", "margin": 0.02}, False, 7),
+        ({"metric": "my_score", "selection_metric": "my_other_score", "margin": 0.02}, False, 7),
+        ({"metric": "test_loss", "margin": 10.0}, True, 7),
+        ({"metric": "test_loss", "margin": 0.02}, True, 9),
+    ],
+)
+def test_nats_that_a_rate_may_have_cost_are_not_held_against_answers(fields, at_best, rates):
+    """Where six nats a decade are lost on either side of a kink, a rate may have cost 0.12: six margins of answers."""
+    higher = fields["metric"] in ("test_accuracy", "my_score")
+    grid = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+    own = study(**fields, higher_is_better=higher, learning_rates=grid, contrasts=["a", "b"])
+    tried = set()
+
+    def ran(arm, rate, seeds):
+        tried.add((arm, rate))
+        return [2 + 6 * abs(math.log10(rate / 1.2e-3)) for _ in seeds]
+
+    chosen = procedure.choose(own, ran, lambda *_: [(None, 2.0)])
+    assert sum(arm == "base" for arm, _ in tried) == rates, (
+        "the step at an eighth where a regret beyond the margin is told"
+    )
+    judged = procedure.look(own, chosen, accuracy).judged
+    looked = {
+        name: Looked(judged=each, horizon=20, arm=chosen.tuned[name], other=chosen.tuned["base"])
+        for name, each in judged.items()
+    }
+    assert [each.at_best for each in looked.values()] == [at_best, at_best]
+    if higher:
+        assert {name: each.verdict for name, each in judged.items()} == {"a": "equivalent", "b": "better"}
+        assert judged["a"].seeds == judged["b"].seeds == 4
+        assert [each.regret for each in looked.values()] == [None, None]
