@@ -41,11 +41,11 @@ class Beside(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Exits with 130 where a signal stopped the jobs."""
+        """Exits with 130 where a signal stopped the jobs; raises NoProcess where a job's process cannot be started."""
         import cloudpickle  # with what follows: Hydra imports this file at every start
 
         from lab.launch import beside
-        from lab.process.pool import NotBegun, Pool
+        from lab.process.pool import NoProcess, NotBegun, Pool
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -59,20 +59,27 @@ class Beside(Launcher):
         outcomes = self._pool.map(_run, tasks)
         stopped = sum(isinstance(each, SystemExit | KeyboardInterrupt) for each in outcomes)
         left = sum(isinstance(each, NotBegun) for each in outcomes)
-        if stopped or left:
+        if stopped or left or self._pool.received:
             print(f"stopped: {stopped} jobs in the middle, {left} not begun", file=sys.stderr)
             sys.exit(130)
+        for each in outcomes:
+            if isinstance(each, NoProcess):
+                raise each
         return [_returned(each) for each in outcomes]
 
     def _forecast(self, configs: Sequence[Any]) -> list[float]:
         """In the processes that the jobs run in later, which have then imported what they need.
 
+        Exits with 130 where a signal comes meanwhile.
         Infinite, and said, where a dry run cannot tell, as of a user's own model: then jobs run one at a time.
         """
         from lab.launch import beside
 
         assert self._pool is not None
         forecasts = self._pool.map(beside.forecast_bytes, [(config,) for config in configs])
+        if self._pool.received:
+            print("stopped: no job was begun", file=sys.stderr)
+            sys.exit(130)
         for each in forecasts:
             if isinstance(each, Exception):
                 print(
