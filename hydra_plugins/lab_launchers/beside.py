@@ -12,7 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_plugins.lab_launchers import FetchFirst
+from hydra_plugins.lab_launchers import FetchFirst, resumed
 from lab.config import ConfigError
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ class Beside(Launcher):
         if self._pool is None:
             self._pool = Pool(self.n_jobs or 2)
         if self.n_jobs is None:
-            kinds = [self._config(kind) for kind in dict.fromkeys(map(_kind, job_overrides))]
-            self.n_jobs = self._pool.count = beside.jobs_at_once(kinds, self._forecast)
+            each = [self._config(kind) for kind in dict.fromkeys(map(_kind, job_overrides))]
+            if kinds := [config for config in each if config is not None]:
+                self.n_jobs = self._pool.count = beside.jobs_at_once(kinds, self._forecast)
         same = cloudpickle.dumps((self.hydra_context, self.config, self.task_function, Singleton.get_state()))
         tasks = [(same, initial_job_idx + number, list(job)) for number, job in enumerate(job_overrides)]
         outcomes = self._pool.map(_run, tasks)
@@ -93,9 +94,12 @@ class Beside(Launcher):
         return forecasts
 
     def _config(self, overrides: Sequence[str]) -> Any:
+        """What a job will run; None of a run to continue that cannot be read."""
         from lab import config as configuration
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        if config.get("resume"):
+            return resumed(config)
         return configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
 
 
