@@ -116,8 +116,8 @@ def _wait(seconds: float | None, error: Exception, study_dir: Path) -> None:
     """Wait until a launcher is asked again; raises UsageError where it has been asked often enough."""
     if seconds is None:
         raise UsageError(
-            f"the launcher began no job in {len(LAUNCHER_WAITS) + 1} attempts ({type(error).__name__}: {error}); no job "
-            f"is given up: when it works again, go on by resume_study={study_dir}."
+            f"the launcher began no job in {len(LAUNCHER_WAITS) + 1} attempts ({type(error).__name__}: {error}); no "
+            f"job is given up: when it works again, go on by resume_study={study_dir}."
         ) from error
     print(f"no job was begun; the launcher is asked again in {seconds:g} s", file=sys.stderr, flush=True)
     time.sleep(seconds)
