@@ -29,19 +29,24 @@ def drive(
     one_by_one: bool,
     keep_checkpoints: bool,
     poll_seconds: float = POLL_SECONDS,
+    begin: Callable[[], Study] | None = None,
 ) -> list[str]:
     """Run every job the study still needs; the keys of the jobs that failed for good.
 
     `launch` takes the overrides of several jobs and the number of the first, and returns when they have ended; what
     they achieved is read from their directories, never from what it returns. `launcher` is the name of its class,
-    `one_by_one` submits one job at a time. What raises before a job has begun is no attempt at it, and is asked again
-    after a while. Raises UsageError where another process is driving the same directory, and where a launcher begins no
-    job however often it is asked, and passes on a launcher's, which is of all jobs.
+    `one_by_one` submits one job at a time. `begin` is called when the directory is this process's alone, and gives the
+    study as it stands then, which another may have changed since it was read. What raises before a job has begun is no
+    attempt at it, and is asked again after a while.
+
+    Raises UsageError where another process is driving the same directory, and where a launcher begins no job however
+    often it is asked; passes on a launcher's, which is of all jobs.
     """
     attempts: dict[str, int] = {}
     waits = iter(LAUNCHER_WAITS)
     named: set[str] = set()
     with record.lock(study_dir):
+        study = study if begin is None else begin()
         write_study(study_dir, study)
         while True:
             seen, unreadable = runs.scan(study_dir, study)

@@ -178,6 +178,16 @@ def test_two_planners_do_not_share_a_directory(study_dir):
         go(study_dir, Launcher(study_dir))
 
 
+def test_a_study_that_another_changed_before_it_was_ours_goes_on_as_it_stands(study_dir):
+    read_before = read_study(study_dir)
+    go(study_dir, Launcher(study_dir))
+    done, never = read_study(study_dir), Launcher(study_dir)
+    given = {"launcher": "BasicLauncher", "one_by_one": True, "keep_checkpoints": False}
+    drive(study_dir, read_before, never, **given, begin=lambda: read_study(study_dir))
+    assert read_study(study_dir) == done
+    assert never.batches == []
+
+
 def test_a_job_that_another_process_runs_is_waited_for(study_dir, monkeypatch):
     folder = study_dir / "0_tune_a_lr=0.0001_seed=0"
     folder.mkdir()
