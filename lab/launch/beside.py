@@ -47,7 +47,7 @@ def free_bytes() -> float:
 
 def _number(path: Path) -> float | None:
     """The number in a file of the kernel's; None where there is no file, or no limit."""
-    text = path.read_text().strip() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     return float(text) if text.isdigit() else None
 
 
@@ -73,7 +73,7 @@ def one_line(run_dir: Path) -> Iterator[Callable[[str], None]]:
         said = text
 
     try:
-        with (run_dir / CONSOLE).open("a", buffering=1) as file, redirect_stdout(file):
+        with (run_dir / CONSOLE).open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file):
             yield say
     finally:
         print(said or f"{run_dir.name}: ended without a result", file=shown, flush=True)

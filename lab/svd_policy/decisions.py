@@ -82,7 +82,7 @@ def decide_while_held(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
 def append(run_dir: Path, rows: Sequence[Decided]) -> None:
     """Add the decisions of a tick with one write."""
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    with open(Path(run_dir) / FILE, "a") as file:
+    with open(Path(run_dir) / FILE, "a", encoding="utf-8") as file:
         file.write(text)
 
 
