@@ -13,7 +13,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from hydra_plugins.lab_launchers import FetchFirst, resumed
-from lab.config import ConfigError
 
 if TYPE_CHECKING:
     from lab.process.pool import Pool
@@ -34,10 +33,9 @@ class Beside(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra calls this before `launch`; raises ConfigError for a number of jobs that is none."""
-        if self.n_jobs is not None and (type(self.n_jobs) is not int or self.n_jobs < 1):
-            raise ConfigError(
-                f"hydra.launcher.n_jobs={self.n_jobs} is no number of jobs; give 1 or more, or null for as many as fit."
-            )
+        from lab.launch import beside
+
+        beside.check_count(self.n_jobs)
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:

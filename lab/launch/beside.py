@@ -18,6 +18,14 @@ PROCESS_BYTES = 1.2e9  # of a job beside the tensors of a step: imports, evaluat
 CGROUP = Path("/sys/fs/cgroup")
 
 
+def check_count(n_jobs: object) -> None:
+    """Raise ConfigError for a number of jobs at once that is none; None stands for as many as fit."""
+    if n_jobs is not None and (type(n_jobs) is not int or n_jobs < 1):
+        raise configuration.ConfigError(
+            f"hydra.launcher.n_jobs={n_jobs} is no number of jobs; give 1 or more, or null for as many as fit."
+        )
+
+
 def jobs_at_once(configs: Sequence[RunConfig], forecast: Callable[[Sequence[RunConfig]], Sequence[float]]) -> int:
     """Jobs that fit: one per GPU and device, on a CPU one per `hardware.threads` cores while the memory lasts.
 

@@ -152,8 +152,10 @@ def _next_number(study_dir: Path, study: Study) -> int:
 
 
 def _drop_checkpoints(seen: Sequence[Seen], now: Plan) -> None:
+    """Remove what no run goes on from: an interrupted one that is given up does, when the study is started again."""
     for run in seen:
-        if run.status in ENDED or now.finished:
+        goes_on = run.status == "interrupted" and run.job in now.given_up
+        if run.status in ENDED or (now.finished and not goes_on):
             runs.drop_checkpoints(run.path, run.status)
 
 

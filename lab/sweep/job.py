@@ -11,6 +11,11 @@ from lab.verdict.choice import Tuned
 MOST_ATTEMPTS = 2  # a failed job is retried once
 
 
+def job_id(stage: str, arm: str, learning_rate: float, seed: int) -> str:
+    """The name of a job among those of its study."""
+    return f"{stage}_{arm}_lr={learning_rate:g}_seed={seed}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """One run directory, reduced to what planning needs."""
@@ -26,6 +31,11 @@ class Seen:
     value: float | None = None  # the metric that arms are judged by
     seconds: float | None = None
     size: int | None = None  # bytes on disk
+
+    @property
+    def job(self) -> str:
+        """The id of the job that it is a run of."""
+        return job_id(self.stage, self.arm, self.learning_rate, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +53,7 @@ class Job:
     @property
     def id(self) -> str:
         """Its name in study.json, and the name of its directory after the running number."""
-        return f"{self.stage}_{self.arm}_lr={self.learning_rate:g}_seed={self.seed}"
+        return job_id(self.stage, self.arm, self.learning_rate, self.seed)
 
 
 @dataclass(kw_only=True)

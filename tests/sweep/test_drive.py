@@ -173,6 +173,26 @@ def test_completed_jobs_drop_what_only_a_continuation_needs(study_dir, tmp_path)
     assert len(list(kept.glob("*/checkpoints/last.ckpt"))) == 14
 
 
+def test_an_interrupted_run_that_is_given_up_keeps_its_checkpoint_and_goes_on_at_the_next_start(study_dir):
+    resumed = []
+
+    def killed(given):
+        return "running" if (given["stage"], given["seed"], given["arm"]) == ("verdict", "2", "'a'") else "completed"
+
+    class Killing(Launcher):
+        def __call__(self, jobs, first):
+            if any(item.startswith("resume=") for item in jobs[0]):
+                resumed.append(self.study_dir / dict(i.split("=", 1) for i in jobs[0])["hydra.sweep.subdir"].strip("'"))
+            else:
+                super().__call__(jobs, first)
+
+    assert go(study_dir, Killing(study_dir, status=killed)) == ["verdict_a_lr=0.001_seed=2"]
+    (folder,) = resumed
+    assert list(study_dir.glob("*/checkpoints/last.ckpt")) == [folder / "checkpoints" / "last.ckpt"]
+    go(study_dir, Killing(study_dir, status=killed))
+    assert set(resumed) == {folder}
+
+
 def test_two_planners_do_not_share_a_directory(study_dir):
     with lock(study_dir), pytest.raises(UsageError, match="still live"):
         go(study_dir, Launcher(study_dir))
