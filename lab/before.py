@@ -20,7 +20,7 @@ from lab import command, record
 from lab import config as configuration
 from lab.config import ConfigError
 from lab.errors import UsageError
-from lab.launch import checks, job, resume
+from lab.launch import beside, checks, job, resume
 
 
 class CheckFirst(Callback):
@@ -32,6 +32,8 @@ class CheckFirst(Callback):
             HydraConfig.instance().set_config(config)  # for ${hydra:…} in the folder's name
             folder = Path(str(config.hydra.run.dir))
             checked = _checked(config)
+            if str(config.hydra.launcher.get("_target_")).endswith(".BesideLauncher"):
+                beside.check_count(config.hydra.launcher.n_jobs)  # of the runs with which it shares a GPU
             if not config.get("resume"):
                 resume.check_same(checked, folder)
             job.make_importable(Path.cwd())

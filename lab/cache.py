@@ -62,7 +62,7 @@ def keep(path: Path | None, write: Callable[[Path], object]) -> bool:
 def keep_json(path: Path | None, value: Any) -> bool:
     """Keep a value as JSON behind its checksum; False where it could not be kept."""
     text = json.dumps(value)
-    return keep(path, lambda temporary: temporary.write_text(f"{_checksum(text)} {text}"))
+    return keep(path, lambda temporary: temporary.write_text(f"{_checksum(text)} {text}", encoding="utf-8"))
 
 
 def read_json(path: Path | None) -> Any:
@@ -70,7 +70,7 @@ def read_json(path: Path | None) -> Any:
     if path is None:
         return None
     try:
-        checksum, _, text = path.read_text().partition(" ")
+        checksum, _, text = path.read_text(encoding="utf-8").partition(" ")
         if checksum != _checksum(text):
             raise ValueError("it does not match its checksum")
         return json.loads(text)
@@ -84,7 +84,7 @@ def read_json(path: Path | None) -> Any:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Within the context no other process of this machine makes what lies at `path`; one that does is waited for."""
-    with path.with_name(f".{path.name}.lock").open("w") as file:
+    with path.with_name(f".{path.name}.lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

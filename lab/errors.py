@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (bidirectional overrides), lone surrogates, line breaks
 HARMLESS = "\n\t\u200c\u200d"  # lines, and what joins letters and emoji
@@ -21,6 +22,14 @@ class UsageError(ValueError):
     def __str__(self) -> str:
         """The sentence, which may hold what was read from anywhere."""
         return visible(super().__str__())
+
+
+def refused(path: Path, error: OSError) -> UsageError:
+    """The sentence for a file, or a folder of it, that the system lets this user not read or not write."""
+    return UsageError(
+        f"{path} cannot be had here ({error.strerror}); ask its owner to share the folder (chmod -R g+rwX), or copy it "
+        f"to one of your own."
+    )
 
 
 class Mismatch(RuntimeError):

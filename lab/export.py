@@ -133,7 +133,7 @@ def _write_factored(chosen: Selected, folder: Path) -> dict[str, Any]:
     save_model(chosen.net, str(folder / "model.safetensors"), metadata={"format": "pt"})
     chosen.net.config.save_pretrained(folder)
     plain = {name: form for name, form in chosen.weights.structure.to_plain().items() if name in forms}
-    (folder / STRUCTURE).write_text(json.dumps(plain, indent=2) + "\n")
+    (folder / STRUCTURE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
     with safe_open(folder / "model.safetensors", "pt") as saved:
         for name, form in forms.items():
             held = saved.get_slice(f"{name}.A").get_shape()[0], saved.get_slice(f"{name}.B").get_shape()[1]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lab import record
-from lab.errors import UsageError, visible
+from lab.errors import UsageError, refused, visible
 from lab.spectral.diagnosis import Diagnosis
 
 SCHEMA = 1
@@ -119,11 +119,14 @@ def read(run_dir: Path) -> Recorded:
     another schema, and damage before the last line.
     """
     path = Path(run_dir) / FOLDER / FILE
-    if not path.is_file():
+    try:
+        lines, cut = _whole_lines(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{run_dir} holds no ledger; run with svd_policy=observe, or a policy that decides, to keep one."
-        )
-    lines, cut = _whole_lines(path)
+        ) from None
+    except OSError as error:
+        raise refused(path, error) from None
     if not lines or lines[0].get("schema") != SCHEMA:
         schema = lines[0].get("schema") if lines else "no header"
         raise UsageError(f"{path} has schema {schema!r}; this version reads schema {SCHEMA}.")

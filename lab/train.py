@@ -17,7 +17,7 @@ from lab import command
 from lab import config as configuration
 from lab.config import CONF, ConfigError
 from lab.config.arguments import arrange
-from lab.errors import UsageError
+from lab.errors import UsageError, refused
 from lab.launch import resume
 from lab.launch.job import JobFailed, directory_of_its_rank, launch
 
@@ -99,6 +99,10 @@ def _run_job() -> None:
         from lab.config.suggest import explain
 
         sys.exit(explain(error, sys.argv[1:]))
+    except PermissionError as error:  # what Hydra reads and writes; our own files have been told of
+        if given or error.filename is None:
+            raise
+        sys.exit(str(refused(Path(error.filename), error)))
     except OSError as error:
         if given or error.errno not in NO_ROOM:
             raise

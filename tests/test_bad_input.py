@@ -87,6 +87,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("-m", "seed=1,2", BESIDE, "hydra.launcher.n_jobs=0"), "hydra.launcher.n_jobs=0 is no number of jobs"),
     (("-m", "seed=1,2", BESIDE, "hydra.launcher.n_jobs=-3"), "hydra.launcher.n_jobs=-3 is no number of jobs"),
     (("-m", "seed=1,2", BESIDE, "hydra.launcher.n_jobs=two"), "hydra.launcher.n_jobs=two is no number of jobs"),
+    ((BESIDE, "hydra.launcher.n_jobs=two"), "hydra.launcher.n_jobs=two is no number of jobs"),
     (("study_budget=0",), "study_budget must be at least 1 (or null); got 0."),
     (("experiment=rank_sweep", "study_budget=30"), "a budget of 30 seeds cannot be kept"),
     (("study_size=huge",), "study_size=huge is not one of quick, default, full."),

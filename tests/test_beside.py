@@ -108,6 +108,8 @@ def test_a_pool_whose_count_is_lowered_does_one_task_at_a_time(tmp_path):
 
 def test_what_cannot_be_forecast_runs_one_at_a_time_and_is_said(machine, capsys):
     class Broken:
+        received = ()
+
         def map(self, function, tasks):
             return [AttributeError("'Mine' object has no attribute 'skeleton'")]
 

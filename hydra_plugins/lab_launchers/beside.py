@@ -12,8 +12,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_plugins.lab_launchers import FetchFirst
-from lab.config import ConfigError
+from hydra_plugins.lab_launchers import FetchFirst, resumed
 
 if TYPE_CHECKING:
     from lab.process.pool import Pool
@@ -34,45 +33,52 @@ class Beside(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Hydra calls this before `launch`; raises ConfigError for a number of jobs that is none."""
-        if self.n_jobs is not None and (type(self.n_jobs) is not int or self.n_jobs < 1):
-            raise ConfigError(
-                f"hydra.launcher.n_jobs={self.n_jobs} is no number of jobs; give 1 or more, or null for as many as fit."
-            )
+        from lab.launch import beside
+
+        beside.check_count(self.n_jobs)
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Exits with 130 where a signal stopped the jobs."""
+        """Exits with 130 where a signal stopped the jobs; raises NoProcess where a job's process cannot be started."""
         import cloudpickle  # with what follows: Hydra imports this file at every start
 
         from lab.launch import beside
-        from lab.process.pool import NotBegun, Pool
+        from lab.process.pool import NoProcess, NotBegun, Pool
 
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         if self._pool is None:
             self._pool = Pool(self.n_jobs or 2)
         if self.n_jobs is None:
-            kinds = [self._config(kind) for kind in dict.fromkeys(map(_kind, job_overrides))]
-            self.n_jobs = self._pool.count = beside.jobs_at_once(kinds, self._forecast)
+            each = [self._config(kind) for kind in dict.fromkeys(map(_kind, job_overrides))]
+            if kinds := [config for config in each if config is not None]:
+                self.n_jobs = self._pool.count = beside.jobs_at_once(kinds, self._forecast)
         same = cloudpickle.dumps((self.hydra_context, self.config, self.task_function, Singleton.get_state()))
         tasks = [(same, initial_job_idx + number, list(job)) for number, job in enumerate(job_overrides)]
         outcomes = self._pool.map(_run, tasks)
         stopped = sum(isinstance(each, SystemExit | KeyboardInterrupt) for each in outcomes)
         left = sum(isinstance(each, NotBegun) for each in outcomes)
-        if stopped or left:
+        if stopped or left or self._pool.received:
             print(f"stopped: {stopped} jobs in the middle, {left} not begun", file=sys.stderr)
             sys.exit(130)
+        for each in outcomes:
+            if isinstance(each, NoProcess):
+                raise each
         return [_returned(each) for each in outcomes]
 
     def _forecast(self, configs: Sequence[Any]) -> list[float]:
         """In the processes that the jobs run in later, which have then imported what they need.
 
+        Exits with 130 where a signal comes meanwhile.
         Infinite, and said, where a dry run cannot tell, as of a user's own model: then jobs run one at a time.
         """
         from lab.launch import beside
 
         assert self._pool is not None
         forecasts = self._pool.map(beside.forecast_bytes, [(config,) for config in configs])
+        if self._pool.received:
+            print("stopped: no job was begun", file=sys.stderr)
+            sys.exit(130)
         for each in forecasts:
             if isinstance(each, Exception):
                 print(
@@ -86,9 +92,12 @@ class Beside(Launcher):
         return forecasts
 
     def _config(self, overrides: Sequence[str]) -> Any:
+        """What a job will run; None of a run to continue that cannot be read."""
         from lab import config as configuration
 
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        if config.get("resume"):
+            return resumed(config)
         return configuration.check(OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]))
 
 

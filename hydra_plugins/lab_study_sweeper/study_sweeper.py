@@ -56,8 +56,6 @@ class StudySweeper(Sweeper):
     def _sweep(self, arguments: list[str]) -> list[str]:
         from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 
-        from lab.config import trust
-        from lab.launch.resume import MULTIRUN
         from lab.sweep import drive, runs
 
         study_dir = Path(str(self.config.hydra.sweep.dir)).absolute()
@@ -69,10 +67,12 @@ class StudySweeper(Sweeper):
         if self.config.dry_run:
             return []
         study_dir.mkdir(parents=True, exist_ok=True)
-        if not self.config.resume_study:
-            OmegaConf.save(self.config, study_dir / MULTIRUN)  # as Hydra's own sweeper does
-        if (study_dir / MULTIRUN).is_file():
-            trust.remember(study_dir, (study_dir / MULTIRUN).read_text(), Path.cwd())
+
+        def begin() -> "Study":
+            declared = self._study(arguments, study_dir)
+            self._keep_start(study_dir)
+            return declared
+
         return drive.drive(
             study_dir,
             study,
@@ -80,7 +80,24 @@ class StudySweeper(Sweeper):
             launcher=type(self.launcher).__name__,
             one_by_one=isinstance(self.launcher, BasicLauncher),  # it would not start a second one earlier anyway
             keep_checkpoints=self.config.keep_checkpoints,
+            begin=begin,
         )
+
+    def _keep_start(self, study_dir: Path) -> None:
+        """Write down how the study was started, as Hydra's own sweeper does, and that it was here."""
+        from lab.config import trust
+        from lab.errors import refused
+        from lab.files import write_atomically
+        from lab.launch.resume import MULTIRUN
+
+        path, text = study_dir / MULTIRUN, OmegaConf.to_yaml(self.config)
+        try:
+            if not self.config.resume_study:
+                write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            if path.is_file():
+                trust.remember(study_dir, path.read_text(encoding="utf-8"), Path.cwd())
+        except PermissionError as error:
+            raise refused(path, error) from None
 
     def _study(self, arguments: list[str], study_dir: Path) -> "Study":
         """The study as an earlier start declared it in the directory, else as the YAML and the command line do."""

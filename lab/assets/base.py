@@ -45,7 +45,7 @@ def bits_per_byte(sides: tuple[str, ...]) -> tuple[dict[str, float], int]:
 
 def last_gain(run_dir: Path) -> float:
     """Share by which validation bits per byte fell over the last tenth of the steps, from metrics.csv."""
-    lines = (run_dir / "metrics.csv").read_text().splitlines()
+    lines = (run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()
     columns = lines[0].split(",")
     rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
     bpb = {int(row["step"]): float(row["val_bpb"]) for row in rows if row["val_bpb"]}
@@ -70,14 +70,14 @@ def install(runs: list[Path]) -> None:
     net.generation_config.max_length = None
     net.save_pretrained(HOME)
     measured = {" + ".join(sides): bits_per_byte(sides) for sides in (("val",), ("test",), ("val", "test"))}
-    (HOME / "README.md").write_text(card(results, gain, measured))
+    (HOME / "README.md").write_text(card(results, gain, measured), encoding="utf-8")
     for side, (bits, _) in measured.items():
         if bits["base"] > XZ_SHARE * bits["xz -9e"]:
             raise UsageError(
                 f"on {side} the base needs {bits['base']:.3f} bits per byte and xz {bits['xz -9e']:.3f}: "
                 f"more than {XZ_SHARE} times as many; train longer."
             )
-    print((HOME / "README.md").read_text())
+    print((HOME / "README.md").read_text(encoding="utf-8"))
 
 
 def card(results: list[record.RunRecord], gain: float, measured: dict[str, tuple[dict[str, float], int]]) -> str:

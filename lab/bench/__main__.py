@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         if error.name is None or error.name.split(".")[0] == "lab":
             raise
         sys.exit(lacks(given.suite, [error.name]))
-    path.write_text(json.dumps(rows, indent=2) + "\n")
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(f"wrote {path}")
 
 

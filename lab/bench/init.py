@@ -67,12 +67,12 @@ def run(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     if lines is not None:
-        lines.write_text("")
+        lines.write_text("", encoding="utf-8")
     try:
         for row in _rows(quick, shapes, spectra, schemes):
             rows.append(row)
             if lines is not None:
-                with open(lines, "a") as file:
+                with open(lines, "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
     finally:
         torch.set_num_threads(threads)

@@ -111,4 +111,4 @@ def seconds_of(arguments: list[str], works: bool) -> tuple[float, dict[str, Any]
         if (done.returncode == 0) != works:
             raise RuntimeError(f"{arguments} ended with {done.returncode}: {done.stderr[-2000:]}")
         record = Path(folder, "run", "result.json")
-        return seconds, json.loads(record.read_text()) if record.exists() else {}
+        return seconds, json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}

@@ -20,7 +20,7 @@ def main() -> None:
     """Train, evaluate the validation and the test side once, save the adapter; TensorBoard logs as by default."""
     folder, bf16 = Path(sys.argv[1]), "--bf16" in sys.argv[2:]
     began, ends = time.perf_counter(), {}
-    given: dict[str, Any] = json.loads((folder / "rows.json").read_text())
+    given: dict[str, Any] = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     net = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
     lora = LoraConfig(r=given["rank"], lora_alpha=given["alpha"], target_modules="all-linear", task_type="CAUSAL_LM")

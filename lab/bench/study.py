@@ -79,7 +79,7 @@ def _prepare(folder: Path) -> None:
     rows: dict[str, Any] = {side: rows_of(getattr(corpus, side)) for side in ("train", "val", "test")}
     rows |= {"rank": RANK, "alpha": settings.alpha, "lr": settings.optim.lr}
     rows["batch_size"] = settings.schedule.batch_size
-    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 def rows_of(side: Encoded) -> list[dict[str, list[int]]]:

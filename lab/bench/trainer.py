@@ -125,7 +125,7 @@ def prepare(ground: Ground, folder: Path) -> None:
     rows: dict[str, Any] = {side: rows_of(getattr(corpus, side)) for side in ("train", "val", "test")}
     rows |= {"rank": settings.rank, "alpha": settings.alpha, "lr": ground.plain_rate, "batch_size": batch}
     rows["steps"] = total_steps(settings.schedule, -(-len(corpus.train.samples) // batch))
-    (folder / "rows.json").write_text(json.dumps(rows))
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 def script_row(contender: str, bf16: bool, ground: Ground, folder: Path, base: dict[str, Any]) -> BenchRow:

@@ -24,7 +24,7 @@ from lab.config.schema import (  # noqa: F401 (the groups' types are read from h
     Schedule,
 )
 from lab.config.validate import problems
-from lab.errors import UsageError, nearest
+from lab.errors import UsageError, nearest, refused
 from lab.files import write_atomically
 from lab.paths import CONF
 
@@ -130,10 +130,15 @@ def load_own(run_dir: Path) -> RunConfig:
 
 def _read(run_dir: Path, start: Path, *, anybodys: bool, live: bool) -> RunConfig:
     path = Path(run_dir) / CONFIG
-    if not path.is_file():
-        raise UsageError(f"{run_dir} is no run directory: it holds no {CONFIG}.")
     try:
-        text = path.read_text()
+        if not path.is_file():
+            raise UsageError(f"{run_dir} is no run directory: it holds no {CONFIG}.")
+        text = path.read_text(encoding="utf-8")
+    except PermissionError as error:
+        raise refused(path, error) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise _no_config(path, str(error)) from None
+    try:
         check_shape(text)
         loaded = OmegaConf.create(text)
         if not isinstance(loaded, DictConfig):
@@ -148,12 +153,16 @@ def _read(run_dir: Path, start: Path, *, anybodys: bool, live: bool) -> RunConfi
         config = from_plain(plain)
         config.references = references_in(loaded, plain)
         return config
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError, AssertionError) as error:
+    except (OmegaConfBaseException, YAMLError, AssertionError) as error:
         why = complaint(error) if isinstance(error, OmegaConfBaseException) else " ".join(str(error).split())
-        raise UsageError(
-            f"{path} is not a config that this version reads ({why}); mend it, or use the version that wrote it, "
-            f"which result.json names."
-        ) from None
+        raise _no_config(path, why) from None
+
+
+def _no_config(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"{path} is not a config that this version reads ({why}); mend it, or use the version that wrote it, which "
+        f"result.json names."
+    )
 
 
 def check_shape(text: str) -> None:
@@ -176,6 +185,9 @@ def save(config: RunConfig, run_dir: Path, start: Path | None = None) -> None:
     The user's cache remembers that this run was started here, from the folder `start` (None: the working directory).
     """
     path, text = Path(run_dir) / CONFIG, OmegaConf.to_yaml(to_hydra(config))
-    if not path.is_file() or path.read_text() != text:
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+    try:
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    except PermissionError as error:
+        raise refused(path, error) from None
     trust.remember(Path(run_dir), text, start or Path.cwd())

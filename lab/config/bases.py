@@ -65,7 +65,7 @@ def _rate(base: Base, plain: Mapping[str, Any]) -> tuple[float, str]:
     if init == DEFAULTS["init"] or base is UNKNOWN:
         return base.lr, base.lr_from + beside
     for name, rate in base.inits.items():
-        option = yaml.safe_load((INITS / f"{name}.yaml").read_text())
+        option = yaml.safe_load((INITS / f"{name}.yaml").read_text(encoding="utf-8"))
         if all(init.get(key) == option.get(key) for key in START) and init.get("offset") != "none":
             return rate, f"{base.lr_from}, init={name}{beside}"
     return base.lr, f"{base.lr_from}{beside}; that is plain LoRA's, and this init may like another (lab.suggest lr)"

@@ -82,7 +82,7 @@ class Switcher:
         for row in self.rows:
             row |= {"loss_before": before, "loss_after": after, "layers_at_once": layers}
         if rank() == 0:
-            with open(self.run_dir / FILE, "a") as file:
+            with open(self.run_dir / FILE, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(strict(row), allow_nan=False) + "\n" for row in self.rows))
         return [Edit(row["layer"], form_at(self.net, row["layer"])) for row in self.rows]
 

@@ -18,6 +18,14 @@ PROCESS_BYTES = 1.2e9  # of a job beside the tensors of a step: imports, evaluat
 CGROUP = Path("/sys/fs/cgroup")
 
 
+def check_count(n_jobs: object) -> None:
+    """Raise ConfigError for a number of jobs at once that is none; None stands for as many as fit."""
+    if n_jobs is not None and (type(n_jobs) is not int or n_jobs < 1):
+        raise configuration.ConfigError(
+            f"hydra.launcher.n_jobs={n_jobs} is no number of jobs; give 1 or more, or null for as many as fit."
+        )
+
+
 def jobs_at_once(configs: Sequence[RunConfig], forecast: Callable[[Sequence[RunConfig]], Sequence[float]]) -> int:
     """Jobs that fit: one per GPU and device, on a CPU one per `hardware.threads` cores while the memory lasts.
 
@@ -47,7 +55,7 @@ def free_bytes() -> float:
 
 def _number(path: Path) -> float | None:
     """The number in a file of the kernel's; None where there is no file, or no limit."""
-    text = path.read_text().strip() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
     return float(text) if text.isdigit() else None
 
 
@@ -73,7 +81,7 @@ def one_line(run_dir: Path) -> Iterator[Callable[[str], None]]:
         said = text
 
     try:
-        with (run_dir / CONSOLE).open("a", buffering=1) as file, redirect_stdout(file):
+        with (run_dir / CONSOLE).open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file):
             yield say
     finally:
         print(said or f"{run_dir.name}: ended without a result", file=shown, flush=True)

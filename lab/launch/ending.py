@@ -22,13 +22,13 @@ def note(run_dir: Path, status: str, error: dict[str, Any], lost: bool = False) 
     """
     mine = record.strict({"status": status, "error": error, "at": time.monotonic(), "lost": lost})
     try:
-        with (run_dir / WORD).open("x") as file:
+        with (run_dir / WORD).open("x", encoding="utf-8") as file:
             json.dump(mine, file)
     except FileExistsError:
         first = word(run_dir)
         if first is not None and (lost or not first["lost"]):
             return first["status"], first["error"]
-        write_atomically(run_dir / WORD, lambda temporary: temporary.write_text(json.dumps(mine)))
+        write_atomically(run_dir / WORD, lambda temporary: temporary.write_text(json.dumps(mine), encoding="utf-8"))
     return status, error
 
 
@@ -39,7 +39,7 @@ def word(run_dir: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
         try:
-            details = json.loads(path.read_text())
+            details = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError:
             time.sleep(0.05)
             continue

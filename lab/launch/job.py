@@ -170,7 +170,7 @@ def _after(ended: workers.Ending, run_dir: Path, config: RunConfig) -> record.Ru
     from lab.launch import worker
 
     for rank, stack in ended.hang.stacks.items() if ended.hang is not None else ():
-        with worker.log_file(run_dir, rank).open("a") as file:
+        with worker.log_file(run_dir, rank).open("a", encoding="utf-8") as file:
             print(f"{ended.hang}\n{stack.text}", file=file)
     result = record.read(run_dir)
     told = result.status, result.error
@@ -246,7 +246,7 @@ def make_importable(folder: Path) -> None:
 def started_from(folder: Path) -> Path | None:
     """The folder from which a run was started, where it was here; None of anybody else's."""
     try:
-        return trust.start_folder(folder, (folder / configuration.CONFIG).read_text())
+        return trust.start_folder(folder, (folder / configuration.CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):
         return None
 

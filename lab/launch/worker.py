@@ -175,13 +175,13 @@ def log_file(run_dir: Path, rank: int) -> Path:
 def _log_to_file(run_dir: Path, rank: int) -> None:
     """Every rank's log is a file of its own; a rank above 0 has no other output at all."""
     if rank > 0:
-        file = log_file(run_dir, rank).open("a", buffering=1)
+        file = log_file(run_dir, rank).open("a", buffering=1, encoding="utf-8")
         sys.stdout.flush()
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=LOG_FORMAT, force=True)
     elif not logging.getLogger().handlers:  # where Hydra runs in this process, it has done so
-        logging.basicConfig(filename=log_file(run_dir, rank), level=logging.INFO, format=LOG_FORMAT)
+        logging.basicConfig(filename=log_file(run_dir, rank), level=logging.INFO, format=LOG_FORMAT, encoding="utf-8")
 
 
 def quiet_not_ours() -> None:

@@ -75,7 +75,7 @@ def place(name: str) -> Path:
 def origin_of(folder: Path) -> Origin | None:
     """Where the weights of a folder are from; None of a folder that was not made here, or is not whole."""
     try:
-        origin = json.loads((folder / ORIGIN).read_text())
+        origin = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
         whole = all((folder / name).stat().st_size == size for name, size in origin["files"].items())
     except (OSError, ValueError, LookupError):
         return None
@@ -109,9 +109,11 @@ def make(folder: Path, write: Callable[[Path], Origin]) -> None:
             shutil.rmtree(folder, ignore_errors=True)  # what is not whole
             with new_folder(folder) as beside:
                 origin = write(beside)
-                (beside / CARD).write_text(f"# {folder.name}\n\nThis folder holds {said(origin)}.\n")
+                (beside / CARD).write_text(f"# {folder.name}\n\nThis folder holds {said(origin)}.\n", encoding="utf-8")
                 files = {path.name: path.stat().st_size for path in sorted(beside.iterdir())}
-                (beside / ORIGIN).write_text(json.dumps({"said": said(origin), **origin, "files": files}, indent=2))
+                (beside / ORIGIN).write_text(
+                    json.dumps({"said": said(origin), **origin, "files": files}, indent=2), encoding="utf-8"
+                )
     except OSError as error:
         raise UsageError(
             f"{folder} cannot be written ({error.strerror}); free space, or set LAB_CACHE to another disk."

@@ -152,7 +152,7 @@ def file_of(name_or_path: str, revision: str | None, filename: str) -> Path | No
 
 def shards(index: Path) -> set[str]:
     """The names of the files that an index of a model's weights names."""
-    return set(json.loads(index.read_text())["weight_map"].values())
+    return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
 
 
 def _looks_like_a_path(name: str) -> bool:

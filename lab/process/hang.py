@@ -95,7 +95,7 @@ class Stack:
 
 def show_when_asked(path: Path) -> None:
     """In a worker: write the stack of every thread to a file whenever `SHOW` comes, whatever the process is at."""
-    faulthandler.register(SHOW, file=path.open("w"), all_threads=True, chain=False)
+    faulthandler.register(SHOW, file=path.open("w", encoding="utf-8"), all_threads=True, chain=False)
 
 
 def stacks_of(pids: Mapping[int, int], paths: Mapping[int, Path]) -> dict[int, Stack]:
@@ -109,7 +109,10 @@ def stacks_of(pids: Mapping[int, int], paths: Mapping[int, Path]) -> dict[int, S
     deadline = time.monotonic() + GRACE
     while time.monotonic() < deadline:
         time.sleep(0.2)
-        before, texts = texts, {rank: paths[rank].read_text() if paths[rank].exists() else "" for rank in pids}
+        before, texts = (
+            texts,
+            {rank: paths[rank].read_text(encoding="utf-8") if paths[rank].exists() else "" for rank in pids},
+        )
         if texts == before and all(texts.values()):
             break
     return {rank: Stack.parse(texts[rank], stopped[rank]) for rank in pids}
@@ -197,7 +200,7 @@ def _state(pid: int) -> str | None:
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/PID/stat behind the name, from the state on."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None
 

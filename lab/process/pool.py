@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 from types import FrameType
 from typing import Any
 
@@ -26,56 +26,73 @@ class Died(Exception):
     """The process of a task ended in the middle of it."""
 
 
+class NoProcess(Exception):
+    """A task that was left where it was, since no process for it could be started."""
+
+
 class Pool:
     """`count` processes, each started when there is a task for it and kept for later ones, until ours ends.
 
-    A `count` that is lowered leaves the processes beyond it without tasks.
+    A `count` that is lowered leaves the processes beyond it without tasks. `received` are the signals that came while
+    tasks were done; after one the pool does no more.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.received: list[int] = []
         self._slots: list[_Slot] = []
         _pools.append(self)
 
     def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """What became of each task: the function's value, or the exception it raised, Died or NotBegun.
+        """What became of each task: the function's value, or the exception it raised, Died, NoProcess or NotBegun.
 
-        SIGTERM and Ctrl-C are handed on to the processes, each once; no further task is begun then.
+        SIGTERM and Ctrl-C are handed on to the processes, each once; no further task is begun then. A process that
+        ended between two tasks is replaced.
         """
         outcomes: list[Any] = [NotBegun()] * len(tasks)
-        running: dict[Future[Any], tuple[int, _Slot]] = {}
-        left = list(enumerate(tasks))
-        self._slots += [_Slot() for _ in range(self.count - len(self._slots))]
-        with self._handing_on() as received:
-            while running or (left and not received):
-                used = [slot for _, slot in running.values()]
+        left = list(range(len(tasks)))
+        waiting: dict[Future[Any], tuple[int, _Slot, bool]] = {}  # for the task's process, and then for the task
+        with self._handing_on():
+            self._slots += [_Slot() for _ in range(self.count - len(self._slots))]
+            while waiting or (left and not self.received):
+                used = [slot for _, slot, _ in waiting.values()]
                 free = [slot for slot in self._slots[: self.count] if slot not in used]
-                while free and left and not received:
-                    slot, (number, task) = free.pop(0), left.pop(0)
-                    running[slot.submit(function, task)] = number, slot
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    number, slot = running.pop(done)
-                    outcomes[number] = _outcome(done)
-                    if isinstance(outcomes[number], Died):
-                        self._slots[self._slots.index(slot)] = _Slot()
+                while free and left and not self.received:
+                    slot = self._living(free.pop(0))
+                    waiting[slot.start()] = left.pop(0), slot, False
+                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    number, slot, begun = waiting.pop(done)
+                    if begun and isinstance(done.exception(), BrokenProcessPool) and not slot.began_last:
+                        left.insert(0, number)
+                    elif begun:
+                        outcomes[number] = _outcome(done)
+                    elif done.exception() is not None:
+                        outcomes[number] = NoProcess("a process to do tasks in ended while it started")
+                    elif not self.received:  # only now, when a signal would reach it
+                        waiting[slot.submit(function, tasks[number])] = number, slot, True
         return outcomes
 
+    def _living(self, slot: "_Slot") -> "_Slot":
+        """The slot, or another in its place where its process has ended."""
+        if slot.has_ended:
+            self._slots[self._slots.index(slot)] = slot = _Slot()
+        return slot
+
     @contextmanager
-    def _handing_on(self) -> Iterator[list[int]]:
+    def _handing_on(self) -> Iterator[None]:
         """While the context lasts, signals to this process go to the pool's; only the main thread can take them."""
-        received: list[int] = []
 
         def hand_on(number: int, frame: FrameType | None) -> None:
-            received.append(number)
+            self.received.append(number)
             for slot in self._slots:
                 slot.send(number)
 
         if threading.current_thread() is not threading.main_thread():
-            yield received
+            yield
             return
         before = {number: signal.signal(number, hand_on) for number in SIGNALS}
         try:
-            yield received
+            yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -85,18 +102,43 @@ class _Slot:
     """One process of a pool, from its first task on."""
 
     def __init__(self) -> None:
-        self._executor = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin)
+        spawn = get_context("spawn")
+        self._begun, self._given = spawn.RawValue("Q", 0), 0  # tasks
+        self._executor = ProcessPoolExecutor(1, mp_context=spawn, initializer=_begin, initargs=(self._begun,))
         self._pid: Future[int] | None = None
 
+    def start(self) -> Future[int]:
+        """Start the process, unless that has been done; its id is there when it takes signals."""
+        self._pid = self._pid or self._executor.submit(os.getpid)
+        return self._pid
+
+    @property
+    def has_ended(self) -> bool:
+        """True where the process has been started and is gone."""
+        if self._pid is None or not self._pid.done():
+            return False
+        living = [process.pid for process in active_children()]
+        return self._pid.exception() is not None or self._pid.result() not in living
+
     def submit(self, function: Callable[..., Any], task: tuple[Any, ...]) -> Future[Any]:
-        if self._pid is None:
-            self._pid = self._executor.submit(os.getpid)
-        return self._executor.submit(_work, function, task)
+        """The task's outcome, to come; BrokenProcessPool where the process ends."""
+        self._given += 1
+        try:
+            return self._executor.submit(_work, function, task)
+        except BrokenProcessPool as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+
+    @property
+    def began_last(self) -> bool:
+        """True where the process has begun the last task that it was given."""
+        return self._begun.value == self._given
 
     def send(self, number: int) -> None:
         """Send a signal to the process, if it lives; one that is still starting has nothing to stop."""
-        if self._pid is not None and self._pid.done():
-            with suppress(ProcessLookupError, BrokenProcessPool):
+        if self._pid is not None and self._pid.done() and self._pid.exception() is None:
+            with suppress(ProcessLookupError):
                 os.kill(self._pid.result(), number)
 
 
@@ -107,10 +149,18 @@ def _outcome(done: Future[Any]) -> Any:
     return done.result() if error is None else error
 
 
-def _begin() -> None:
+# In a process of a pool: the number of tasks begun, where our parent sees it, and the signals that came between tasks.
+_begun: Any = None
+_asked: list[int] = []
+
+
+def _begin(begun: Any) -> None:
     """In a process of the pool: a session of its own, so that Ctrl-C reaches it once, through us; it ends with us."""
+    global _begun
+    _begun = begun
     os.setsid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between tasks there is nothing to interrupt
+    for number in SIGNALS:
+        signal.signal(number, _note)
     parent = parent_process()
     assert parent is not None
 
@@ -123,10 +173,20 @@ def _begin() -> None:
     threading.Thread(target=watch, daemon=True, name="orphan watch").start()
 
 
+def _note(number: int, frame: FrameType | None) -> None:
+    """Between tasks there is nothing to interrupt; the next, which may be on its way, is not begun."""
+    _asked.append(number)
+
+
 def _work(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
     with _busy:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
+            for number in SIGNALS:  # both raise KeyboardInterrupt, until the task takes them itself
+                signal.signal(number, signal.default_int_handler)
+            if _asked:
+                raise NotBegun
+            _begun.value += 1
             return function(*task)
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in SIGNALS:
+                signal.signal(number, _note)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lab.errors import UsageError
+from lab.errors import UsageError, refused
 from lab.files import write_atomically
 
 SCHEMA = 1
@@ -106,7 +106,7 @@ def write_json(path: Path, content: dict[str, Any], place: str) -> None:
     """
     text = json.dumps(strict(content), indent=2, allow_nan=False) + "\n"
     try:
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+        write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"could not write {path}: {error.strerror}; free space or choose {place} elsewhere."
@@ -152,10 +152,19 @@ def check_own(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a record's file; raises OSError for none, UsageError for no JSON of ours or another schema."""
-    check_own(path)
+    """The content of a record's file; raises FileNotFoundError or NotADirectoryError for none.
+
+    Raises UsageError for a file that may not be read, no JSON of ours or another schema.
+    """
     try:
-        raw = parse(path.read_text())
+        check_own(path)
+        raw = parse(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise refused(path, error) from None
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"{path} is not valid JSON ({error}).") from None
     schema = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
@@ -182,9 +191,13 @@ def read(run_dir: Path) -> RunRecord:
 def lock(run_dir: Path) -> Iterator[None]:
     """Mark a run as live for as long as the context (or its process) lasts; raises UsageError if it already is.
 
-    Tried for a second: who only asks whether the run is live holds a shared lock for a moment.
+    Tried for a second: who only asks whether the run is live holds a shared lock for a moment. Who may lock it after
+    this user is the umask's to say; raises UsageError where this one may not.
     """
-    descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise refused(run_dir / LOCK, error) from None
     deadline = time.monotonic() + LOCK_SECONDS
     try:
         while True:
@@ -203,9 +216,9 @@ def lock(run_dir: Path) -> Iterator[None]:
 def is_live(run_dir: Path) -> bool:
     """True while some process holds the run's lock; asking takes no right to write, and others may ask meanwhile."""
     path = run_dir / LOCK
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UsageError(f"{path} is no file, so whether the run is live is unknown; remove it.")
     try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise UsageError(f"{path} is no file, so whether the run is live is unknown; remove it.")
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False

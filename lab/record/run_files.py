@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lab.errors import UsageError
+from lab.errors import UsageError, refused
 
 GROWING = ("metrics.csv", "decisions.jsonl", "ledger/rows.jsonl", "adalora.csv", "switches.jsonl", "retention.csv")
 WRITTEN_ONCE = ("init.csv", "first_step.csv", "learned.csv")
@@ -34,7 +34,17 @@ def closed(run_dir: Path) -> dict[str, Prefix]:
 
 
 def damage(path: Path, recorded: Prefix, *, whole: bool = False) -> str | None:
-    """Damage of a file against what was recorded of it, as a sentence begins; None where it begins (`whole`: is) so."""
+    """Damage of a file against what was recorded of it, as a sentence begins; None where it begins (`whole`: is) so.
+
+    Raises UsageError where it may not be read.
+    """
+    try:
+        return _damage(path, recorded, whole)
+    except PermissionError as error:
+        raise refused(path, error) from None
+
+
+def _damage(path: Path, recorded: Prefix, whole: bool) -> str | None:
     if not path.is_file():
         return f"{path} is gone"
     size = path.stat().st_size

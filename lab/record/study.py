@@ -96,7 +96,7 @@ def read_study(study_dir: Path) -> Study | None:
     path = Path(study_dir) / STUDY
     try:
         raw = read_json(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         study = Study(**raw)

@@ -113,7 +113,7 @@ def _check_header(run_dir: Path, recorded: Recorded) -> None:
     policy, path = recorded.header.get("policy"), run_dir / config.CONFIG
     if not isinstance(policy, dict):
         raise UsageError(f"the ledger of {run_dir} names no policy in its header; restore the file.")
-    if not path.is_file() or trust.start_folder(run_dir, path.read_text(errors="replace")) is None:
+    if not path.is_file() or trust.start_folder(run_dir, path.read_text(errors="replace", encoding="utf-8")) is None:
         trust.check_policy(policy, run_dir, f"the ledger of {run_dir}")
 
 
@@ -213,7 +213,7 @@ def _load(name: str, config_dir: Path | None) -> dict[str, Any]:
         path = folder / f"{name}.yaml"
         if path.is_file():
             try:
-                loaded = yaml.safe_load(path.read_text())
+                loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
             except yaml.YAMLError as error:
                 raise UsageError(f"{path} is no YAML ({' '.join(str(error).split())}).") from None
             if not isinstance(loaded, dict) or "_target_" not in loaded:

@@ -114,20 +114,20 @@ def _nowhere(until: int | str) -> str:
 def write(rows: Sequence[Compared], to: Path) -> Path:
     """The CSV, and the table of a page that has a place for it."""
     to.mkdir(parents=True, exist_ok=True)
-    with open(to / RUNS, "w", newline="") as file:
+    with open(to / RUNS, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [item.name for item in fields(Compared)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
     page = to / "README.md"
-    if page.is_file() and BEGIN in (text := page.read_text()):
+    if page.is_file() and BEGIN in (text := page.read_text(encoding="utf-8")):
         before, rest = text.split(BEGIN, 1)
-        page.write_text(f"{before}{BEGIN}\n\n{table(to / RUNS)}\n\n{END}{rest.split(END, 1)[1]}")
+        page.write_text(f"{before}{BEGIN}\n\n{table(to / RUNS)}\n\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
     return to / RUNS
 
 
 def table(path: Path) -> str:
     """The Markdown table of a CSV."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     lines = ["| limit | first switch, replayed | and live | all numbers the same until then | where they part |"]
     lines.append("|" + "---|" * 5)

@@ -72,7 +72,7 @@ def write(outcomes: Sequence[Outcome], swept: Mapping[str, Sequence[Any]], to: P
         for outcome in outcomes
     ]
     path = to / "replay.json"
-    path.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n")
+    path.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if len(swept) != 2:
         return str(path)
     return f"{path} and {_heat_map(outcomes, swept, to)}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lab import record
-from lab.errors import UsageError
+from lab.errors import UsageError, refused
 from lab.ledger import Row
 from lab.record import strict
 from lab.spectral.diagnosis import NotHeld
@@ -84,17 +84,20 @@ def decide_while_held(rows: Iterable[Row], policy: SvdPolicy) -> list[Decided]:
 def append(run_dir: Path, rows: Sequence[Decided]) -> None:
     """Add the decisions of a tick with one write."""
     text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-    with open(Path(run_dir) / FILE, "a") as file:
+    with open(Path(run_dir) / FILE, "a", encoding="utf-8") as file:
         file.write(text)
 
 
 def read(run_dir: Path) -> list[Decided]:
     """The decisions of a run, less a last line that a kill cut; raises UsageError where there are none."""
     path = Path(run_dir) / FILE
-    if not path.is_file():
-        raise UsageError(f"{run_dir} holds no {FILE}; run with a svd_policy other than never.")
-    with path.open("rb") as file:
-        return [row for _, row in _whole(path, file)]
+    try:
+        with path.open("rb") as file:
+            return [row for _, row in _whole(path, file)]
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{run_dir} holds no {FILE}; run with a svd_policy other than never.") from None
+    except OSError as error:
+        raise refused(path, error) from None
 
 
 def cut_back(run_dir: Path, step: int) -> None:

@@ -16,6 +16,7 @@ from lab.sweep.planner import plan
 from lab.sweep.queue import queued_jobs
 
 POLL_SECONDS = 5.0  # between two looks at jobs that another process runs
+LAUNCHER_WAITS = (5.0, 30.0, 120.0, 600.0)  # s, before a launcher that began no job is asked again
 ENDED = ("completed", "diverged", "stopped")
 
 
@@ -28,17 +29,24 @@ def drive(
     one_by_one: bool,
     keep_checkpoints: bool,
     poll_seconds: float = POLL_SECONDS,
+    begin: Callable[[], Study] | None = None,
 ) -> list[str]:
     """Run every job the study still needs; the keys of the jobs that failed for good.
 
     `launch` takes the overrides of several jobs and the number of the first, and returns when they have ended; what
     they achieved is read from their directories, never from what it returns. `launcher` is the name of its class,
-    `one_by_one` submits one job at a time. Raises UsageError where another process is driving the same directory, and
-    passes on a launcher's, which is of all jobs.
+    `one_by_one` submits one job at a time. `begin` is called when the directory is this process's alone, and gives the
+    study as it stands then, which another may have changed since it was read. What raises before a job has begun is no
+    attempt at it, and is asked again after a while.
+
+    Raises UsageError where another process is driving the same directory, and where a launcher begins no job however
+    often it is asked; passes on a launcher's, which is of all jobs.
     """
     attempts: dict[str, int] = {}
+    waits = iter(LAUNCHER_WAITS)
     named: set[str] = set()
     with record.lock(study_dir):
+        study = study if begin is None else begin()
         write_study(study_dir, study)
         while True:
             seen, unreadable = runs.scan(study_dir, study)
@@ -57,9 +65,13 @@ def drive(
             if now.jobs:
                 batch = now.jobs[:1] if one_by_one else now.jobs
                 _print_progress(study, seen, batch)
-                study = _submit(study_dir, study, batch, launch, launcher)
-                for job in batch:
+                study, begun, error = _submit(study_dir, study, batch, launch, launcher)
+                for job in begun:
                     attempts[job.id] = attempts.get(job.id, 0) + 1
+                if begun:
+                    waits = iter(LAUNCHER_WAITS)
+                elif error is not None:
+                    _wait(next(waits, None), error, study_dir)
             else:
                 time.sleep(poll_seconds)
     for note in now.notes:
@@ -74,8 +86,8 @@ def _submit(
     batch: Sequence[Job],
     launch: Callable[[Sequence[Sequence[str]], int], None],
     launcher: str,
-) -> Study:
-    """Write down what is about to be submitted, then submit it."""
+) -> tuple[Study, Sequence[Job], Exception | None]:
+    """Write down what is about to be submitted, then submit it; with the jobs that were begun, and what was raised."""
     number = first = _next_number(study_dir, study)
     entries, overrides = {}, []
     for job in batch:
@@ -87,6 +99,8 @@ def _submit(
         overrides.append(_overrides(job, directory))
     study = replace(study, jobs={**study.jobs, **entries})
     write_study(study_dir, study)
+    folders = {job.id: study_dir / entries[job.id]["directory"] for job in batch}
+    before = {name: _changed(folder) for name, folder in folders.items()}
     try:
         launch(overrides, first)
     except UsageError:
@@ -94,7 +108,24 @@ def _submit(
     except Exception as error:
         # A launcher gives up on all jobs when it loses one; what became of each is on disk, and is looked at next.
         print(f"the launcher raised {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    return study
+        return study, [job for job in batch if _changed(folders[job.id]) != before[job.id]], error
+    return study, batch, None
+
+
+def _changed(folder: Path) -> list[int]:
+    """When a job was begun in a folder: it makes a record there, and before that Hydra writes its own file anew."""
+    return [path.stat().st_mtime_ns for path in (folder, folder / ".hydra" / "config.yaml") if path.exists()]
+
+
+def _wait(seconds: float | None, error: Exception, study_dir: Path) -> None:
+    """Wait until a launcher is asked again; raises UsageError where it has been asked often enough."""
+    if seconds is None:
+        raise UsageError(
+            f"the launcher began no job in {len(LAUNCHER_WAITS) + 1} attempts ({type(error).__name__}: {error}); no "
+            f"job is given up: when it works again, go on by resume_study={study_dir}."
+        ) from error
+    print(f"no job was begun; the launcher is asked again in {seconds:g} s", file=sys.stderr, flush=True)
+    time.sleep(seconds)
 
 
 def _directory(study_dir: Path, study: Study, job: Job) -> str | None:
@@ -123,8 +154,10 @@ def _next_number(study_dir: Path, study: Study) -> int:
 
 
 def _drop_checkpoints(seen: Sequence[Seen], now: Plan) -> None:
+    """Remove what no run goes on from: an interrupted one that is given up does, when the study is started again."""
     for run in seen:
-        if run.status in ENDED or now.finished:
+        goes_on = run.status == "interrupted" and run.job in now.given_up
+        if run.status in ENDED or (now.finished and not goes_on):
             runs.drop_checkpoints(run.path, run.status)
 
 

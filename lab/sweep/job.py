@@ -14,6 +14,11 @@ NO_NAME = re.compile(r'[/\\:*?"<>|$\x00-\x1f\x7f]')  # what some system's folder
 MOST_BYTES = 255  # of a folder's name
 
 
+def job_id(stage: str, arm: str, learning_rate: float, seed: int) -> str:
+    """The name of a job among those of its study."""
+    return f"{stage}_{arm}_lr={learning_rate:g}_seed={seed}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """One run directory, reduced to what planning needs."""
@@ -29,6 +34,11 @@ class Seen:
     value: float | None = None  # the metric that arms are judged by
     seconds: float | None = None
     size: int | None = None  # bytes on disk
+
+    @property
+    def job(self) -> str:
+        """The id of the job that it is a run of."""
+        return job_id(self.stage, self.arm, self.learning_rate, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +56,7 @@ class Job:
     @property
     def id(self) -> str:
         """Its name in study.json."""
-        return self._named(self.arm)
+        return job_id(self.stage, self.arm, self.learning_rate, self.seed)
 
     def folder(self, number: int) -> str:
         """The name of its directory: the running number and its id, its arm as any system takes it.
@@ -58,7 +68,7 @@ class Job:
         return f"{number}_{self._named(arm)}"
 
     def _named(self, arm: str) -> str:
-        return f"{self.stage}_{arm}_lr={self.learning_rate:g}_seed={self.seed}"
+        return job_id(self.stage, arm, self.learning_rate, self.seed)
 
 
 @dataclass(kw_only=True)

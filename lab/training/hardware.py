@@ -74,7 +74,7 @@ def cpu_name() -> str:
     """The processor's model name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -83,7 +83,7 @@ def cpu_name() -> str:
 def cpu_has_bf16() -> bool:
     """True where the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere bf16 is slower."""
     info = Path("/proc/cpuinfo")
-    flags = info.read_text() if info.exists() else ""
+    flags = info.read_text(encoding="utf-8") if info.exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 

@@ -24,7 +24,7 @@ class MetricsFile:
 
     def append(self, row: dict[str, float | int | None]) -> None:
         """Add one row; floats keep all their digits, so that runs can be compared bitwise."""
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             file.write(self._line(row))
 
     def cut_back(self, step: int) -> None:
@@ -45,14 +45,14 @@ class MetricsFile:
 
     def row_at(self, step: int) -> dict[str, float] | None:
         """The values of a step's row, None where it has none; a file that was cut back ends with it."""
-        cells = self.path.read_text().splitlines()[-1].split(",")
+        cells = self.path.read_text(encoding="utf-8").splitlines()[-1].split(",")
         if cells[0] != str(step):
             return None
         return {name: float(cell) for name, cell in zip(self.columns, cells, strict=True) if cell}
 
     def rows(self) -> list[dict[str, float]]:
         """The values of every row, by column."""
-        lines = self.path.read_text().splitlines()[1:]
+        lines = self.path.read_text(encoding="utf-8").splitlines()[1:]
         cells = (zip(self.columns, line.split(","), strict=True) for line in lines)
         return [{name: float(cell) for name, cell in row if cell} for row in cells]
 

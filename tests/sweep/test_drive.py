@@ -137,12 +137,62 @@ def test_a_failed_job_is_retried_once_and_named_and_stops_no_other(study_dir):
     assert go(study_dir, Launcher(study_dir)) == []
 
 
-def test_a_launcher_that_raises_is_asked_twice_and_the_study_goes_on(study_dir, capsys):
-    def refuse(jobs, first):
-        raise RuntimeError("no such partition")
+@pytest.fixture
+def waited(monkeypatch):
+    """Seconds that a planner would have waited, one after another."""
+    seconds = []
+    monkeypatch.setattr("lab.sweep.drive.time.sleep", seconds.append)
+    return seconds
 
-    assert len(go(study_dir, refuse, one_by_one=False)) == 6
-    assert "RuntimeError: no such partition" in capsys.readouterr().err
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_launcher_that_begins_nothing_ends_the_study_and_no_job_is_given_up(
+    study_dir, capsys, waited, tmp_path, one_by_one
+):
+    def refuse(jobs, first):
+        raise RuntimeError("sbatch: Unable to contact slurm controller")
+
+    with pytest.raises(UsageError, match=r"in 5 attempts \(RuntimeError: sbatch.*resume_study=") as raised:
+        go(study_dir, refuse, one_by_one=one_by_one)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    assert "the launcher raised RuntimeError: sbatch" in capsys.readouterr().err
+    assert waited == [5, 30, 120, 600]
+    assert go(study_dir, Launcher(study_dir)) == [], "it goes on, each job in its first attempt"
+    names = {path.name for path in study_dir.iterdir() if path.is_dir()}
+    assert {entry["directory"] for entry in read_study(study_dir).jobs.values()} == names
+
+
+def test_a_launcher_that_is_out_of_order_for_a_while_costs_no_attempt(study_dir, waited):
+    calls, works = [], Launcher(study_dir)
+
+    def shaky(jobs, first):
+        calls.append(len(jobs))
+        if len(calls) % 5 != 0:  # four times in a row, and again once jobs have been begun
+            raise OSError("sbatch is away")
+        works(jobs, first)
+
+    assert go(study_dir, shaky, one_by_one=False) == []
+    assert works.batches == [6, 4, 4]
+    assert waited == [5, 30, 120, 600] * 3
+
+
+def test_of_jobs_whose_launcher_raised_only_those_begun_have_had_an_attempt(study_dir, waited):
+    """It loses the first of each batch that it begins: which is retried once, as any, and the others are not lost."""
+    lost = []
+
+    def loses(jobs, first):
+        given = dict(item.split("=", 1) for item in jobs[0])
+        if (given["seed"], given["arm"], given["stage"]) == ("2", "'a'", "verdict"):
+            lost.append(study_dir / given["hydra.sweep.subdir"].strip("'") / ".hydra")
+            lost[-1].mkdir(parents=True, exist_ok=True)
+            (lost[-1] / "config.yaml").write_text("as Hydra does, before the job is called")
+            raise RuntimeError("a job died")
+        works(jobs, first)
+
+    works = Launcher(study_dir)
+    assert go(study_dir, loses) == ["verdict_a_lr=0.001_seed=2"]
+    assert len(lost) == 2
+    assert waited == []
 
 
 def test_jobs_that_cannot_be_composed_end_the_study_before_any_attempt_is_counted(study_dir):
@@ -162,9 +212,39 @@ def test_completed_jobs_drop_what_only_a_continuation_needs(study_dir, tmp_path)
     assert len(list(kept.glob("*/checkpoints/last.ckpt"))) == 14
 
 
+def test_an_interrupted_run_that_is_given_up_keeps_its_checkpoint_and_goes_on_at_the_next_start(study_dir):
+    resumed = []
+
+    def killed(given):
+        return "running" if (given["stage"], given["seed"], given["arm"]) == ("verdict", "2", "'a'") else "completed"
+
+    class Killing(Launcher):
+        def __call__(self, jobs, first):
+            if any(item.startswith("resume=") for item in jobs[0]):
+                resumed.append(self.study_dir / dict(i.split("=", 1) for i in jobs[0])["hydra.sweep.subdir"].strip("'"))
+            else:
+                super().__call__(jobs, first)
+
+    assert go(study_dir, Killing(study_dir, status=killed)) == ["verdict_a_lr=0.001_seed=2"]
+    (folder,) = resumed
+    assert list(study_dir.glob("*/checkpoints/last.ckpt")) == [folder / "checkpoints" / "last.ckpt"]
+    go(study_dir, Killing(study_dir, status=killed))
+    assert set(resumed) == {folder}
+
+
 def test_two_planners_do_not_share_a_directory(study_dir):
     with lock(study_dir), pytest.raises(UsageError, match="still live"):
         go(study_dir, Launcher(study_dir))
+
+
+def test_a_study_that_another_changed_before_it_was_ours_goes_on_as_it_stands(study_dir):
+    read_before = read_study(study_dir)
+    go(study_dir, Launcher(study_dir))
+    done, never = read_study(study_dir), Launcher(study_dir)
+    given = {"launcher": "BasicLauncher", "one_by_one": True, "keep_checkpoints": False}
+    drive(study_dir, read_before, never, **given, begin=lambda: read_study(study_dir))
+    assert read_study(study_dir) == done
+    assert never.batches == []
 
 
 def test_a_job_that_another_process_runs_is_waited_for(study_dir, monkeypatch):

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from in_process import tree
 from jobs import SMALL, shell
 
-from lab import train
+from lab import record, train
 from lab.report.study import load_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -115,6 +116,17 @@ def test_a_study_of_the_earlier_procedure_is_read_and_not_gone_on_with(here, mon
     assert main(monkeypatch, "resume_study=out") == 1
     assert "was declared under an earlier procedure" in capfd.readouterr().err
     assert load_study(here / "out").declared.procedure == 1
+
+
+def test_a_start_where_another_runs_the_study_changes_no_file(here, monkeypatch, capfd):
+    (here / "out").mkdir()
+    (here / "out" / "multirun.yaml").write_text("how another started it")
+    with record.lock(here / "out"):
+        before = tree(here / "out")
+        assert main(monkeypatch, *STUDY, "hydra.sweep.dir=out") == 1
+    assert "is still live: another process is running it" in capfd.readouterr().err
+    assert tree(here / "out") == before
+    assert (here / "out" / "multirun.yaml").read_text() == "how another started it"
 
 
 def test_a_key_that_is_no_axis_is_refused_with_the_axes(here, monkeypatch, capfd):

@@ -63,7 +63,7 @@ def run(
             f"on a CPU."
         )
     if lines is not None:
-        lines.write_text("")
+        lines.write_text("", encoding="utf-8")
     done: list[BenchRow] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +81,7 @@ def run(
                     row = _row(part, started, min(part.share * budget, left), budget)
                 done.append(row)
                 if lines is not None:
-                    with lines.open("a") as file:
+                    with lines.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(row) + "\n")
                 console.print(f"{row['part']}: {row['status']}{_why(row)}", markup=False, highlight=False)
         finally:

@@ -27,7 +27,7 @@ class Started:
     def __init__(self, name: str, tiny: bool, folder: Path) -> None:
         folder.mkdir()
         self.folder = folder
-        with (folder / LOG).open("w") as log:
+        with (folder / LOG).open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "lab.bench.gpu.part", name, str(int(tiny)), str(folder)],
                 env=with_one_gpu(),
@@ -63,7 +63,7 @@ class Started:
 
     def _rows(self) -> list[dict[str, Any]]:
         path = self.folder / ROWS
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # a kill cuts one
 
     def _last_words(self, code: int) -> str:
@@ -71,7 +71,7 @@ class Started:
         return f"exit code {code}: {said[-1][:500] if said else 'it said nothing'}"
 
     def _said(self) -> list[str]:
-        return (self.folder / LOG).read_text(errors="replace").strip().splitlines()
+        return (self.folder / LOG).read_text(errors="replace", encoding="utf-8").strip().splitlines()
 
 
 def finite(value: Any) -> Any:
@@ -98,7 +98,7 @@ def main() -> None:
     if sys.stdin.readline() != "go\n":
         sys.exit("it was not told to go.")
     try:
-        with (folder / ROWS).open("a", buffering=1) as file:
+        with (folder / ROWS).open("a", buffering=1, encoding="utf-8") as file:
             for row in part.rows(tiny):
                 file.write(json.dumps(finite(row), allow_nan=False) + "\n")
     except Exception as error:

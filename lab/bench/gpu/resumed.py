@@ -87,7 +87,7 @@ def _finish(process: BaseProcess) -> None:
 def _kill(process: BaseProcess, metrics: Path) -> int:
     """Kill a run in its middle; the step of its last row. Raises RuntimeError where it ended sooner."""
     while process.is_alive():
-        written = metrics.read_text().splitlines() if metrics.exists() else []
+        written = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
         if len(written) >= ROWS_BEFORE_THE_KILL:
             process.kill()
             process.join()
@@ -98,6 +98,6 @@ def _kill(process: BaseProcess, metrics: Path) -> int:
 
 def _losses(run_dir: Path) -> list[list[str]]:
     """step, losses, rate and gradient norm of each row, as written."""
-    lines = [line.split(",") for line in (run_dir / "metrics.csv").read_text().splitlines()]
+    lines = [line.split(",") for line in (run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()]
     keep = [lines[0].index(name) for name in ("step", "train_loss", "val_loss", "lr", "grad_norm")]
     return [[line[i] for i in keep] for line in lines[1:]]
