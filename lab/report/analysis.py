@@ -10,8 +10,9 @@ from lab.record import strict
 from lab.report import statistics
 from lab.report.arms import Arm, arms
 from lab.report.comparison import Comparison, compare
+from lab.report.jobs import jobs_of
 from lab.report.judgement import Judgement, judgement_of
-from lab.report.looks import chosen_rates, looks, with_rates
+from lab.report.looks import looks, with_rates
 from lab.report.ranks import RankAnswers, rank_answers
 from lab.report.run import Run
 from lab.report.statistics import mean_sd
@@ -76,14 +77,15 @@ def analyse(study_dir: str | Path, *, baseline: str | None = None, margin: str |
 def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str | None = None) -> Analysis:
     """The analysis of a study already loaded; raises UsageError for a baseline or margin that is none."""
     every, again, declared = arms(study), list[Arm](), study.declared
-    chosen = chosen_rates(declared, study.runs) if declared is not None and declared.procedure > 1 else None
+    jobs = jobs_of(declared, study.runs) if declared is not None and declared.procedure > 1 else None
+    chosen = jobs.chosen() if jobs is not None else None
     if declared is not None and chosen is not None:
         every, again = with_rates(declared, chosen, every)
     if not every and baseline is not None:
         raise UsageError(f"--baseline {baseline!r}: {study.path} holds no run to compare.")
     judgement, looked = judgement_of(declared, every, baseline=baseline, margin=margin), None
-    if declared is not None and chosen is not None and declared.horizon and judgement.baseline == declared.baseline:
-        looked = looks(declared, replace(chosen, margin=judgement.margin), [*every, *again])
+    if jobs is not None and chosen is not None and jobs.study.horizon and judgement.baseline == jobs.study.baseline:
+        looked = looks(jobs, replace(chosen, margin=judgement.margin), [*every, *again])
     rows = compare(every, judgement, looked, again[0] if again else None)
     switching, problems = _switching(study.runs)
     return Analysis(

@@ -1,11 +1,11 @@
-"""Looks of a study's planner, replayed from its runs: each arm's learning rate, and each contrast as it was decided."""
+"""Looks of a study's planner, replayed from its runs: each contrast as it was decided."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lab.record.study import AA, Study, pairs_of
 from lab.report.arms import Arm
-from lab.report.run import Run
+from lab.report.jobs import Jobs
 from lab.verdict import procedure
 from lab.verdict.choice import Tuned
 from lab.verdict.family import Judged
@@ -34,41 +34,9 @@ class Looked:
         return None if None in regrets else sum(regret for regret in regrets if regret is not None)
 
 
-def chosen_rates(study: Study, runs: Sequence[Run]) -> Chosen:
-    """The learning rates, from the tuning runs, as the planner chose them."""
-    tuning = {(run.record.arm, run.learning_rate, run.record.seed): run for run in runs if run.record.stage == "tune"}
-    verdicts = {(run.learning_rate, run.record.seed): run for run in runs if _is_baseline_verdict(run, study)}
-
-    def ran(arm: str, rate: float, seeds: Sequence[int]) -> list[float | None] | None:
-        found = [tuning.get((arm, rate, seed)) for seed in seeds]
-        if any(run is None or run.status not in ("completed", "diverged", "stopped", "failed") for run in found):
-            return None
-        each = [run for run in found if run is not None]
-        if any(run.status == "failed" for run in each):
-            return []
-        return [run.value(study.selection_metric) if run.status == "completed" else None for run in each]
-
-    def ends(stage: str, rate: float, seeds: Sequence[int]) -> list[tuple[float | None, float | None]] | None:
-        held = (
-            verdicts
-            if stage == "verdict"
-            else {(r, s): run for (arm, r, s), run in tuning.items() if arm == study.baseline}
-        )
-        found = [held.get((rate, seed)) for seed in seeds]
-        if None in found:
-            return None
-        base = f"base_{study.selection_metric}"
-        return [(run.value(base), run.value(study.selection_metric)) for run in found if run is not None]
-
-    return procedure.choose(study, ran, ends)
-
-
-def _is_baseline_verdict(run: Run, study: Study) -> bool:
-    return run.record.stage == "verdict" and run.record.arm == study.baseline
-
-
-def looks(study: Study, chosen: Chosen, arms: Iterable[Arm]) -> dict[str, Looked]:
+def looks(jobs: Jobs, chosen: Chosen, arms: Iterable[Arm]) -> dict[str, Looked]:
     """Every contrast whose arms have a rate, and the A/A arm's, by name, replayed seed by seed; empty without looks."""
+    study = jobs.study
     by_name = {arm.name: arm for arm in arms}
     if study.horizon is None:
         return {}
@@ -77,11 +45,9 @@ def looks(study: Study, chosen: Chosen, arms: Iterable[Arm]) -> dict[str, Looked
     def ended(arm: str, rate: float, seed: int) -> tuple[bool, float | None]:
         own = by_name[arm]
         for run in (*own.runs, *own.unfinished):
-            if run.pair[0] == seed:
-                if run.status == "completed":
-                    return True, run.value(study.metric)
-                return run.status in ("diverged", "stopped", "failed"), None
-        return False, None
+            if run.pair[0] == seed and run.status == "completed":
+                return True, run.value(study.metric)
+        return jobs.ended("verdict", arm, rate, seed)[0], None
 
     found = procedure.look(study, Chosen(tuned=ready, margin=chosen.margin), ended)
     pairs = {name: pairs_of(study)[name] for name in found.judged}

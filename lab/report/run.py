@@ -42,9 +42,12 @@ class Run:
 
     @property
     def learning_rate(self) -> float | None:
-        """Peak learning rate it was run at."""
+        """Peak learning rate it was run at; of a run that failed early as its overrides have it."""
         rate = record.setting(self.record, self.rate_key)
-        return float(rate) if isinstance(rate, int | float) else None
+        try:
+            return None if rate is None else float(rate)
+        except (TypeError, ValueError):
+            return None
 
     @property
     def rank(self) -> int | None:

@@ -18,9 +18,11 @@ from lab.report.decision import decision
 from lab.report.figure import style
 from lab.report.figure.curves import learning_rates
 from lab.report.findings import headline
+from lab.report.jobs import jobs_of
 from lab.report.looks_tables import tuning_table
 from lab.report.render import write_report
 from lab.report.sentences import aa_paragraph, sentence
+from lab.report.study import load_study
 from lab.sweep.planner import plan
 from lab.sweep.runs import scan
 
@@ -80,6 +82,43 @@ def test_an_arm_that_lost_a_seed_is_not_called_better(tmp_path):
     row = next(row for row in analyse(tmp_path).contrasts if row.arm_a == "better")
     assert row.verdict == "withheld"
     assert "better diverged on 1 of" in sentence(row)
+
+
+@pytest.mark.parametrize("left", ["running", None, "failed"])
+@pytest.mark.parametrize(
+    "job",
+    [
+        "tune_random_lr=0.003_seed=0",  # beside the baseline's best: every other arm starts from the baseline's
+        "tune_better_lr=0.00178_seed=0",  # of a refinement
+        "tune_aa_lr=0.001_seed=1000",
+        "verdict_random_*_seed=2",
+        "verdict_near_*_seed=5",
+        "verdict_aa_*_seed=1003",
+    ],
+)
+def test_what_the_planner_gave_up_is_lost_to_the_report_too(tmp_path, job, left):
+    """Killed twice: by the kernel or a time limit in its midst (an interrupted run), or before it wrote a record."""
+    ends = {}
+    for name, how in (("killed", left), ("failed", "failed")):
+        (tmp_path / name).mkdir()
+        study_dir(tmp_path / name, killed={job: how})
+        study, analysis = read_study(tmp_path / name), analyse(tmp_path / name)
+        end = plan(study, scan(tmp_path / name, study)[0], attempts=dict.fromkeys(study.jobs, 2))
+        assert end.finished
+        assert len(end.given_up) <= 1, "none once the contrast it was for is decided"
+        assert {arm.name: arm.tuned for arm in (*analysis.arms, analysis.again)} == end.tuned
+        ends[name] = [(row.arm_a, row.verdict, row.statistics, row.looked) for row in (*analysis.contrasts, analysis.aa)]
+    assert ends["killed"] == ends["failed"], "to the planner they are the same"
+    assert not {"withheld"} & {verdict for _, verdict, *_ in ends["killed"]}
+
+
+def test_a_job_that_was_killed_and_may_still_go_on_is_no_lost_seed(tmp_path):
+    """Nothing came after it: the study itself was cut short, or its planner is about to send the job again."""
+    study_dir(tmp_path, most=32, killed={"verdict_near_*_seed=3": "running"})
+    study = read_study(tmp_path)
+    last = max(study.jobs.values(), key=lambda entry: int(entry["directory"].split("_")[0]))
+    assert "verdict_near" in last["directory"]
+    assert jobs_of(study, load_study(tmp_path).runs).given_up == frozenset()
 
 
 @pytest.mark.parametrize("most", [3, 12, 24, 31])
