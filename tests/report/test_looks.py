@@ -107,7 +107,9 @@ def test_what_the_planner_gave_up_is_lost_to_the_report_too(tmp_path, job, left)
         assert end.finished
         assert len(end.given_up) <= 1, "none once the contrast it was for is decided"
         assert {arm.name: arm.tuned for arm in (*analysis.arms, analysis.again)} == end.tuned
-        ends[name] = [(row.arm_a, row.verdict, row.statistics, row.looked) for row in (*analysis.contrasts, analysis.aa)]
+        ends[name] = [
+            (row.arm_a, row.verdict, row.statistics, row.looked) for row in (*analysis.contrasts, analysis.aa)
+        ]
     assert ends["killed"] == ends["failed"], "to the planner they are the same"
     assert not {"withheld"} & {verdict for _, verdict, *_ in ends["killed"]}
 

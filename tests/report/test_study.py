@@ -190,6 +190,73 @@ def test_a_run_that_went_wrong_never_costs_its_arm_the_name(tmp_path):
     assert contrast(rows, "b").statistics.pairs == 6
 
 
+def rewrite(folder, change):
+    for path in folder.glob("*/result.json"):
+        record = json.loads(path.read_text())
+        change(record, int(path.parent.name.split("_")[0]))
+        path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record, number: record["config"].update({"new": None} if number % 2 else {}),
+        lambda record, number: record["config"]["optim"].update({"new": {"of": 1}} if number % 2 else {}),
+        lambda record, number: record["choices"].update({"guard": "None"} if number % 2 else {}),
+    ],
+    ids=["a setting", "one of a group", "a group"],
+)
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_key_that_only_one_version_of_the_lab_has_splits_no_arm(tmp_path, change, declared):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, per_arm={arm: {"choices": {"init": arm}} for arm in "ab"})
+    rewrite(tmp_path, change)
+    if not declared:
+        (tmp_path / "study.json").unlink()
+    assert [arm.name for arm in judged(tmp_path)[0]] == (["a", "b"] if declared else ["init=a", "init=b"])
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "hashed"),
+    [
+        ("data", "path", "sha256"), ("data", "val_path", "sha256"), ("data", "folder", "sha256"),
+        ("data", "retention", "retention_sha256"), ("model", "name_or_path", "weights_sha256"),
+    ],
+)  # fmt: skip
+def test_a_place_that_moved_splits_no_arm_while_what_lies_there_is_the_same(tmp_path, group, key, hashed):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
+
+    def moved(record, number):
+        record["config"][group] = {key: f"/{'new' if number % 2 else 'old'}/place"}
+        record[group][hashed] = "c" * 64
+
+    def replaced(record, number):
+        moved(record, number)
+        record[group][hashed] = ("c" if number % 2 else "d") * 64
+
+    rewrite(tmp_path, moved)
+    assert [arm.name for arm in judged(tmp_path)[0]] == ["a", "b"]
+    assert contrast(judged(tmp_path)[1], "b").statistics.pairs == 6
+    rewrite(tmp_path, replaced)
+    assert f"a [{group}.{key}=/old/place]" in [arm.name for arm in judged(tmp_path)[0]]
+
+
+def test_a_mapping_in_place_of_nothing_and_a_setting_beside_no_config_still_tell_runs_apart(tmp_path):
+    make_study(tmp_path / "mapping", {"a": 2.0}, tuned=False, contrasts=[])
+    rewrite(tmp_path / "mapping", lambda record, n: record["config"].update({"svd": {"k": 3} if n % 2 else None}))
+    assert [arm.name for arm in judged(tmp_path / "mapping")[0]] == ["a [svd=None]", "a [as declared]"]
+    for n, overrides in enumerate([["rank=8"], []]):
+        run = make_run(tmp_path / "plain" / f"{n}", arm=None, stage=None, seed=1, loss=2.0)
+        write(run, RunRecord(status="completed", seed=1, data_seed=1, overrides=overrides))
+    assert len(judged(tmp_path / "plain")[0]) == 2
+
+
+def test_a_run_that_failed_before_its_config_was_resolved_has_the_rate_of_its_overrides(tmp_path):
+    for text, rate in (("1e-3", 1e-3), ("${other}", None)):
+        run = make_run(tmp_path / text, arm="a", seed=1, loss=2.0)
+        write(run, RunRecord(status="failed", overrides=[f"optim.lr={text}"]))
+        assert load_run(run).learning_rate == rate
+
+
 def plain(path, *, inits=("random", "svd"), ranks=(16,), lrs=(1e-3,), seeds=(0, 1, 2, 3, 4)):
     n = 0
     for init in inits:
