@@ -84,7 +84,7 @@ def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str 
     if not every and baseline is not None:
         raise UsageError(f"--baseline {baseline!r}: {study.path} holds no run to compare.")
     judgement, looked = judgement_of(declared, every, baseline=baseline, margin=margin), None
-    if jobs is not None and chosen is not None and jobs.study.horizon and judgement.baseline == jobs.study.baseline:
+    if jobs is not None and chosen is not None:
         looked = looks(jobs, replace(chosen, margin=judgement.margin), [*every, *again])
     rows = compare(every, judgement, looked, again[0] if again else None)
     switching, problems = _switching(study.runs)

@@ -85,7 +85,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
 
 def information_table(analysis: Analysis) -> Table | None:
     """Information beside the verdicts that decides none of them: bootstrap, Wilcoxon, seeds of a new study."""
-    rows = [row for row in analysis.contrasts if row.differences and row.looked is None]
+    rows = [row for row in analysis.contrasts if row.statistics.p_value is not None and row.looked is None]
     if not rows:
         return None
     cells = []

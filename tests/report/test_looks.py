@@ -20,6 +20,7 @@ from lab.report.figure.curves import learning_rates
 from lab.report.findings import headline
 from lab.report.jobs import jobs_of
 from lab.report.looks_tables import tuning_table
+from lab.report.pair import analyse_pair
 from lab.report.render import write_report
 from lab.report.sentences import aa_paragraph, sentence
 from lab.report.study import load_study
@@ -234,3 +235,33 @@ def test_the_interval_of_a_share_is_clopper_and_pearsons():
     for count, of in ((0, 5), (2, 7), (5, 5)):
         exact = binomtest(count, of).proportion_ci(method="exact")
         assert interval(count, of) == pytest.approx((exact.low, exact.high))
+
+
+def test_the_declared_contrast_turned_round_keeps_its_looks_and_any_other_is_withheld(whole):
+    declared = {row.arm_a: row for row in analyse(whole).contrasts}
+    for name, turned in (("better", "b_better"), ("near", "equivalent")):
+        analysis = analyse(whole, baseline=name)
+        rows = {row.arm_a: row for row in analysis.contrasts}
+        row, before = rows["random"], declared[name]
+        s, was = row.statistics, before.statistics
+        assert row.verdict == turned
+        assert (s.mean, s.ci_low, s.ci_high) == pytest.approx((-was.mean, -was.ci_high, -was.ci_low))
+        assert row.looked.turned() == before.looked
+        assert (row.p_adjusted, row.p_equivalence_adjusted) == (before.p_adjusted, before.p_equivalence_adjusted)
+        (other,) = (row for arm, row in rows.items() if arm != "random")
+        assert (other.verdict, other.looked) == ("withheld", None)
+        assert "its seeds were taken one at a time" in other.reason
+        assert (other.statistics.p_value, other.statistics.p_equivalence, other.statistics.ci_low) == (None, None, None)
+        assert analysis.aa is None
+        assert not analysis.judgement.declared
+
+
+def test_two_studies_that_took_their_seeds_one_at_a_time_are_described_and_not_judged(whole, tmp_path):
+    other = study_dir(tmp_path, effect={"better": -0.4, "near": 0.4}, name="later")
+    analysis = analyse_pair(load_study(whole), load_study(other))
+    assert len(analysis.contrasts) == 3, "of the arms both have; the A/A arm is the baseline once more"
+    assert not any(AA in (row.arm_a.split()[-1], row.arm_b.split()[-1]) for row in analysis.comparisons)
+    for row in analysis.contrasts:
+        assert row.statistics.mean is not None
+        assert (row.verdict, row.statistics.p_value) == ("withheld", None)
+        assert "taken one at a time" in sentence(row)
