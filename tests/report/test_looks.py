@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from driven import BASE, study_dir
@@ -265,3 +266,43 @@ def test_two_studies_that_took_their_seeds_one_at_a_time_are_described_and_not_j
         assert row.statistics.mean is not None
         assert (row.verdict, row.statistics.p_value) == ("withheld", None)
         assert "taken one at a time" in sentence(row)
+
+
+def test_a_baseline_that_nothing_was_decided_about_is_not_said_to_be_no_different(whole):
+    """Undecided and withheld rows are put in place of the equivalence that this study came to."""
+    analysis = analyse(whole)
+    said = {}
+    for verdict in ("a_better", "b_better", "equivalent", "inconclusive", "withheld"):
+        row = replace(analysis.aa, verdict=verdict)
+        others = [each for each in analysis.comparisons if each.kind != "aa"]
+        said[verdict] = aa_paragraph(replace(analysis, comparisons=(row, *others))).split(" it came out ")[1]
+    starts = {verdict: text.split(".")[0] for verdict, text in said.items()}
+    assert starts == {
+        "a_better": "different from itself",
+        "b_better": "different from itself",
+        "equivalent": "no different from itself",
+        "inconclusive": "undecided against itself",
+        "withheld": "without a verdict",
+    }
+
+
+def test_calibration_counts_what_was_decided_apart_from_what_was_not(whole, tmp_path, monkeypatch):
+    analysis, verdicts = analyse(whole), []
+
+    def analysed(study):
+        row = replace(analysis.aa, verdict=verdicts.pop())
+        return replace(analysis, comparisons=(row,))
+
+    monkeypatch.setattr("lab.report.calibration.analysis_of", analysed)
+    verdicts += ["a_better", "equivalent", "equivalent", "inconclusive", "withheld"]
+    table, summary = calibration([whole] * 5)[:2]
+    assert summary.text.startswith("1 of 4 baselines came out different from themselves: 25 %, 95 % interval 1 to 81 %")
+    assert "The others: 2 no different from itself, 1 undecided against itself. Not counted: 1 without a verdict." in (
+        summary.text
+    )
+    assert [row[-1] for row in table.rows] == [
+        *("without a verdict", "undecided against itself", "no different from itself", "no different from itself"),
+        "better than itself",
+    ]
+    verdicts += ["withheld"]
+    assert calibration([whole])[1].text == "None of 1 baselines has a verdict against itself."
