@@ -7,6 +7,7 @@ from typing import Any
 
 from lab.errors import UsageError
 from lab.record import strict
+from lab.record.study import Study
 from lab.report import statistics
 from lab.report.arms import Arm, arms
 from lab.report.comparison import Comparison, compare
@@ -22,6 +23,8 @@ from lab.verdict import aim
 from lab.verdict.aim import Aim
 
 STATUSES = ("completed", "diverged", "failed", "stopped", "interrupted", "running")
+
+ONE_BY_ONE = "BasicLauncher"  # Hydra's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +97,14 @@ def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str 
         again=again[0] if again else None,
         judgement=judgement,
         comparisons=tuple(rows),
-        ranks=rank_answers(every, judgement, rows),
+        ranks=rank_answers(every, judgement, rows, beside=_ran_beside(declared)),
         switching=switching,
     )
+
+
+def _ran_beside(study: Study | None) -> bool:
+    """True where a launcher that may start several jobs at once was given any of a study's."""
+    return any(entry.get("launcher") != ONE_BY_ONE for entry in (study.jobs if study else {}).values())
 
 
 def _switching(runs: Iterable[Run]) -> tuple[dict[Path, Switching], list[Problem]]:

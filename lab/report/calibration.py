@@ -18,7 +18,7 @@ WORDS = AGAINST_ITSELF | {"a_better": "better than itself", "b_better": "worse t
 
 
 def calibration(directories: Sequence[Path]) -> list[Block]:
-    """A row per study with an A/A arm, and the share of those with a verdict that came out different, with its exact interval.
+    """A row per study with an A/A arm; of those with a verdict the share that came out different, its exact interval.
 
     Raises UsageError for a directory without a study, or where none has an A/A arm that was judged.
     """

@@ -224,20 +224,23 @@ def _pairs(a: Arm, b: Arm, metric: str) -> tuple[list[float], list[float], list[
     return values_a, values_b, dropped
 
 
-def aa_comparison(baseline: Arm, judgement: Judgement) -> Comparison | None:
-    """The A/A row: runs of the baseline that share the data order and differ in the seed; None without any.
+def aa_couples(baseline: Arm) -> list[tuple[Run, Run]]:
+    """Runs of the baseline that share the data order and differ in the seed, two by two.
 
     Where no twins were declared, runs with one data_seed are paired in the order of their seeds, each used once.
     """
-    couples: list[tuple[Run, Run]] = []
     if baseline.twins:
         first = {run.record.data_seed: run for run in baseline.runs}
-        couples = [(first[t.record.data_seed], t) for t in baseline.twins if t.record.data_seed in first]
-    else:
-        groups: dict[int | None, list[Run]] = {}
-        for run in sorted(baseline.runs, key=lambda run: run.record.seed or 0):
-            groups.setdefault(run.record.data_seed, []).append(run)
-        couples = [two for group in groups.values() for two in list(pairwise(group))[::2]]
+        return [(first[t.record.data_seed], t) for t in baseline.twins if t.record.data_seed in first]
+    groups: dict[int | None, list[Run]] = {}
+    for run in sorted(baseline.runs, key=lambda run: run.record.seed or 0):
+        groups.setdefault(run.record.data_seed, []).append(run)
+    return [two for group in groups.values() for two in list(pairwise(group))[::2]]
+
+
+def aa_comparison(baseline: Arm, judgement: Judgement) -> Comparison | None:
+    """The A/A row; None without any pair of runs that differ in the seed alone."""
+    couples = aa_couples(baseline)
     values = [(run.value(judgement.metric), twin.value(judgement.metric)) for run, twin in couples]
     both = [(x, y) for x, y in values if x is not None and y is not None]
     if not both:

@@ -315,6 +315,47 @@ def test_a_study_whose_arms_took_no_turns_says_that_its_seconds_compare_hours(tm
         assert answer.startswith("Open: each doubling" if name == "blocks" else "Yes: each doubling")
 
 
+@pytest.mark.parametrize(
+    ("off", "launcher", "says"),
+    [
+        (
+            None,
+            "BasicLauncher",
+            r"Yes: each doubling of the rank took \+\d+\.\d+ s \(.*\), \d+\.\d s from rank 4 to 16\.",
+        ),
+        (None, "SlurmLauncher", r"Open: .*, but jobs ran beside each other and no A/A pair says "),
+        (5.0, "SlurmLauncher", r"Yes: "),
+        (
+            200.0,
+            "BasicLauncher",
+            r"Open: .* from rank 4 to 16, while the baseline against itself differed by 1[56]\d\.\d s, ",
+        ),
+        (
+            -200.0,
+            "BasicLauncher",
+            r"Open: .* from rank 4 to 16, while the baseline against itself differed by 1[56]\d\.",
+        ),
+    ],
+)
+def test_seconds_depend_on_the_rank_by_more_than_the_baseline_differs_from_itself(tmp_path, off, launcher, says):
+    """96 s of training from rank 4 to 16, which is 80 % of a run; make_run jitters by up to 2 s."""
+    ranks, seeds = {"r4": 4, "r8": 8, "r16": 16}, list(range(1, 7))
+    jobs = {"first": {"directory": "0", "launcher": launcher, "submitted": ""}}
+    declare(tmp_path, {arm: [] for arm in ranks}, "r16", contrasts=["r4", "r8"], seeds=seeds, jobs=jobs)
+    for turn, (seed, arm) in enumerate((seed, arm) for seed in seeds for arm in ranks):
+        make_run(
+            tmp_path / f"{turn}_verdict_{arm}", arm=arm, seed=seed, loss=2.0, rank=ranks[arm],
+            seconds=300 + 10.0 * ranks[arm],
+        )  # fmt: skip
+    for seed in seeds if off is not None else []:
+        make_run(
+            tmp_path / f"{100 + seed}_verdict_r16", arm="r16", seed=seed + 1000, data_seed=seed, loss=2.0 + seed / 1e3,
+            rank=16, seconds=460.0 + off,
+        )  # fmt: skip
+    text = markdown(report(analyse(tmp_path), [], []))
+    assert re.match(says, text.split("Does training time depend on the rank? ")[1])
+
+
 def test_an_undecided_contrast_asks_for_a_new_study_and_never_for_more_seeds_here(tmp_path):
     make_study(tmp_path, {"a": 2.0, "b": 2.03, "c": 2.01}, noise=0.03, tuned=False)
     analysis = analyse(tmp_path)
