@@ -21,6 +21,7 @@ from lab.report.latex import latex
 from lab.report.methods import ALWAYS, CITED, references
 from lab.report.render import write_report
 from lab.report.run import load_run
+from lab.report.scope import limits
 from lab.report.sentences import sentence
 
 
@@ -428,6 +429,51 @@ def test_conditions_say_where_a_bases_hash_depends_on_the_precision(tmp_path):
 def test_limits_say_that_intervals_are_conditional_on_the_test_set(sweep):
     text = (sweep / "report" / "README.md").read_text().split("## What this cannot show")[1]
     assert "Intervals are conditional on the test set (200 examples)" in text
+
+
+TEST, VAL = "the test set (200 examples)", "the validation set (100 examples)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "texts"),
+    [
+        ("test_loss", TEST), ("test_accuracy", TEST), ("val_loss", VAL), ("val_bpb", VAL), ("best_val_loss", VAL),
+        ("forgetting", "the retention texts"), ("retention_loss", "the retention texts"),
+        ("equal_loss_forgetting", f"the retention texts and {VAL}, whose loss says where they are read"),
+        ("seconds.total", None), ("peak_memory_bytes", None), ("train_loss", None),
+    ],
+)  # fmt: skip
+def test_intervals_are_conditional_on_the_texts_that_the_metric_is_taken_on(tmp_path, metric, texts):
+    extra = {"metrics": dict.fromkeys(("val_bpb", "retention_loss", "equal_loss_forgetting"), 1.0)}
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, metric=metric, margin=0.1, per_arm={"a": extra, "b": extra})
+    text = " ".join(limits(analyse(tmp_path)))
+    assert "pairs: the t intervals" in text
+    found = re.findall(r"Intervals are conditional on (.*?): they hold", text)
+    assert found == ([texts] if texts else [])
+
+
+VALIDATION = "The judged metric is a validation loss, on which the learning rates were chosen too"
+MEASURE = "The learning rates were chosen by the judged measure, on the same texts"
+
+
+@pytest.mark.parametrize(
+    ("metric", "by", "tuned", "says"),
+    [
+        ("val_loss", "val_loss", True, VALIDATION),
+        ("best_val_loss", "val_loss", True, VALIDATION),
+        ("val_loss", "val_loss", False, None),
+        ("test_loss", "val_loss", True, None),
+        ("forgetting", "val_loss", True, None),
+        ("forgetting", "forgetting", True, MEASURE),
+        ("forgetting", "forgetting", False, None),
+        ("val_loss", "forgetting", True, None),
+    ],
+)
+def test_a_metric_flatters_where_the_rates_were_chosen_by_it_and_only_there(tmp_path, metric, by, tuned, says):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=tuned, metric=metric, selection_metric=by, margin=0.1)
+    text = " ".join(limits(analyse(tmp_path)))
+    assert [each for each in (VALIDATION, MEASURE) if each in text] == ([says] if says else [])
+    assert text.count("it flatters all") == bool(says)
 
 
 def test_runs_csv_says_who_ran_when_and_how_long_and_is_the_same_wherever_the_study_lies(tmp_path):
