@@ -14,7 +14,7 @@ from lab.errors import UsageError
 from lab.report.__main__ import main
 from lab.report.analysis import analyse
 from lab.report.card import card
-from lab.report.document import Bullets, Paragraph, Table, markdown, number, p_text, page
+from lab.report.document import Bullets, Paragraph, Table, markdown, number, p_text, page, signed
 from lab.report.figure import drawings
 from lab.report.findings import report
 from lab.report.latex import latex
@@ -122,6 +122,34 @@ def test_a_missing_value_is_a_dash_and_a_zero_is_a_zero():
     assert number(0.0) == "0.0000"
     assert p_text(None) == "–"
     assert p_text(1e-9) == "< 0.001"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "plain", "with_sign"),
+    [
+        (0.0261, 4, "0.0261", "+0.0261"), (-0.0261, 4, "-0.0261", "-0.0261"), (2.14159, 4, "2.1416", "+2.1416"),
+        (0.0, 4, "0.0000", "+0.0000"), (-0.0, 4, "0.0000", "+0.0000"), (0.0005, 4, "0.0005", "+0.0005"),
+        (3e-5, 4, "3e-05", "+3e-05"), (-1.234e-5, 4, "-1.23e-05", "-1.23e-05"), (999.94, 1, "999.9", "+999.9"),
+        (0.04, 1, "0.04", "+0.04"), (0.0432, 1, "0.043", "+0.043"), (0.4, 1, "0.4", "+0.4"),
+        (20.13, 1, "20.1", "+20.1"),
+        (0.4, 0, "0.4", "+0.4"), (12.0, 0, "12", "+12"), (0.004, 2, "0.004", "+0.004"),
+        (200923702.1482, 4, "200,923,702", "+200,923,702"), (-1234.5, 1, "-1,234", "-1,234"),
+        (3.4e12, 4, "3.4e+12", "+3.4e+12"), (-3.456e12, 1, "-3.46e+12", "-3.46e+12"),
+    ],
+)  # fmt: skip
+def test_a_number_keeps_significant_digits_and_usual_ones_are_as_they_were(value, digits, plain, with_sign):
+    assert (number(value, digits), signed(value, digits)) == (plain, with_sign)
+
+
+def test_an_equivalence_within_a_small_margin_says_by_how_much(tmp_path):
+    make_study(tmp_path, {"a": 2e-5, "b": 2e-5}, noise=4e-6, tuned=False, margin=3e-5, seeds=list(range(1, 9)))
+    row = next(row for row in analyse(tmp_path).contrasts if row.arm_a == "b")
+    said = sentence(row)
+    assert row.verdict == "equivalent"
+    assert "within ±3e-05" in said
+    mean = float(re.search(r"differs by ([+-][\d.e-]+) nats", said)[1])
+    assert mean == pytest.approx(row.statistics.mean, rel=0.01)
+    assert row.statistics.mean != 0
 
 
 def test_perplexity_is_exp_of_the_mean_loss(tmp_path):
