@@ -309,6 +309,18 @@ def test_an_arm_without_a_rank_that_is_far_off_does_not_squash_the_ranks(blown_u
     assert any(re.fullmatch(r"mean of full \(n = 6\): 1\.[45]\d*, below the axis", text) for text in legend)
 
 
+def test_a_rank_without_a_value_of_the_metric_is_left_out_of_its_curve(tmp_path):
+    ranks = {"r16": 2.0, "r2": 2.4, "r4": 2.2, "r8": 2.1}
+    blank = {"metrics": {"test_loss": None}}
+    for lost, drawn in ((("r4",), [2, 8, 16]), (("r4", "r8", "r2"), None)):
+        own = {arm: {"rank": int(arm[1:])} | (blank if arm in lost else {}) for arm in ranks}
+        make_study(tmp_path / str(len(lost)), ranks, tuned=False, per_arm=own, contrasts=["r8"])
+        analysis = analyse(tmp_path / str(len(lost)))
+        figure = DRAWINGS["rank_comparison"].figure(analysis)
+        assert (None if figure is None else figure.axes[0].get_xticks().tolist()) == drawn
+        write_report(analysis, tmp_path / f"{len(lost)}_report")
+
+
 def test_a_heat_map_says_every_rank_in_its_cell(analyses):
     figure = DRAWINGS["rank_heatmap"].figure(analyses[rank_strategies])
     panel = next(axes for axes in figure.axes if axes.get_title() == "attention_heavy")

@@ -123,14 +123,16 @@ EFFECT_SIZES = Drawing(
 
 
 def rank_comparison(analysis: Analysis) -> Figure | None:
-    """Loss against rank with its seeds, and the knee with its interval."""
+    """Loss against rank with its seeds, and the knee with its interval; None where fewer than two ranks have a loss."""
     answers, metric = analysis.ranks, analysis.judgement.metric
     if answers is None:
         return None
-    figure, axes = style.new(4.4)
     by_name = {arm.name: arm for arm in analysis.arms}
-    ranks = list(answers.ranks)
-    values_at = {rank: by_name[name].values(metric) for rank, name in answers.ranks.items()}
+    values_at = {rank: own for rank, name in answers.ranks.items() if (own := by_name[name].values(metric))}
+    if len(values_at) < 2:
+        return None
+    figure, axes = style.new(4.4)
+    ranks = list(values_at)
     knee = answers.knee
     if knee.rank is not None:
         if knee.low is not None and knee.high is not None:
