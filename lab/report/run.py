@@ -99,11 +99,12 @@ class Run:
 
     @property
     def evaluations(self) -> dict[str, float]:
-        """What lab.evaluate measured: a number per task and measure, by both names."""
+        """What lab.evaluate measured: a number per task and measure, by both names; none where it was not finite."""
         return {
             f"{task} {name}": float(value)
             for task, of_task in self.record.evaluations.items()
             for name, value in of_task.get("measures", {}).items()
+            if value is not None
         }
 
     def value(self, name: str) -> float | None:
