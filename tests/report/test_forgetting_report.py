@@ -11,7 +11,7 @@ from lab.report.document import Heading, Table
 from lab.report.figure import style
 from lab.report.figure.forgetting_curves import forgetting_curves
 from lab.report.findings import report
-from lab.report.forgetting import at_level, common_level, curves_table, protected, thesis
+from lab.report.forgetting import at_level, common_level, curve, curves_table, protected, thesis
 
 SAID = "Protecting principal directions preserves what was learned (seed 001): "
 
@@ -158,3 +158,33 @@ def test_a_curve_that_cannot_be_read_is_left_out_and_named(tmp_path):
     assert [problem.path.name for problem in analysis.study.problems] == [broken.name]
     assert "retention.csv is not readable" in analysis.study.problems[0].reason
     assert thesis(analysis), "its record is whole and counts"
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        (["0,3.0,4.0", "5,2.5,", "10,2.0,4.5"], ([3.0, 2.0], [0.0, 0.5])),
+        (["0,3.0,4.0", "5,,4.25", "10,2.0,4.5"], ([3.0, 2.0], [0.0, 0.5])),
+        (["0,3.0,", "5,2.5,4.25"], ([], [])),  # forgetting is above the base's
+        (["0,3.0,", "5,2.5,"], ([], [])),
+        (["0,,4.0", "5,,4.25"], ([], [])),
+        ([], ([], [])),
+    ],
+)
+def test_a_value_that_is_missing_shifts_no_other(tmp_path, rows, found):
+    forgetting(tmp_path, seeds=[1])
+    for path in sorted(tmp_path.glob("*/retention.csv")):
+        path.write_text("\n".join(["step,val_loss,retention_loss", *rows, ""]))
+    analysis = analyse(tmp_path)
+    assert {tuple(map(tuple, curve(run))) for arm in analysis.arms for run in arm.runs} == {tuple(map(tuple, found))}
+    assert (curves_table(analysis) is None) == (found == ([], []))
+    with rc_context(style.RC):
+        assert (forgetting_curves(analysis) is None) == (found == ([], []))
+
+
+def test_a_retention_file_without_one_of_its_columns_gives_no_curve(tmp_path):
+    forgetting(tmp_path, seeds=[1])
+    path = min(tmp_path.glob("*/retention.csv"))
+    path.write_text("step,val_loss\n0,3.0\n")
+    run = next(run for run in analyse(tmp_path).study.runs if run.path == path.parent)
+    assert curve(run) == ([], [])
