@@ -280,6 +280,23 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         write_report(analyse(tmp_path / "study"), tmp_path / "file" / "report")
 
 
+def test_a_report_replaces_an_earlier_one_and_nothing_else(tmp_path, monkeypatch, capsys):
+    make_study(tmp_path / "study", {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
+    own = {"README.md": "mine", "tables/mine.tex": "mine", "tensorboard/events": "mine"}
+    for name, text in own.items():
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_text(text)
+    code, _, err = run(monkeypatch, capsys, tmp_path / "study", "--to", tmp_path / "own")
+    assert code == 2
+    assert "is not empty and holds no earlier report" in err
+    assert "choose a new folder" in err
+    assert {name: (tmp_path / "own" / name).read_text() for name in own} == own
+    for _ in range(2):  # a new folder, and then the report that lies there
+        assert run(monkeypatch, capsys, tmp_path / "study", "--to", tmp_path / "new")[0] == 0
+    (tmp_path / "empty").mkdir()
+    assert run(monkeypatch, capsys, tmp_path / "study", "--to", tmp_path / "empty")[0] == 0
+
+
 def test_a_report_written_again_is_the_same(tmp_path):
     make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1, 2])
     found = []
