@@ -308,6 +308,25 @@ def test_the_command_line_names_baseline_and_margin(tmp_path):
         judged(tmp_path, margin="-1")
 
 
+@pytest.mark.parametrize(
+    ("declared", "given", "same"),
+    [
+        (0.03, "0.03", True), (0.03, "0.030", True), (0.03, "3e-2", True), (0.03, "0.04", False), (0.03, "3%", False),
+        ("1%", "1%", True), ("1%", "1.0 %", True), ("1%", "2%", False), ("5% of gain", "5 % of gain", True),
+        ("5% of gain", "5%", False),
+    ],
+)  # fmt: skip
+def test_a_margin_given_as_it_was_declared_is_no_other(tmp_path, declared, given, same):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, margin=declared, margin_value=0.0625)
+    study = load_study(tmp_path)
+    judgement = judgement_of(study.declared, arms(study), margin=given)
+    assert judgement.declared == same
+    assert (judgement.margin == 0.0625) == same, "as it was written down before the verdicts"
+    assert [note for note in judgement.notes if "chosen after the runs" in note] == (
+        [] if same else [f"the margin was chosen after the runs; the study declared {declared}"]
+    )
+
+
 def test_without_an_arm_of_defaults_nothing_is_judged_and_it_says_so(tmp_path):
     plain(tmp_path, inits=("svd", "pissa"))
     study = load_study(tmp_path)
