@@ -327,6 +327,27 @@ def test_a_heat_map_says_every_rank_in_its_cell(analyses):
     assert [text.get_text() for text in panel.texts] == ["24"] * 16 + ["8"] * 12
 
 
+def test_a_heat_map_of_many_arms_shows_the_uneven_ones_and_names_those_it_leaves_out(tmp_path):
+    names, uneven = [f"arm{i}" for i in range(9)], {"m.layers.0.q_proj": 4, "m.layers.1.q_proj": 8}
+    even = {"m.layers.0.q_proj": 6, "m.layers.1.q_proj": 6}
+    own = {name: {"ranks": uneven if name in ("arm7", "arm8") else even} for name in names}
+    make_study(tmp_path / "one", dict.fromkeys(names, 2.0), tuned=False, seeds=[1], per_arm=own)
+    analysis = analyse(tmp_path / "one")
+    titles = [axes.get_title() for axes in DRAWINGS["rank_heatmap"].figure(analysis).axes if axes.get_title()]
+    assert titles == ["arm0", "arm1", "arm2", "arm3", "arm7", "arm8"]
+    left = "Not shown: arm4 (rank 6), arm5 (rank 6), arm6 (rank 6)."
+    assert left in write_report(analysis, tmp_path / "report").read_text()
+    own = {name: {"ranks": uneven} for name in names}
+    make_study(tmp_path / "all", dict.fromkeys(names, 2.0), tuned=False, seeds=[1], per_arm=own)
+    assert (
+        DRAWINGS["rank_heatmap"]
+        .caption_of(analyse(tmp_path / "all"))
+        .endswith("Not shown: arm6 (uneven), arm7 (uneven), arm8 (uneven).")
+    )
+    make_study(tmp_path / "few", dict.fromkeys(names[:6], 2.0), tuned=False, seeds=[1], per_arm=own)
+    assert "Not shown" not in DRAWINGS["rank_heatmap"].caption_of(analyse(tmp_path / "few"))
+
+
 def test_a_deep_models_ranks_are_stacked_and_shown_in_letters_that_can_be_read(tmp_path):
     ranks = {f"m.layers.{layer}.{name}": 4 + layer % 3 for layer in range(30) for name in ("q_proj", "up_proj")}
     long = "init=a_rather_long_scheme_name rank_strategy=an_even_longer_name"
