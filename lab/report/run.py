@@ -170,10 +170,14 @@ def load_run(run_dir: str | Path) -> Run:
     """The run in a directory; raises UsageError where it holds no readable record."""
     path = Path(at_home(str(run_dir))).resolve()
     read = record.read(path)
+    status = read.status
+    if status == "running" and not record.is_live(path):
+        read = record.read(path)  # it may have ended since: record and status are of one read
+        status = "interrupted" if read.status == "running" else read.status
     fault = _fault(read)
     if fault:
         raise UsageError(f"{path / record.RESULT} {fault}; was it edited by hand?")
-    return Run(path, read, record.status_of(path))
+    return Run(path, read, status)
 
 
 def _fault(read: RunRecord) -> str | None:

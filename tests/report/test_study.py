@@ -138,6 +138,35 @@ def test_running_without_a_lock_is_interrupted(tmp_path):
     assert load_run(tmp_path / "0").status == "interrupted"
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_run_that_ends_while_it_is_read_has_the_status_of_the_record_that_was_read(tmp_path, monkeypatch, live):
+    """It ends between any two looks at its folder: right after its record, or its lock, was looked at."""
+    from lab import record
+
+    run = make_run(tmp_path / "0", arm="a", seed=1, loss=2.0)
+    ended = record.read(run)
+    write(run, RunRecord(status="running"))
+    reads, locks = record.read, record.is_live
+
+    def ends_behind(look, answer=None):
+        def looked(path):
+            found = look(path)
+            write(run, ended)
+            return found if answer is None else answer
+
+        return looked
+
+    monkeypatch.setattr(record, "read", ends_behind(reads))
+    monkeypatch.setattr(record, "is_live", lambda path: live and not reads(path).metrics)
+    read = load_run(run)
+    assert (read.status == "completed") == bool(read.record.metrics)
+    assert read.status != "interrupted"
+    monkeypatch.setattr(record, "read", reads)
+    write(run, RunRecord(status="running"))
+    monkeypatch.setattr(record, "is_live", ends_behind(locks, live))
+    assert load_run(run).status == ("running" if live else "completed")
+
+
 def test_a_half_finished_study_says_what_is_missing(tmp_path):
     declare(tmp_path, {"a": [], "b": []}, "a")
     make_run(tmp_path / "0_verdict_a_lr=0.001_seed=1", arm="a", seed=1, loss=2.0)
