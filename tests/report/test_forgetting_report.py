@@ -6,6 +6,7 @@ import pytest
 from matplotlib import rc_context
 from synthetic import FORGOT, forgetting, init_comparison
 
+from lab import record
 from lab.report.analysis import analyse
 from lab.report.document import Heading, Table
 from lab.report.figure import style
@@ -188,3 +189,20 @@ def test_a_retention_file_without_one_of_its_columns_gives_no_curve(tmp_path):
     path.write_text("step,val_loss\n0,3.0\n")
     run = next(run for run in analyse(tmp_path).study.runs if run.path == path.parent)
     assert curve(run) == ([], [])
+
+
+@pytest.mark.parametrize(("metric", "word"), [("equal_loss_forgetting", "judged"), ("test_loss", "measured")])
+def test_the_loss_at_which_forgetting_is_judged_is_marked_where_it_is_known(tmp_path, metric, word):
+    forgetting(tmp_path, seeds=[1], metric=metric)
+    with rc_context(style.RC):
+        assert not any(
+            "at a validation" in str(line.get_label()) for line in forgetting_curves(analyse(tmp_path)).axes[0].lines
+        )
+    for path in tmp_path.glob("*/result.json"):
+        held = record.read(path.parent)
+        held.config["evaluate"] = {"forgetting_at": 2.8}
+        record.write(path.parent, held)
+    with rc_context(style.RC):
+        figure = forgetting_curves(analyse(tmp_path))
+    (line,) = (line for line in figure.axes[0].lines if "at a validation" in str(line.get_label()))
+    assert (line.get_label(), list(line.get_xdata())) == (f"{word} at a validation loss of 2.8", [2.8, 2.8])
