@@ -9,7 +9,7 @@ from lab.errors import UsageError
 from lab.record import strict
 from lab.record.study import Study
 from lab.report import statistics
-from lab.report.arms import Arm, arms
+from lab.report.arms import Arm, arms, on_shared_seeds
 from lab.report.comparison import Comparison, compare
 from lab.report.jobs import jobs_of
 from lab.report.judgement import Judgement, judgement_of
@@ -135,12 +135,14 @@ def best_run(arms: Iterable[Arm], judgement: Judgement) -> tuple[Run, float, Arm
 
 
 def frontier_arms(analysis: Analysis) -> list[str]:
-    """Names of the arms whose mean no arm with at most as many trainable parameters beats."""
-    points = []
-    for arm, mean in ranking(analysis):
+    """Names of the arms whose mean no arm with at most as many trainable parameters beats, over the seeds all share."""
+    judgement, points = analysis.judgement, []
+    values = on_shared_seeds(analysis.arms, judgement.metric)
+    for arm in (arm for arm in analysis.arms if arm.name in values):
+        mean, _ = mean_sd(values[arm.name])
         counts = [run.record.trainable_params for run in arm.runs if run.record.trainable_params]
-        if counts:
-            points.append((counts[0], analysis.judgement.sign * mean, arm.name))
+        if counts and mean is not None:
+            points.append((counts[0], judgement.sign * mean, arm.name))
     return [
         name for p, m, name in sorted(points) if not any((q <= p and k < m) or (q < p and k <= m) for q, k, _ in points)
     ]

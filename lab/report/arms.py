@@ -78,6 +78,19 @@ def arms(study: LoadedStudy, selection_metric: str = "val_loss") -> list[Arm]:
     return every
 
 
+def on_shared_seeds(arms: Iterable[Arm], metric: str) -> dict[str, list[float]]:
+    """The metric by arm, over the seeds on which all arms that have it have it, in one order; without any, of each own.
+
+    Means over other seeds than each other's differ by what these seeds do.
+    """
+    found = {
+        arm.name: {run.pair: value for run in arm.runs if (value := run.value(metric)) is not None} for arm in arms
+    }
+    found = {name: values for name, values in found.items() if values}
+    shared = sorted(set.intersection(*map(set, found.values())), key=str) if found else []
+    return {name: [values[pair] for pair in shared or values] for name, values in found.items()}
+
+
 def ran_in_blocks(arms: Sequence[Arm]) -> bool:
     """True where no arm took turns with another, by the running numbers of the runs."""
     numbers = sorted(
