@@ -8,6 +8,8 @@ from lab import command
 from lab.errors import UsageError
 from lab.record import RESULT
 
+MARKS = ("all_results.json", "comparisons.json")  # which every report has had, and nobody writes by hand
+
 
 def main() -> None:
     """Report a study, compare two, or show the card of one run; exit code 2 for a user's mistake.
@@ -76,6 +78,8 @@ def report(options: argparse.Namespace) -> int:
         raise UsageError(f"{first.path / 'report'} is a link; remove it, or choose a folder with --to.")
     folder = options.to or first.path / "report" / (f"vs_{second.path.name}" if second else "")
     command.check_folder(folder, f"--to {folder}")
+    if options.to is not None:
+        _check_replaceable(folder)
     # numpy, scipy and matplotlib take a second or two, and a wrong path should not.
     from lab.report.analysis import analysis_of
     from lab.report.pair import analyse_pair
@@ -90,6 +94,16 @@ def report(options: argparse.Namespace) -> int:
         print(f"Nothing was compared; {refused[0]}", file=sys.stderr)
         return 1
     return 0
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise UsageError where a report would replace files that are no earlier report's."""
+    earlier = all((folder / name).is_file() for name in MARKS)
+    if folder.is_dir() and any(folder.iterdir()) and not earlier:
+        raise UsageError(
+            f"--to {folder} is not empty and holds no earlier report, whose files a new one replaces; choose a new "
+            "folder, or remove what lies there."
+        )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,11 @@ def _checked(aim: Aim, analysis: Analysis) -> str:
         return "not to be seen, since no seed was completed by both"
     flip = -1 if (row.arm_a, row.arm_b) == (aim.other, aim.arm) else 1
     worse = flip * analysis.judgement.sign * row.statistics.mean
-    share = worse / abs(sum(values) / len(values))
-    reached = worse < 0 if aim.share is None else share <= aim.share
-    said = f"{100 * abs(share):.2f} % {'worse' if worse > 0 else 'better'} over {row.statistics.pairs} pairs"
+    size = abs(sum(values) / len(values))
+    # Of a mean of 0 there is no share: within any is only what is no worse.
+    reached = worse < 0 if aim.share is None else worse <= aim.share * size
+    by = f"{100 * abs(worse) / size:.2f} %" if size else number(abs(worse))
+    said = f"{by} {'worse' if worse > 0 else 'better'} over {row.statistics.pairs} pairs"
     return f"{'reached' if reached else 'missed'} by the means, {said} (verdict: {verdict_of(row)})"
 
 

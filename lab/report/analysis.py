@@ -7,11 +7,13 @@ from typing import Any
 
 from lab.errors import UsageError
 from lab.record import strict
+from lab.record.study import Study
 from lab.report import statistics
-from lab.report.arms import Arm, arms
+from lab.report.arms import Arm, arms, on_shared_seeds
 from lab.report.comparison import Comparison, compare
+from lab.report.jobs import jobs_of
 from lab.report.judgement import Judgement, judgement_of
-from lab.report.looks import chosen_rates, looks, with_rates
+from lab.report.looks import looks, with_rates
 from lab.report.ranks import RankAnswers, rank_answers
 from lab.report.run import Run
 from lab.report.statistics import mean_sd
@@ -21,6 +23,8 @@ from lab.verdict import aim
 from lab.verdict.aim import Aim
 
 STATUSES = ("completed", "diverged", "failed", "stopped", "interrupted", "running")
+
+ONE_BY_ONE = "BasicLauncher"  # Hydra's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +80,15 @@ def analyse(study_dir: str | Path, *, baseline: str | None = None, margin: str |
 def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str | None = None) -> Analysis:
     """The analysis of a study already loaded; raises UsageError for a baseline or margin that is none."""
     every, again, declared = arms(study), list[Arm](), study.declared
-    chosen = chosen_rates(declared, study.runs) if declared is not None and declared.procedure > 1 else None
+    jobs = jobs_of(declared, study.runs) if declared is not None and declared.procedure > 1 else None
+    chosen = jobs.chosen() if jobs is not None else None
     if declared is not None and chosen is not None:
         every, again = with_rates(declared, chosen, every)
     if not every and baseline is not None:
         raise UsageError(f"--baseline {baseline!r}: {study.path} holds no run to compare.")
     judgement, looked = judgement_of(declared, every, baseline=baseline, margin=margin), None
-    if declared is not None and chosen is not None and declared.horizon and judgement.baseline == declared.baseline:
-        looked = looks(declared, replace(chosen, margin=judgement.margin), [*every, *again])
+    if jobs is not None and chosen is not None:
+        looked = looks(jobs, replace(chosen, margin=judgement.margin), [*every, *again])
     rows = compare(every, judgement, looked, again[0] if again else None)
     switching, problems = _switching(study.runs)
     return Analysis(
@@ -92,9 +97,14 @@ def analysis_of(study: LoadedStudy, *, baseline: str | None = None, margin: str 
         again=again[0] if again else None,
         judgement=judgement,
         comparisons=tuple(rows),
-        ranks=rank_answers(every, judgement, rows),
+        ranks=rank_answers(every, judgement, rows, beside=_ran_beside(declared)),
         switching=switching,
     )
+
+
+def _ran_beside(study: Study | None) -> bool:
+    """True where a launcher that may start several jobs at once was given any of a study's."""
+    return any(entry.get("launcher") != ONE_BY_ONE for entry in (study.jobs if study else {}).values())
 
 
 def _switching(runs: Iterable[Run]) -> tuple[dict[Path, Switching], list[Problem]]:
@@ -125,12 +135,14 @@ def best_run(arms: Iterable[Arm], judgement: Judgement) -> tuple[Run, float, Arm
 
 
 def frontier_arms(analysis: Analysis) -> list[str]:
-    """Names of the arms whose mean no arm with at most as many trainable parameters beats."""
-    points = []
-    for arm, mean in ranking(analysis):
+    """Names of the arms whose mean no arm with at most as many trainable parameters beats, over the seeds all share."""
+    judgement, points = analysis.judgement, []
+    values = on_shared_seeds(analysis.arms, judgement.metric)
+    for arm in (arm for arm in analysis.arms if arm.name in values):
+        mean, _ = mean_sd(values[arm.name])
         counts = [run.record.trainable_params for run in arm.runs if run.record.trainable_params]
-        if counts:
-            points.append((counts[0], analysis.judgement.sign * mean, arm.name))
+        if counts and mean is not None:
+            points.append((counts[0], judgement.sign * mean, arm.name))
     return [
         name for p, m, name in sorted(points) if not any((q <= p and k < m) or (q < p and k <= m) for q, k, _ in points)
     ]

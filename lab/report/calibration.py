@@ -1,5 +1,6 @@
 """Calibration of the whole procedure: how often a baseline that went through it once more came out different."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +10,15 @@ from lab.errors import UsageError
 from lab.report.analysis import analysis_of
 from lab.report.comparison import Comparison
 from lab.report.document import Block, Paragraph, Table, number, signed
-from lab.report.sentences import is_one_training
+from lab.report.sentences import AGAINST_ITSELF, DIFFERENT, NO_VERDICT, SAME, UNDECIDED, is_one_training
 from lab.report.statistics import LEVEL
 from lab.report.study import load_study
 
+WORDS = AGAINST_ITSELF | {"a_better": "better than itself", "b_better": "worse than itself"}
+
 
 def calibration(directories: Sequence[Path]) -> list[Block]:
-    """A row per study with an A/A arm, and the share that came out different, with its exact interval.
+    """A row per study with an A/A arm; of those with a verdict the share that came out different, its exact interval.
 
     Raises UsageError for a directory without a study, or where none has an A/A arm that was judged.
     """
@@ -37,23 +40,28 @@ def calibration(directories: Sequence[Path]) -> list[Block]:
         raise UsageError(
             f"no A/A arm was judged in {', '.join([*without, *same])}; studies from procedure 2 on have one."
         )
-    different = sum(row.verdict in ("a_better", "b_better") for _, row in rows)
+    ends = Counter(AGAINST_ITSELF[row.verdict] for _, row in rows)
+    different, judged = ends[DIFFERENT], len(rows) - ends[NO_VERDICT]
     cells = [
         [
             name,
             str(row.statistics.pairs),
             signed(row.statistics.mean),
             number(row.statistics.margin),
-            row.verdict.replace("a_better", "better than itself").replace("b_better", "worse than itself"),
+            WORDS[row.verdict],
         ]
         for name, row in rows
     ]
-    low, high = interval(different, len(rows))
-    share = different / len(rows)
-    summary = (
-        f"{different} of {len(rows)} baselines came out different from themselves: {100 * share:.0f} %, "
-        f"95 % interval {100 * low:.0f} to {100 * high:.0f} %; a verdict's level is {100 * LEVEL:.0f} %."
-    )
+    summary = f"None of {len(rows)} baselines has a verdict against itself."
+    if judged:
+        low, high = interval(different, judged)
+        others = ", ".join(f"{ends[end]} {end}" for end in (SAME, UNDECIDED))
+        summary = (
+            f"{different} of {judged} baselines came out different from themselves: {100 * different / judged:.0f} %, "
+            f"95 % interval {100 * low:.0f} to {100 * high:.0f} %; a verdict's level is {100 * LEVEL:.0f} %. The "
+            f"others: {others}."
+        )
+        summary += f" Not counted: {ends[NO_VERDICT]} {NO_VERDICT}." if ends[NO_VERDICT] else ""
     blocks: list[Block] = [
         Table(
             "calibration", "The baseline against itself.", ["study", "pairs", "difference", "margin", "verdict"], cells

@@ -1,6 +1,6 @@
 """Contrasts between arms, paired by seed, and the baseline against itself."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ from lab.report.arms import Arm
 from lab.report.document import number, span
 from lab.report.equal_time import at_equal_time
 from lab.report.judgement import Judgement
-from lab.report.looks import Looked
+from lab.report.looks import Looked, Replay
 from lab.report.refusals import chosen_here, refusal, survivorship
 from lab.report.run import Run
 from lab.report.statistics import LEVEL, PairedStatistics, mean_sd
@@ -77,7 +77,7 @@ class Comparison:
 
 
 def compare(
-    arms: Sequence[Arm], judgement: Judgement, looked: Mapping[str, Looked] | None = None, again: Arm | None = None
+    arms: Sequence[Arm], judgement: Judgement, looked: Replay | None = None, again: Arm | None = None
 ) -> list[Comparison]:
     """The A/A row, the judged contrasts, then what is only described; empty without a baseline.
 
@@ -88,27 +88,22 @@ def compare(
     if judgement.baseline is None:
         return []
     baseline = by_name[judgement.baseline]
-    aa = (
-        _by_looks(again, baseline, judgement, looked[again.name], "aa")
-        if looked and again and again.name in looked
-        else None
-    )
-    aa = aa or (None if again else aa_comparison(baseline, judgement))
+    aa = None if again else aa_comparison(baseline, judgement)
+    if again and looked and isinstance(own := looked.of(again.name, baseline.name), Looked):
+        aa = _by_looks(again, baseline, judgement, own, "aa")
     against = {name: by_name[judgement.opponents.get(name, judgement.baseline)] for name in by_name}
-    pairs = {contrast: judgement.pair(contrast) for contrast in judgement.contrasts}
-    judged = [_contrast(by_name[a], by_name[b], judgement.metric, judgement, judged=True) for a, b in pairs.values()]
+    pairs = [judgement.pair(contrast) for contrast in judgement.contrasts]
+    judged = [_contrast(by_name[a], by_name[b], judgement.metric, judgement, judged=True) for a, b in pairs]
     # A contrast that cannot be judged tests nothing, so it costs the others nothing under Holm.
     tested = [c.statistics if c.statistics.pairs >= statistics.FEWEST_PAIRS else None for c in judged]
     different = statistics.holm([s.p_value if s else None for s in tested])
     equivalent = statistics.holm([s.p_equivalence if s else None for s in tested])
     rows = [] if aa is None else [aa]
-    for name, contrast, p_adjusted, p_equivalence in zip(pairs, judged, different, equivalent, strict=True):
+    for contrast, p_adjusted, p_equivalence in zip(judged, different, equivalent, strict=True):
         if looked is not None:
             a, b = by_name[contrast.arm_a], by_name[contrast.arm_b]
-            unseen = replace(
-                contrast, verdict="withheld", reason="its learning rate is not known yet, so nothing was looked at"
-            )
-            rows.append(_by_looks(a, b, judgement, looked[name], "contrast") if name in looked else unseen)
+            own = looked.of(a.name, b.name)
+            rows.append(_unseen(contrast, own) if isinstance(own, str) else _by_looks(a, b, judgement, own, "contrast"))
             continue
         verdict, reason = statistics.verdict(
             contrast.statistics,
@@ -138,7 +133,7 @@ def compare(
     rows += [
         replace(_contrast(arm, against[arm.name], judgement.metric, judgement), reason="not a declared contrast")
         for arm in others
-        if (arm.name, against[arm.name].name) not in pairs.values()
+        if (arm.name, against[arm.name].name) not in pairs
     ]
     on_gpu = all(run.record.environment.get("accelerator") == "gpu" for arm in arms for run in arm.runs)
     for metric in DESCRIBED:
@@ -149,6 +144,12 @@ def compare(
     if again is not None:
         by_name[again.name] = again
     return [replace(c, reason=refusal(by_name[c.arm_a], by_name[c.arm_b]) or c.reason) for c in rows]
+
+
+def _unseen(contrast: Comparison, reason: str) -> Comparison:
+    """A contrast that nothing was looked at for: its mean, and no test of a fixed number of seeds."""
+    mean = replace(contrast.statistics, ci_low=None, ci_high=None, p_value=None, p_equivalence=None)
+    return replace(contrast, statistics=mean, verdict="withheld", reason=reason)
 
 
 def _by_looks(a: Arm, b: Arm, judgement: Judgement, looked: Looked, kind: str) -> Comparison:
@@ -223,20 +224,23 @@ def _pairs(a: Arm, b: Arm, metric: str) -> tuple[list[float], list[float], list[
     return values_a, values_b, dropped
 
 
-def aa_comparison(baseline: Arm, judgement: Judgement) -> Comparison | None:
-    """The A/A row: runs of the baseline that share the data order and differ in the seed; None without any.
+def aa_couples(baseline: Arm) -> list[tuple[Run, Run]]:
+    """Runs of the baseline that share the data order and differ in the seed, two by two.
 
     Where no twins were declared, runs with one data_seed are paired in the order of their seeds, each used once.
     """
-    couples: list[tuple[Run, Run]] = []
     if baseline.twins:
         first = {run.record.data_seed: run for run in baseline.runs}
-        couples = [(first[t.record.data_seed], t) for t in baseline.twins if t.record.data_seed in first]
-    else:
-        groups: dict[int | None, list[Run]] = {}
-        for run in sorted(baseline.runs, key=lambda run: run.record.seed or 0):
-            groups.setdefault(run.record.data_seed, []).append(run)
-        couples = [two for group in groups.values() for two in list(pairwise(group))[::2]]
+        return [(first[t.record.data_seed], t) for t in baseline.twins if t.record.data_seed in first]
+    groups: dict[int | None, list[Run]] = {}
+    for run in sorted(baseline.runs, key=lambda run: run.record.seed or 0):
+        groups.setdefault(run.record.data_seed, []).append(run)
+    return [two for group in groups.values() for two in list(pairwise(group))[::2]]
+
+
+def aa_comparison(baseline: Arm, judgement: Judgement) -> Comparison | None:
+    """The A/A row; None without any pair of runs that differ in the seed alone."""
+    couples = aa_couples(baseline)
     values = [(run.value(judgement.metric), twin.value(judgement.metric)) for run, twin in couples]
     both = [(x, y) for x, y in values if x is not None and y is not None]
     if not both:

@@ -62,17 +62,29 @@ Block = Heading | Paragraph | Bullets | Table | Figure
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number for a reader: fixed digits where it is of ordinary size, a thousands separator where it is large."""
+    """A number for a reader: fixed digits where it is of ordinary size, a thousands separator where it is large.
+
+    What fixed digits would show as nothing keeps its leading ones: 3e-05, and 0.04 where one digit is asked for.
+    """
     if value is None:
         return MISSING
-    if value == 0 or 0.001 <= abs(value) < 1000:
-        return f"{value:.{digits}f}"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    least = max(0.001, 10.0**-digits)
+    return _written(value, digits, least, "-")
 
 
 def signed(value: float | None, digits: int = 4) -> str:
-    """A difference, with its sign."""
-    return MISSING if value is None else f"{value:+.{digits}f}"
+    """A difference, with its sign; written as a number is, and to its last fixed digit."""
+    if value is None:
+        return MISSING
+    return _written(value, digits, 10.0**-digits, "+")
+
+
+def _written(value: float, digits: int, least: float, sign: str) -> str:
+    """A value in fixed digits unless it is smaller than the `least`, or large."""
+    size = abs(value)
+    if size == 0 or least <= size < 1000:
+        return f"{abs(value) if value == 0 else value:{sign}.{digits}f}"
+    return f"{value:{sign},.0f}" if 1000 <= size < 1e9 else f"{value:{sign}.{3 if size >= 1e9 or digits > 2 else 2}g}"
 
 
 def p_text(value: float | None) -> str:

@@ -18,10 +18,16 @@ SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the base's validation loss to
 
 
 def curve(run: Run) -> tuple[list[float], list[float]]:
-    """(validation loss, forgetting) at each evaluation of a run, the base first; empty where it has no curve."""
-    losses = [loss for loss in run.retention.get("val_loss", []) if loss is not None]
-    kept = [loss for loss in run.retention.get("retention_loss", []) if loss is not None]
-    return losses, [loss - kept[0] for loss in kept]
+    """(validation loss, forgetting) at each evaluation of a run, the base first; empty where it has no curve.
+
+    An evaluation that lacks either is left out; without that of the base, above which forgetting is, there is none.
+    """
+    losses, retained = (run.retention.get(name, []) for name in ("val_loss", "retention_loss"))
+    rows = list(zip(losses, retained, strict=True)) if losses and retained else []
+    if not rows or None in rows[0]:
+        return [], []
+    both = [(loss, kept) for loss, kept in rows if loss is not None and kept is not None]
+    return [loss for loss, _ in both], [kept - both[0][1] for _, kept in both]
 
 
 def common_level(arms: Sequence[Arm]) -> tuple[float, float] | None:

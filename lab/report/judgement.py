@@ -70,7 +70,7 @@ def judgement_of(
             notes.append(f"the baseline was chosen after the runs; the study declared {study.baseline}")
         chosen = baseline
     if margin is not None:
-        if study and margin != study.margin:
+        if study and not same_margin(margin, study.margin):
             notes.append(f"the margin was chosen after the runs; the study declared {study.margin}")
         wanted = margin
     if chosen is None and len(names) > 1:
@@ -88,11 +88,29 @@ def judgement_of(
         baseline=present,
         contrasts=tuple(contrasts[:MOST_CONTRASTS]) if present else (),
         margin=margin_in_units(wanted, next((arm for arm in arms if arm.name == present), None), metric, study),
-        declared=study is not None and baseline in (None, study.baseline) and margin in (None, study.margin),
+        declared=study is not None
+        and baseline in (None, study.baseline)
+        and (margin is None or same_margin(margin, study.margin)),
         notes=tuple(notes),
         seeds=tuple(study.seeds) if study else (),
         pairs={each: pair for each, pair in pairs.items() if each in contrasts and each != pair[0]},
     )
+
+
+def same_margin(one: str | float, other: str | float) -> bool:
+    """True where two declarations of a margin say the same: `0.03` of the command line, and 0.030 of a study.
+
+    Raises UsageError for what is no margin.
+    """
+    return margins.parse(_plain(one)) == margins.parse(_plain(other))
+
+
+def _plain(margin: str | float) -> str | float:
+    """A margin as a number where it is one: the command line gives text."""
+    try:
+        return float(margin)
+    except ValueError:
+        return str(margin)
 
 
 def margin_in_units(wanted: str | float, baseline: Arm | None, metric: str, study: Study | None) -> float | None:
@@ -101,11 +119,8 @@ def margin_in_units(wanted: str | float, baseline: Arm | None, metric: str, stud
     A share of the gain, or of the loss, is of the baseline's mean; None without a baseline, or a gain. Raises
     UsageError for what is no margin.
     """
-    try:
-        wanted = float(wanted)
-    except ValueError:
-        wanted = str(wanted)
-    if study is not None and study.margin_value is not None and str(study.margin) == str(wanted):
+    wanted = _plain(wanted)
+    if study is not None and study.margin_value is not None and same_margin(study.margin, wanted):
         return study.margin_value
     runs = baseline.runs if baseline is not None else ()
     ends = [(run.value(f"base_{metric}"), run.value(metric)) for run in runs]

@@ -1,14 +1,14 @@
-"""Looks of a study's planner, replayed from its runs: each arm's learning rate, and each contrast as it was decided."""
+"""Looks of a study's planner, replayed from its runs: each contrast as it was decided."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from lab.record.study import AA, Study, pairs_of
 from lab.report.arms import Arm
-from lab.report.run import Run
+from lab.report.jobs import Jobs
 from lab.verdict import procedure
 from lab.verdict.choice import Tuned
-from lab.verdict.family import Judged
+from lab.verdict.family import Judged, Verdict
 from lab.verdict.procedure import Chosen
 
 
@@ -33,62 +33,56 @@ class Looked:
         regrets = [tuned.regret for tuned in (self.arm, self.other)]
         return None if None in regrets else sum(regret for regret in regrets if regret is not None)
 
+    def turned(self) -> "Looked":
+        """The same contrast with its arms in the other order: every difference has the other sign."""
+        own, seen = self.judged, self.judged.contrast
+        mean, low, high = (None if value is None else -value for value in (seen.mean, seen.ci_high, seen.ci_low))
+        verdict: Verdict = "worse" if own.verdict == "better" else "better" if own.verdict == "worse" else own.verdict
+        turned = replace(own, verdict=verdict, contrast=replace(seen, mean=mean, ci_low=low, ci_high=high))
+        return replace(self, judged=turned, arm=self.other, other=self.arm)
 
-def chosen_rates(study: Study, runs: Sequence[Run]) -> Chosen:
-    """The learning rates, from the tuning runs, as the planner chose them."""
-    tuning = {(run.record.arm, run.learning_rate, run.record.seed): run for run in runs if run.record.stage == "tune"}
-    verdicts = {(run.learning_rate, run.record.seed): run for run in runs if _is_baseline_verdict(run, study)}
 
-    def ran(arm: str, rate: float, seeds: Sequence[int]) -> list[float | None] | None:
-        found = [tuning.get((arm, rate, seed)) for seed in seeds]
-        if any(run is None or run.status not in ("completed", "diverged", "stopped", "failed") for run in found):
-            return None
-        each = [run for run in found if run is not None]
-        if any(run.status == "failed" for run in each):
-            return []
-        return [run.value(study.selection_metric) if run.status == "completed" else None for run in each]
+@dataclass(frozen=True)
+class Replay:
+    """Contrasts of seeds that were taken one at a time, by their arms; a test of a fixed number does not hold there."""
 
-    def ends(stage: str, rate: float, seeds: Sequence[int]) -> list[tuple[float | None, float | None]] | None:
-        held = (
-            verdicts
-            if stage == "verdict"
-            else {(r, s): run for (arm, r, s), run in tuning.items() if arm == study.baseline}
+    looked: Mapping[tuple[str, str], Looked] = field(default_factory=dict)
+    declared: Collection[tuple[str, str]] = ()  # by which the seeds were taken
+
+    def of(self, a: str, b: str) -> Looked | str:
+        """What the looks left of a contrast, whichever way round it was declared, or why it has no verdict."""
+        for pair in ((a, b), (b, a)):
+            if pair in self.looked:
+                return self.looked[pair] if pair == (a, b) else self.looked[pair].turned()
+            if pair in self.declared:
+                return "its learning rate is not known yet, so nothing was looked at"
+        return (
+            "its seeds were taken one at a time until contrasts that were declared had ended, and this is none of them"
         )
-        found = [held.get((rate, seed)) for seed in seeds]
-        if None in found:
-            return None
-        base = f"base_{study.selection_metric}"
-        return [(run.value(base), run.value(study.selection_metric)) for run in found if run is not None]
-
-    return procedure.choose(study, ran, ends)
 
 
-def _is_baseline_verdict(run: Run, study: Study) -> bool:
-    return run.record.stage == "verdict" and run.record.arm == study.baseline
-
-
-def looks(study: Study, chosen: Chosen, arms: Iterable[Arm]) -> dict[str, Looked]:
-    """Every contrast whose arms have a rate, and the A/A arm's, by name, replayed seed by seed; empty without looks."""
+def looks(jobs: Jobs, chosen: Chosen, arms: Iterable[Arm]) -> Replay | None:
+    """Every contrast whose arms have a rate, and the A/A arm's, replayed seed by seed; None without looks."""
+    study = jobs.study
     by_name = {arm.name: arm for arm in arms}
     if study.horizon is None:
-        return {}
+        return None
     ready = {name: tuned for name, tuned in chosen.tuned.items() if name in by_name}
 
     def ended(arm: str, rate: float, seed: int) -> tuple[bool, float | None]:
         own = by_name[arm]
         for run in (*own.runs, *own.unfinished):
-            if run.pair[0] == seed:
-                if run.status == "completed":
-                    return True, run.value(study.metric)
-                return run.status in ("diverged", "stopped", "failed"), None
-        return False, None
+            if run.pair[0] == seed and run.status == "completed":
+                return True, run.value(study.metric)
+        return jobs.ended("verdict", arm, rate, seed)[0], None
 
     found = procedure.look(study, Chosen(tuned=ready, margin=chosen.margin), ended)
-    pairs = {name: pairs_of(study)[name] for name in found.judged}
-    return {
-        name: Looked(judged=own, horizon=study.horizon, arm=ready[pairs[name][0]], other=ready[pairs[name][1]])
+    pairs = pairs_of(study)
+    looked = {
+        pairs[name]: Looked(judged=own, horizon=study.horizon, arm=ready[pairs[name][0]], other=ready[pairs[name][1]])
         for name, own in found.judged.items()
     }
+    return Replay(looked, pairs.values())
 
 
 def with_rates(study: Study, chosen: Chosen, arms: Sequence[Arm]) -> tuple[list[Arm], list[Arm]]:

@@ -48,7 +48,7 @@ def protocol(analysis: Analysis) -> list[str]:
     if study:
         sentences = _with_looks(study) if study.procedure > 1 else _on_a_grid(study)
     if judgement.baseline and judgement.contrasts:
-        by_looks = any(row.looked for row in analysis.contrasts)
+        by_looks = any(row.looked for row in analysis.contrasts) or (study is not None and study.horizon is not None)
         test = "" if by_looks else f", with a paired t test and its {100 * (1 - LEVEL):.0f} % interval"
         compared = [" with ".join(judgement.pair(contrast)) for contrast in judgement.contrasts]
         who = f"Arms were compared with {judgement.baseline}"

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from lab.errors import UsageError
-from lab.record.study import MOST_CONTRASTS
+from lab.record.study import AA, MOST_CONTRASTS
 from lab.report.analysis import Analysis
-from lab.report.arms import arms
+from lab.report.arms import Arm, arms
 from lab.report.comparison import compare
 from lab.report.judgement import judgement_of
+from lab.report.looks import Replay
 from lab.report.study import LoadedStudy
 
 
@@ -19,7 +20,7 @@ def analyse_pair(
     Without a shared name, every arm of the second is judged against the first one's baseline. At most four are
     judged. Raises UsageError where there is nothing to compare.
     """
-    own, other = arms(first), arms(second)
+    own, other = _arms(first), _arms(second)
     names = _names(first, second)
     judgement = judgement_of(first.declared, own, baseline=baseline, margin=margin)
     shared = [arm.name for arm in own if arm.name in {each.name for each in other}]
@@ -49,6 +50,8 @@ def analyse_pair(
     both = [
         replace(arm, name=f"{name}: {arm.name}") for name, each in zip(names, (own, other), strict=True) for arm in each
     ]
+    # Of seeds that were taken one at a time for contrasts inside a study.
+    looked = Replay() if any(each.declared and each.declared.horizon for each in (first, second)) else None
     study = LoadedStudy(
         path=first.path,
         declared=None,
@@ -60,9 +63,15 @@ def analyse_pair(
         study=study,
         arms=tuple(both),
         judgement=joined,
-        comparisons=tuple(compare(both, joined)),
+        comparisons=tuple(compare(both, joined, looked)),
         ranks=None,
     )
+
+
+def _arms(study: LoadedStudy) -> list[Arm]:
+    """The arms of a study without its A/A arm, which is its baseline once more."""
+    declared = study.declared
+    return [arm for arm in arms(study) if not (declared and declared.twin_seeds and arm.name == AA)]
 
 
 def _names(first: LoadedStudy, second: LoadedStudy) -> tuple[str, str]:

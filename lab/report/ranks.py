@@ -1,12 +1,13 @@
 """Rank sweep, its four questions: where returns diminish, what is enough, what it costs, which rank to take."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lab.report.arms import Arm, ran_in_blocks
-from lab.report.comparison import Comparison
+from lab.report.comparison import Comparison, aa_couples
 from lab.report.document import MISSING
 from lab.report.judgement import Judgement
 from lab.report.knee import Knee, knee
@@ -28,13 +29,20 @@ class RankAnswers:
     seconds_per_doubling: float | None  # of training time
     seconds_low: float | None
     seconds_high: float | None
+    seconds_against_itself: float | None  # of the baseline's A/A pairs, by how much they differed; None without any
     in_turns: bool  # False: arms ran one after another, so their seconds also compare the hours
+    beside: bool  # jobs ran beside each other, so that each took from the others
     recommended: int | None
     recommendation: str
 
 
-def rank_answers(arms: Sequence[Arm], judgement: Judgement, rows: Sequence[Comparison]) -> RankAnswers | None:
-    """The answers where at least three arms have one rank each and nothing else tells them apart; else None."""
+def rank_answers(
+    arms: Sequence[Arm], judgement: Judgement, rows: Sequence[Comparison], *, beside: bool = False
+) -> RankAnswers | None:
+    """The answers where at least three arms have one rank each and nothing else tells them apart; else None.
+
+    `beside` says that the study's jobs ran beside each other.
+    """
     by_rank: dict[int, Arm] = {}
     for arm in arms:
         ranks = {run.rank for run in arm.runs}
@@ -61,6 +69,8 @@ def rank_answers(arms: Sequence[Arm], judgement: Judgement, rows: Sequence[Compa
         seconds_per_doubling=seconds,
         seconds_low=low,
         seconds_high=high,
+        seconds_against_itself=_against_itself(arms, judgement),
+        beside=beside,
         in_turns=not ran_in_blocks(list(by_rank.values())),
         recommended=recommended,
         recommendation=why,
@@ -109,6 +119,14 @@ def _per_doubling(seconds: dict[int, list[float]]) -> tuple[float | None, float 
     return mean, mean - half, mean + half
 
 
+def _against_itself(arms: Sequence[Arm], judgement: Judgement) -> float | None:
+    """Seconds of training by which the baseline's A/A pairs differed in the mean."""
+    couples = [each for arm in arms if arm.name == judgement.baseline for each in aa_couples(arm)]
+    both = [(run.value("seconds.train"), twin.value("seconds.train")) for run, twin in couples]
+    mean, _ = mean_sd([x - y for x, y in both if x is not None and y is not None])
+    return None if mean is None else abs(mean)
+
+
 def _recommend(by_rank: dict[int, Arm], judgement: Judgement, rows: Sequence[Comparison]) -> tuple[int | None, str]:
     """The rank that the verdicts license stepping down to, and what is better than every one of them."""
     verdicts = {row.arm_a: row.verdict for row in rows if row.kind == "contrast" and row.arm_b == judgement.baseline}
@@ -155,4 +173,13 @@ def _time_in_words(answers: RankAnswers) -> str:
     each += f" (95 % interval {low:+.2f} to {high:+.2f})"
     if not answers.in_turns:
         return f"Open: {each}, but the ranks ran one after another, so that the hour may be in it."
-    return f"{'Not measurably' if low <= 0 <= high else 'Yes'}: {each}."
+    if low <= 0 <= high:
+        return f"Not measurably: {each}."
+    ranks, itself = list(answers.ranks), answers.seconds_against_itself
+    over = abs(mean) * math.log2(ranks[-1] / ranks[0])
+    each += f", {over:.1f} s from rank {ranks[0]} to {ranks[-1]}"
+    if itself is not None and itself >= over:
+        return f"Open: {each}, while the baseline against itself differed by {itself:.1f} s, so that the hour is in it."
+    if itself is None and answers.beside:
+        return f"Open: {each}, but jobs ran beside each other and no A/A pair says what that does to their seconds."
+    return f"Yes: {each}."

@@ -77,7 +77,7 @@ def _draw(analysis: Analysis, folder: Path) -> tuple[list[Figure], list[str]]:
         else:
             for each, path in zip((figure, figure, column), paths, strict=True):
                 style.save(each, path)
-            drawn.append(Figure(drawing.name, drawing.caption, drawing.section))
+            drawn.append(Figure(drawing.name, drawing.caption_of(analysis), drawing.section))
     return drawn, not_drawn
 
 

@@ -42,9 +42,12 @@ class Run:
 
     @property
     def learning_rate(self) -> float | None:
-        """Peak learning rate it was run at."""
+        """Peak learning rate it was run at; of a run that failed early as its overrides have it."""
         rate = record.setting(self.record, self.rate_key)
-        return float(rate) if isinstance(rate, int | float) else None
+        try:
+            return None if rate is None else float(rate)
+        except (TypeError, ValueError):
+            return None
 
     @property
     def rank(self) -> int | None:
@@ -96,11 +99,12 @@ class Run:
 
     @property
     def evaluations(self) -> dict[str, float]:
-        """What lab.evaluate measured: a number per task and measure, by both names."""
+        """What lab.evaluate measured: a number per task and measure, by both names; none where it was not finite."""
         return {
             f"{task} {name}": float(value)
             for task, of_task in self.record.evaluations.items()
             for name, value in of_task.get("measures", {}).items()
+            if value is not None
         }
 
     def value(self, name: str) -> float | None:
@@ -166,10 +170,14 @@ def load_run(run_dir: str | Path) -> Run:
     """The run in a directory; raises UsageError where it holds no readable record."""
     path = Path(at_home(str(run_dir))).resolve()
     read = record.read(path)
+    status = read.status
+    if status == "running" and not record.is_live(path):
+        read = record.read(path)  # it may have ended since: record and status are of one read
+        status = "interrupted" if read.status == "running" else read.status
     fault = _fault(read)
     if fault:
         raise UsageError(f"{path / record.RESULT} {fault}; was it edited by hand?")
-    return Run(path, read, record.status_of(path))
+    return Run(path, read, status)
 
 
 def _fault(read: RunRecord) -> str | None:

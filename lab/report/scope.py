@@ -69,6 +69,37 @@ def _distinct(values: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(values))
 
 
+def _on_validation(metric: str) -> bool:
+    return metric.startswith(("val", "best_val"))
+
+
+def _texts(analysis: Analysis) -> str:
+    """The texts that the judged metric is taken on; empty for one that is taken on none, such as seconds."""
+    metric, runs = analysis.judgement.metric, [run for arm in analysis.arms for run in arm.runs]
+    sides = {side: span(run.record.data.get(f"{side}_examples") for run in runs) for side in ("val", "test")}
+    validation, retention = f"the validation set ({sides['val']} examples)", "the retention texts"
+    if _on_validation(metric):
+        return validation
+    if metric.startswith(("test", "base_test")):
+        return f"the test set ({sides['test']} examples)"
+    if metric == "equal_loss_forgetting":
+        return f"{retention} and {validation}, whose loss says where they are read"
+    return retention if metric in ("forgetting", "retention_loss") else ""
+
+
+def _chosen_by_it(analysis: Analysis) -> list[str]:
+    """That the judged metric chose the learning rates too, where it did; nothing where no rate was chosen."""
+    metric, study = analysis.judgement.metric, analysis.study.declared
+    by = study.selection_metric if study else "val_loss"
+    if not any(arm.chosen_on for arm in analysis.arms):
+        return []
+    if _on_validation(metric) and _on_validation(by):
+        return ["The judged metric is a validation loss, on which the learning rates were chosen too: it flatters all."]
+    if metric == by:
+        return ["The learning rates were chosen by the judged measure, on the same texts: it flatters all."]
+    return []
+
+
 def limits(analysis: Analysis) -> list[str]:
     """Limits: the reasons for which a careful reader should not generalise."""
     judgement, arms = analysis.judgement, analysis.arms
@@ -80,17 +111,13 @@ def limits(analysis: Analysis) -> list[str]:
         lines.append(
             f"{n} pairs: the t intervals take the differences to be roughly normal, which so few cannot check."
         )
-        side = "val" if judgement.metric.startswith("val") else "test"
-        examples = span(run.record.data.get(f"{side}_examples") for arm in arms for run in arm.runs)
-        lines.append(
-            f"Intervals are conditional on the {'validation' if side == 'val' else side} set ({examples} "
-            "examples): they hold what seeds vary, not what another draw of examples would. Where seeds vary little, "
-            "as on planted data, the examples are the larger part."
-        )
-    if judgement.metric.startswith("val"):
-        lines.append(
-            "The judged metric is a validation loss, on which the learning rates were chosen too: it flatters all."
-        )
+        texts = _texts(analysis)
+        if texts:
+            lines.append(
+                f"Intervals are conditional on {texts}: they hold what seeds vary, not what another draw of examples "
+                "would. Where seeds vary little, as on planted data, the examples are the larger part."
+            )
+    lines += _chosen_by_it(analysis)
     on = {arm.chosen_on for arm in arms}
     looked = [row.looked for row in analysis.contrasts if row.looked is not None]
     if looked:

@@ -6,6 +6,13 @@ from lab.report.document import number, p_text, signed
 from lab.report.statistics import AA_LEVEL, MOST_SEEDS, POWER
 from lab.verdict.margin import units
 
+DIFFERENT, SAME, UNDECIDED, NO_VERDICT = (
+    *("different from itself", "no different from itself", "undecided against itself", "without a verdict"),
+)
+AGAINST_ITSELF = {
+    "a_better": DIFFERENT, "b_better": DIFFERENT, "equivalent": SAME, "inconclusive": UNDECIDED, "withheld": NO_VERDICT,
+}  # fmt: skip
+
 
 def sentence(row: Comparison) -> str:
     """One contrast as a referee would put it."""
@@ -84,12 +91,10 @@ def aa_paragraph(analysis: Analysis) -> str:
             "arm to another; it calibrates nothing."
         )
     if aa.looked is not None:
-        different = aa.verdict in ("a_better", "b_better")
-        came_out = "different from itself" if different else "no different from itself"
         return (
             f"The baseline went through the whole procedure once more, on tuning and verdict seeds of its own: it came "
-            f"out {came_out}. {sentence(aa)}{more} One such arm calibrates nothing; those of many studies do: "
-            "lab.report --calibration counts them."
+            f"out {AGAINST_ITSELF[aa.verdict]}. {sentence(aa)}{more} One such arm calibrates nothing; those of many "
+            "studies do: lab.report --calibration counts them."
         )
     s = aa.statistics
     spread = f"standard deviation {number(s.sd)}, " if s.sd is not None else ""

@@ -4,6 +4,7 @@ import math
 
 from lab.report import statistics
 from lab.report.analysis import Analysis, best_run
+from lab.report.arms import on_shared_seeds
 from lab.report.cells import difference, interval, verdict_of, versus
 from lab.report.document import MISSING, Table, number, p_text, signed, span
 from lab.report.looks_tables import looks_table
@@ -85,7 +86,7 @@ def contrasts_table(analysis: Analysis) -> Table | None:
 
 def information_table(analysis: Analysis) -> Table | None:
     """Information beside the verdicts that decides none of them: bootstrap, Wilcoxon, seeds of a new study."""
-    rows = [row for row in analysis.contrasts if row.differences and row.looked is None]
+    rows = [row for row in analysis.contrasts if row.statistics.p_value is not None and row.looked is None]
     if not rows:
         return None
     cells = []
@@ -141,7 +142,9 @@ def ranks_table(analysis: Analysis) -> Table | None:
         return None
     by_name = {arm.name: arm for arm in analysis.arms}
     by_rank = {rank: by_name[name] for rank, name in answers.ranks.items()}
-    means = {rank: mean_sd(arm.values(analysis.judgement.metric))[0] for rank, arm in by_rank.items()}
+    shared = on_shared_seeds(by_rank.values(), analysis.judgement.metric)
+    values = {rank: shared.get(arm.name, []) for rank, arm in by_rank.items()}
+    means = {rank: mean_sd(own)[0] for rank, own in values.items()}
     known = [mean for mean in means.values() if mean is not None]
     start = answers.base if answers.base is not None else means[min(by_rank)]
     best = (max if analysis.judgement.higher_is_better else min)(known) if known else None
@@ -156,7 +159,7 @@ def ranks_table(analysis: Analysis) -> Table | None:
             [
                 str(rank),
                 arm.name,
-                str(len(arm.values(analysis.judgement.metric))),
+                str(len(values[rank])),
                 number(mean),
                 number(share, 1),
                 span(run.record.trainable_params for run in arm.runs),
@@ -166,7 +169,8 @@ def ranks_table(analysis: Analysis) -> Table | None:
     mean_of = f"mean {analysis.judgement.metric}"
     columns = ["rank", "arm", "runs", mean_of, "share of the gain (%)", "trainable parameters", "training seconds"]
     origin = "the untrained base" if answers.base is not None else f"rank {min(by_rank)}"
-    return Table("ranks", f"Ranks; the gain is counted from {origin}.", columns, rows, text=("arm",))
+    caption = f"Ranks, over the seeds that all of them completed; the gain is counted from {origin}."
+    return Table("ranks", caption, columns, rows, text=("arm",))
 
 
 def trace_table(analysis: Analysis, column: str, name: str, caption: str) -> Table | None:

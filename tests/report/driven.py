@@ -2,6 +2,7 @@
 
 import math
 import random
+from fnmatch import fnmatch
 
 from lab.record import RunRecord, write
 from lab.record.study import AA, write_study
@@ -26,10 +27,13 @@ def block(**fields):
     } | fields
 
 
-def study_dir(path, most=10**6, diverged=(), curvature=3.0, effect=EFFECT, noise=0.02, reached=math.inf, **fields):
+def study_dir(
+    path, most=10**6, diverged=(), killed=None, curvature=3.0, effect=EFFECT, noise=0.02, reached=math.inf, **fields
+):
     """A study driven by the real planner over runs whose losses follow a formula; at most so many runs.
 
-    Runs at a rate above `reached` never came down to the loss at which equal_loss_forgetting is read.
+    Runs at a rate above `reached` never came down to the loss at which equal_loss_forgetting is read. `killed` has
+    what jobs leave that are killed whenever they run, by a pattern of their id: a status, or None for no record.
     """
     study = declare(block(**fields))
     write_study(path, study)
@@ -42,23 +46,28 @@ def study_dir(path, most=10**6, diverged=(), curvature=3.0, effect=EFFECT, noise
                 raise KeyboardInterrupt
             ran += 1
             given = dict(item.split("=", 1) for item in overrides)
+            if "resume" in given:
+                continue  # killed again, as it was before
             arm, stage = given["arm"].strip("'"), given["stage"]
             rate, seed, order = float(given[study.rate]), int(given["seed"]), int(given["data_seed"])
             bent = curvature / 2 * math.log10(rate / BEST.get(arm, 1e-3)) ** 2
             own = random.Random(f"{arm} {seed}").gauss(0, noise) if stage == "verdict" else 0.0
             loss = 2 + bent + effect.get(arm, 0.0) + 0.05 * math.sin(order) + own
             folder = path / given["hydra.sweep.subdir"].strip("'")
-            folder.mkdir()
-            gone = (arm, seed) in diverged
+            folder.mkdir(exist_ok=True)
+            lefts = [left for job, left in (killed or {}).items() if fnmatch(folder.name, f"*_{job}")]
+            gone, left = (arm, seed) in diverged, (lefts or ["completed"])[0]
+            if left is None:
+                continue
             metrics = {"val_loss": loss, "test_loss": loss, "base_val_loss": BASE, "base_test_loss": BASE}
             metrics |= {"val_bpb": loss / 2, "equal_loss_forgetting": loss if rate <= reached else None}
             group, key = study.rate.split(".")
             write(
                 folder,
                 RunRecord(
-                    status="diverged" if gone else "completed", stage=stage, arm=arm, seed=seed, data_seed=order,
+                    status="diverged" if gone else left, stage=stage, arm=arm, seed=seed, data_seed=order,
                     study="inits", config={group: {key: rate}, "init": given["init"]},
-                    choices={"init": given["init"]}, metrics={} if gone else metrics,
+                    choices={"init": given["init"]}, metrics=metrics if left == "completed" and not gone else {},
                     seconds={"total": 10.0}, trainable_params=1000, ranks={"q": 8},
                 ),
             )  # fmt: skip

@@ -120,3 +120,11 @@ def test_an_evaluation_that_is_none_is_left_out_with_its_reason(tmp_path, broken
     problems = analyse(tmp_path).study.problems
     assert len(problems) == 1
     assert "was it edited by hand" in problems[0].reason
+
+
+def test_a_measure_of_the_harness_that_was_not_finite_is_missing_and_costs_no_report(tmp_path):
+    analysis = study(tmp_path, random=None, svd=0.5)
+    assert [run.evaluations for run in analysis.arms[0].runs] == [{}] * 3
+    assert [row[1] for row in evaluations_table(analysis).rows] == ["–", "0.5000 (n = 3)"]
+    write_report(analysis, tmp_path / "report")
+    assert card(analysis.arms[0].runs[0])

@@ -1,7 +1,8 @@
 """Aims: what a study was to reach, checked against its runs in words."""
 
 import pytest
-from synthetic import make_study
+from synthetic import declare as declare_study
+from synthetic import make_run, make_study
 
 from lab.errors import UsageError
 from lab.report.aims import in_words
@@ -61,3 +62,15 @@ def test_aims_are_reached_or_missed_by_the_means_with_the_verdict_beside(tmp_pat
     )
     assert said[3].startswith("never better than near: reached by the means, 0.5")
     assert said[5] == "a layer switches: not to be seen, since no completed run has a policy that switches."
+
+
+@pytest.mark.parametrize(
+    ("loss", "ends"), [(0.25, "missed by the means, 0.2500 worse"), (-0.25, "reached by the means, ")]
+)
+def test_a_share_of_a_mean_of_nothing_is_no_share(tmp_path, loss, ends):
+    declare_study(tmp_path, {"a": [], "b": []}, "a", seeds=[1, 2], aims=["b within 1% of a"], margin=0.1)
+    for seed in (1, 2):
+        for arm, value in (("a", 0.0), ("b", loss)):
+            make_run(tmp_path / f"{arm}{seed}", arm=arm, seed=seed, loss=value)
+    (said,) = in_words(analyse(tmp_path))
+    assert said.startswith(f"b within 1% of a: {ends}")

@@ -1,6 +1,7 @@
 import csv
 import math
 import re
+import shutil
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -10,16 +11,29 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from synthetic import COLUMNS, STEPS, forgetting, init_comparison, make_run, make_study, rank_strategies, rank_sweep
+from synthetic import (
+    COLUMNS,
+    STEPS,
+    declare,
+    forgetting,
+    init_comparison,
+    make_run,
+    make_study,
+    rank_strategies,
+    rank_sweep,
+)
 
+from lab.record import read, write
 from lab.report import figure as figures
 from lab.report.analysis import analyse, frontier_arms
+from lab.report.arms import on_shared_seeds
 from lab.report.figure import drawings
 from lab.report.figure.curves import ceiling, over_seeds, room_for
 from lab.report.figure.effects import reach
 from lab.report.figure.heatmap import grid, rows_and_layers
 from lab.report.figure.style import COLOURS, axis, marker
 from lab.report.render import write_report
+from lab.report.tables import ranks_table
 
 DRAWINGS = {drawing.name: drawing for drawing in drawings()}
 EXPECTED = {
@@ -309,10 +323,133 @@ def test_an_arm_without_a_rank_that_is_far_off_does_not_squash_the_ranks(blown_u
     assert any(re.fullmatch(r"mean of full \(n = 6\): 1\.[45]\d*, below the axis", text) for text in legend)
 
 
+def test_a_rank_without_a_value_of_the_metric_is_left_out_of_its_curve(tmp_path):
+    ranks = {"r16": 2.0, "r2": 2.4, "r4": 2.2, "r8": 2.1}
+    blank = {"metrics": {"test_loss": None}}
+    for lost, drawn in ((("r4",), [2, 8, 16]), (("r4", "r8", "r2"), None)):
+        own = {arm: {"rank": int(arm[1:])} | (blank if arm in lost else {}) for arm in ranks}
+        make_study(tmp_path / str(len(lost)), ranks, tuned=False, per_arm=own, contrasts=["r8"])
+        analysis = analyse(tmp_path / str(len(lost)))
+        figure = DRAWINGS["rank_comparison"].figure(analysis)
+        assert (None if figure is None else figure.axes[0].get_xticks().tolist()) == drawn
+        write_report(analysis, tmp_path / f"{len(lost)}_report")
+
+
+def drawn_means(figure):
+    """Height of each errorbar's marker by the label of its container."""
+    return {each.get_label(): float(each[0].get_ydata()[0]) for each in figure.axes[0].containers}
+
+
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory):
+    """Ranks, of which two took four seeds and two eight; the later four are 0.5 nats harder for every arm."""
+    folder = tmp_path_factory.mktemp("unequal")
+    ranks = {"r16": 2.0, "r2": 2.3, "r4": 2.2, "r8": 2.1}
+    few = [1, 2, 3, 4]
+    study = {"seeds": [*few, 5, 6, 7, 8], "contrasts": ["r4", "r8"], "tuned": False, "noise": 0.0}
+    make_study(folder, ranks, per_arm={arm: {"rank": int(arm[1:])} for arm in ranks}, **study)
+    for path in sorted(folder.glob("*/result.json")):
+        held = read(path.parent)
+        if held.seed > 4 and held.arm in ("r2", "r8"):
+            shutil.rmtree(path.parent)
+        elif held.seed > 4:
+            held.metrics["test_loss"] += 0.5
+            write(path.parent, held)
+    return analyse(folder)
+
+
+def test_means_that_are_drawn_beside_each_other_are_over_the_same_seeds(unequal):
+    own = {arm.name: arm.values("test_loss") for arm in unequal.arms}
+    assert {name: len(values) for name, values in own.items()} == {"r16": 8, "r2": 4, "r4": 8, "r8": 4}
+    shared = {name: sum(values[:4]) / 4 for name, values in own.items()}
+    found = drawn_means(DRAWINGS["frontier"].figure(unequal))
+    assert found == {f"{name} (n = 4)": pytest.approx(mean) for name, mean in shared.items()}
+    assert frontier_arms(unequal) == ["r2", "r4", "r8", "r16"], "r8 only seems better than r16 over other seeds"
+    (bars,) = DRAWINGS["rank_comparison"].figure(unequal).axes[0].containers
+    assert list(bars[0].get_ydata()) == pytest.approx([shared[f"r{rank}"] for rank in (2, 4, 8, 16)])
+    assert "n = 4)" in bars.get_label()
+    table = ranks_table(unequal)
+    assert "over the seeds that all of them completed" in table.caption
+    assert [row[2] for row in table.rows] == ["4"] * 4
+    assert [float(row[3]) for row in table.rows] == pytest.approx(
+        [shared[f"r{rank}"] for rank in (2, 4, 8, 16)], abs=1e-4
+    )
+    shares = [float(row[4]) for row in table.rows]
+    assert shares == sorted(shares), "each rank is better than the last on every seed"
+
+
+def test_means_of_arms_that_share_no_seed_are_each_its_own(tmp_path):
+    for n, (rank, seed, loss) in enumerate([(2, 1, 2.4), (4, 2, 2.2), (8, 3, 2.0)]):
+        make_run(tmp_path / str(n), arm=None, stage=None, seed=seed, loss=loss, rank=rank)
+    analysis = analyse(tmp_path)
+    assert on_shared_seeds(analysis.arms, "test_loss") == {"rank=2": [2.4], "rank=4": [2.2], "rank=8": [2.0]}
+    assert len(drawn_means(DRAWINGS["frontier"].figure(analysis))) == 3
+
+
+def test_markers_stand_in_the_order_of_their_counts_and_the_line_ends_at_one(tmp_path):
+    """Two counts so close that a shift by a marker's width would turn them round, and three arms of one count."""
+    counts = {"a": 73_984, "b": 73_920, "c": 75_000, "d": 75_000, "e": 75_000, "f": 76_500}
+    study = declare(tmp_path, {arm: [] for arm in counts}, "a", seeds=[1, 2], contrasts=[], twin_seeds=[])
+    for i, (arm, count) in enumerate(counts.items()):
+        for seed in study.seeds:
+            place = make_run(tmp_path / f"{arm}{seed}", arm=arm, seed=seed, loss=2.0 + seed / 100 - 0.01 * i)
+            held = read(place)
+            held.trainable_params = count
+            write(place, held)
+    analysis = analyse(tmp_path)
+    figure = DRAWINGS["frontier"].figure(analysis)
+    FigureCanvasAgg(figure).draw()
+    axes = figure.axes[0]
+    at = {}
+    for each in axes.containers:
+        line = each[0]
+        at[each.get_label()[0]] = float(line.get_transform().transform((line.get_xdata()[0], line.get_ydata()[0]))[0])
+    true = {arm: float(axes.transData.transform((count, 0))[0]) for arm, count in counts.items()}
+    assert sorted(at, key=at.get)[:2] == ["b", "a"]
+    assert {at["c"], at["d"], at["e"]}.isdisjoint({at["a"], at["f"]})
+    assert max(at["c"], at["d"], at["e"]) < at["f"]
+    assert len({at[arm] for arm in "cde"}) == 3, "equal counts stand side by side"
+    for arm in (*frontier_arms(analysis), "a", "b", "f"):
+        assert at[arm] == pytest.approx(true[arm], abs=0.01), "the line that leads there ends at its marker"
+
+
+def test_a_single_seed_has_no_interval_and_the_legend_names_none(tmp_path):
+    for seeds, named in (([1], False), ([1, 2], True)):
+        make_study(tmp_path / str(len(seeds)), {"a": 2.0, "b": 2.1}, tuned=False, seeds=seeds)
+        (legend,) = DRAWINGS["effect_sizes"].figure(analyse(tmp_path / str(len(seeds)))).legends
+        assert ("judged: mean, 90 % thick, 95 % thin" in [text.get_text() for text in legend.get_texts()]) == named
+        assert (legend.get_lines()[-1].get_linestyle() == "-") == named
+
+
+def test_the_band_of_the_knee_is_said_to_be_wider_than_its_ranks():
+    assert "the band is drawn a little wider" in DRAWINGS["rank_comparison"].caption
+
+
 def test_a_heat_map_says_every_rank_in_its_cell(analyses):
     figure = DRAWINGS["rank_heatmap"].figure(analyses[rank_strategies])
     panel = next(axes for axes in figure.axes if axes.get_title() == "attention_heavy")
     assert [text.get_text() for text in panel.texts] == ["24"] * 16 + ["8"] * 12
+
+
+def test_a_heat_map_of_many_arms_shows_the_uneven_ones_and_names_those_it_leaves_out(tmp_path):
+    names, uneven = [f"arm{i}" for i in range(9)], {"m.layers.0.q_proj": 4, "m.layers.1.q_proj": 8}
+    even = {"m.layers.0.q_proj": 6, "m.layers.1.q_proj": 6}
+    own = {name: {"ranks": uneven if name in ("arm7", "arm8") else even} for name in names}
+    make_study(tmp_path / "one", dict.fromkeys(names, 2.0), tuned=False, seeds=[1], per_arm=own)
+    analysis = analyse(tmp_path / "one")
+    titles = [axes.get_title() for axes in DRAWINGS["rank_heatmap"].figure(analysis).axes if axes.get_title()]
+    assert titles == ["arm0", "arm1", "arm2", "arm3", "arm7", "arm8"]
+    left = "Not shown: arm4 (rank 6), arm5 (rank 6), arm6 (rank 6)."
+    assert left in write_report(analysis, tmp_path / "report").read_text()
+    own = {name: {"ranks": uneven} for name in names}
+    make_study(tmp_path / "all", dict.fromkeys(names, 2.0), tuned=False, seeds=[1], per_arm=own)
+    assert (
+        DRAWINGS["rank_heatmap"]
+        .caption_of(analyse(tmp_path / "all"))
+        .endswith("Not shown: arm6 (uneven), arm7 (uneven), arm8 (uneven).")
+    )
+    make_study(tmp_path / "few", dict.fromkeys(names[:6], 2.0), tuned=False, seeds=[1], per_arm=own)
+    assert "Not shown" not in DRAWINGS["rank_heatmap"].caption_of(analyse(tmp_path / "few"))
 
 
 def test_a_deep_models_ranks_are_stacked_and_shown_in_letters_that_can_be_read(tmp_path):

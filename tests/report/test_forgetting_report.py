@@ -6,12 +6,13 @@ import pytest
 from matplotlib import rc_context
 from synthetic import FORGOT, forgetting, init_comparison
 
+from lab import record
 from lab.report.analysis import analyse
 from lab.report.document import Heading, Table
 from lab.report.figure import style
 from lab.report.figure.forgetting_curves import forgetting_curves
 from lab.report.findings import report
-from lab.report.forgetting import at_level, common_level, curves_table, protected, thesis
+from lab.report.forgetting import at_level, common_level, curve, curves_table, protected, thesis
 
 SAID = "Protecting principal directions preserves what was learned (seed 001): "
 
@@ -158,3 +159,50 @@ def test_a_curve_that_cannot_be_read_is_left_out_and_named(tmp_path):
     assert [problem.path.name for problem in analysis.study.problems] == [broken.name]
     assert "retention.csv is not readable" in analysis.study.problems[0].reason
     assert thesis(analysis), "its record is whole and counts"
+
+
+@pytest.mark.parametrize(
+    ("rows", "found"),
+    [
+        (["0,3.0,4.0", "5,2.5,", "10,2.0,4.5"], ([3.0, 2.0], [0.0, 0.5])),
+        (["0,3.0,4.0", "5,,4.25", "10,2.0,4.5"], ([3.0, 2.0], [0.0, 0.5])),
+        (["0,3.0,", "5,2.5,4.25"], ([], [])),  # forgetting is above the base's
+        (["0,3.0,", "5,2.5,"], ([], [])),
+        (["0,,4.0", "5,,4.25"], ([], [])),
+        ([], ([], [])),
+    ],
+)
+def test_a_value_that_is_missing_shifts_no_other(tmp_path, rows, found):
+    forgetting(tmp_path, seeds=[1])
+    for path in sorted(tmp_path.glob("*/retention.csv")):
+        path.write_text("\n".join(["step,val_loss,retention_loss", *rows, ""]))
+    analysis = analyse(tmp_path)
+    assert {tuple(map(tuple, curve(run))) for arm in analysis.arms for run in arm.runs} == {tuple(map(tuple, found))}
+    assert (curves_table(analysis) is None) == (found == ([], []))
+    with rc_context(style.RC):
+        assert (forgetting_curves(analysis) is None) == (found == ([], []))
+
+
+def test_a_retention_file_without_one_of_its_columns_gives_no_curve(tmp_path):
+    forgetting(tmp_path, seeds=[1])
+    path = min(tmp_path.glob("*/retention.csv"))
+    path.write_text("step,val_loss\n0,3.0\n")
+    run = next(run for run in analyse(tmp_path).study.runs if run.path == path.parent)
+    assert curve(run) == ([], [])
+
+
+@pytest.mark.parametrize(("metric", "word"), [("equal_loss_forgetting", "judged"), ("test_loss", "measured")])
+def test_the_loss_at_which_forgetting_is_judged_is_marked_where_it_is_known(tmp_path, metric, word):
+    forgetting(tmp_path, seeds=[1], metric=metric)
+    with rc_context(style.RC):
+        assert not any(
+            "at a validation" in str(line.get_label()) for line in forgetting_curves(analyse(tmp_path)).axes[0].lines
+        )
+    for path in tmp_path.glob("*/result.json"):
+        held = record.read(path.parent)
+        held.config["evaluate"] = {"forgetting_at": 2.8}
+        record.write(path.parent, held)
+    with rc_context(style.RC):
+        figure = forgetting_curves(analyse(tmp_path))
+    (line,) = (line for line in figure.axes[0].lines if "at a validation" in str(line.get_label()))
+    assert (line.get_label(), list(line.get_xdata())) == (f"{word} at a validation loss of 2.8", [2.8, 2.8])

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from driven import BASE, study_dir
@@ -18,9 +19,12 @@ from lab.report.decision import decision
 from lab.report.figure import style
 from lab.report.figure.curves import learning_rates
 from lab.report.findings import headline
+from lab.report.jobs import jobs_of
 from lab.report.looks_tables import tuning_table
+from lab.report.pair import analyse_pair
 from lab.report.render import write_report
 from lab.report.sentences import aa_paragraph, sentence
+from lab.report.study import load_study
 from lab.sweep.planner import plan
 from lab.sweep.runs import scan
 
@@ -80,6 +84,45 @@ def test_an_arm_that_lost_a_seed_is_not_called_better(tmp_path):
     row = next(row for row in analyse(tmp_path).contrasts if row.arm_a == "better")
     assert row.verdict == "withheld"
     assert "better diverged on 1 of" in sentence(row)
+
+
+@pytest.mark.parametrize("left", ["running", None, "failed"])
+@pytest.mark.parametrize(
+    "job",
+    [
+        "tune_random_lr=0.003_seed=0",  # beside the baseline's best: every other arm starts from the baseline's
+        "tune_better_lr=0.00178_seed=0",  # of a refinement
+        "tune_aa_lr=0.001_seed=1000",
+        "verdict_random_*_seed=2",
+        "verdict_near_*_seed=5",
+        "verdict_aa_*_seed=1003",
+    ],
+)
+def test_what_the_planner_gave_up_is_lost_to_the_report_too(tmp_path, job, left):
+    """Killed twice: by the kernel or a time limit in its midst (an interrupted run), or before it wrote a record."""
+    ends = {}
+    for name, how in (("killed", left), ("failed", "failed")):
+        (tmp_path / name).mkdir()
+        study_dir(tmp_path / name, killed={job: how})
+        study, analysis = read_study(tmp_path / name), analyse(tmp_path / name)
+        end = plan(study, scan(tmp_path / name, study)[0], attempts=dict.fromkeys(study.jobs, 2))
+        assert end.finished
+        assert len(end.given_up) <= 1, "none once the contrast it was for is decided"
+        assert {arm.name: arm.tuned for arm in (*analysis.arms, analysis.again)} == end.tuned
+        ends[name] = [
+            (row.arm_a, row.verdict, row.statistics, row.looked) for row in (*analysis.contrasts, analysis.aa)
+        ]
+    assert ends["killed"] == ends["failed"], "to the planner they are the same"
+    assert not {"withheld"} & {verdict for _, verdict, *_ in ends["killed"]}
+
+
+def test_a_job_that_was_killed_and_may_still_go_on_is_no_lost_seed(tmp_path):
+    """Nothing came after it: the study itself was cut short, or its planner is about to send the job again."""
+    study_dir(tmp_path, most=32, killed={"verdict_near_*_seed=3": "running"})
+    study = read_study(tmp_path)
+    last = max(study.jobs.values(), key=lambda entry: int(entry["directory"].split("_")[0]))
+    assert "verdict_near" in last["directory"]
+    assert jobs_of(study, load_study(tmp_path).runs).given_up == frozenset()
 
 
 @pytest.mark.parametrize("most", [3, 12, 24, 31])
@@ -193,3 +236,73 @@ def test_the_interval_of_a_share_is_clopper_and_pearsons():
     for count, of in ((0, 5), (2, 7), (5, 5)):
         exact = binomtest(count, of).proportion_ci(method="exact")
         assert interval(count, of) == pytest.approx((exact.low, exact.high))
+
+
+def test_the_declared_contrast_turned_round_keeps_its_looks_and_any_other_is_withheld(whole):
+    declared = {row.arm_a: row for row in analyse(whole).contrasts}
+    for name, turned in (("better", "b_better"), ("near", "equivalent")):
+        analysis = analyse(whole, baseline=name)
+        rows = {row.arm_a: row for row in analysis.contrasts}
+        row, before = rows["random"], declared[name]
+        s, was = row.statistics, before.statistics
+        assert row.verdict == turned
+        assert (s.mean, s.ci_low, s.ci_high) == pytest.approx((-was.mean, -was.ci_high, -was.ci_low))
+        assert row.looked.turned() == before.looked
+        assert (row.p_adjusted, row.p_equivalence_adjusted) == (before.p_adjusted, before.p_equivalence_adjusted)
+        (other,) = (row for arm, row in rows.items() if arm != "random")
+        assert (other.verdict, other.looked) == ("withheld", None)
+        assert "its seeds were taken one at a time" in other.reason
+        assert (other.statistics.p_value, other.statistics.p_equivalence, other.statistics.ci_low) == (None, None, None)
+        assert analysis.aa is None
+        assert not analysis.judgement.declared
+
+
+def test_two_studies_that_took_their_seeds_one_at_a_time_are_described_and_not_judged(whole, tmp_path):
+    other = study_dir(tmp_path, effect={"better": -0.4, "near": 0.4}, name="later")
+    analysis = analyse_pair(load_study(whole), load_study(other))
+    assert len(analysis.contrasts) == 3, "of the arms both have; the A/A arm is the baseline once more"
+    assert not any(AA in (row.arm_a.split()[-1], row.arm_b.split()[-1]) for row in analysis.comparisons)
+    for row in analysis.contrasts:
+        assert row.statistics.mean is not None
+        assert (row.verdict, row.statistics.p_value) == ("withheld", None)
+        assert "taken one at a time" in sentence(row)
+
+
+def test_a_baseline_that_nothing_was_decided_about_is_not_said_to_be_no_different(whole):
+    """Undecided and withheld rows are put in place of the equivalence that this study came to."""
+    analysis = analyse(whole)
+    said = {}
+    for verdict in ("a_better", "b_better", "equivalent", "inconclusive", "withheld"):
+        row = replace(analysis.aa, verdict=verdict)
+        others = [each for each in analysis.comparisons if each.kind != "aa"]
+        said[verdict] = aa_paragraph(replace(analysis, comparisons=(row, *others))).split(" it came out ")[1]
+    starts = {verdict: text.split(".")[0] for verdict, text in said.items()}
+    assert starts == {
+        "a_better": "different from itself",
+        "b_better": "different from itself",
+        "equivalent": "no different from itself",
+        "inconclusive": "undecided against itself",
+        "withheld": "without a verdict",
+    }
+
+
+def test_calibration_counts_what_was_decided_apart_from_what_was_not(whole, tmp_path, monkeypatch):
+    analysis, verdicts = analyse(whole), []
+
+    def analysed(study):
+        row = replace(analysis.aa, verdict=verdicts.pop())
+        return replace(analysis, comparisons=(row,))
+
+    monkeypatch.setattr("lab.report.calibration.analysis_of", analysed)
+    verdicts += ["a_better", "equivalent", "equivalent", "inconclusive", "withheld"]
+    table, summary = calibration([whole] * 5)[:2]
+    assert summary.text.startswith("1 of 4 baselines came out different from themselves: 25 %, 95 % interval 1 to 81 %")
+    assert "The others: 2 no different from itself, 1 undecided against itself. Not counted: 1 without a verdict." in (
+        summary.text
+    )
+    assert [row[-1] for row in table.rows] == [
+        *("without a verdict", "undecided against itself", "no different from itself", "no different from itself"),
+        "better than itself",
+    ]
+    verdicts += ["withheld"]
+    assert calibration([whole])[1].text == "None of 1 baselines has a verdict against itself."

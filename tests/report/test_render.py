@@ -14,13 +14,14 @@ from lab.errors import UsageError
 from lab.report.__main__ import main
 from lab.report.analysis import analyse
 from lab.report.card import card
-from lab.report.document import Bullets, Paragraph, Table, markdown, number, p_text, page
+from lab.report.document import Bullets, Paragraph, Table, markdown, number, p_text, page, signed
 from lab.report.figure import drawings
 from lab.report.findings import report
 from lab.report.latex import latex
 from lab.report.methods import ALWAYS, CITED, references
 from lab.report.render import write_report
 from lab.report.run import load_run
+from lab.report.scope import limits
 from lab.report.sentences import sentence
 
 
@@ -121,6 +122,34 @@ def test_a_missing_value_is_a_dash_and_a_zero_is_a_zero():
     assert number(0.0) == "0.0000"
     assert p_text(None) == "–"
     assert p_text(1e-9) == "< 0.001"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "plain", "with_sign"),
+    [
+        (0.0261, 4, "0.0261", "+0.0261"), (-0.0261, 4, "-0.0261", "-0.0261"), (2.14159, 4, "2.1416", "+2.1416"),
+        (0.0, 4, "0.0000", "+0.0000"), (-0.0, 4, "0.0000", "+0.0000"), (0.0005, 4, "0.0005", "+0.0005"),
+        (3e-5, 4, "3e-05", "+3e-05"), (-1.234e-5, 4, "-1.23e-05", "-1.23e-05"), (999.94, 1, "999.9", "+999.9"),
+        (0.04, 1, "0.04", "+0.04"), (0.0432, 1, "0.043", "+0.043"), (0.4, 1, "0.4", "+0.4"),
+        (20.13, 1, "20.1", "+20.1"),
+        (0.4, 0, "0.4", "+0.4"), (12.0, 0, "12", "+12"), (0.004, 2, "0.004", "+0.004"),
+        (200923702.1482, 4, "200,923,702", "+200,923,702"), (-1234.5, 1, "-1,234", "-1,234"),
+        (3.4e12, 4, "3.4e+12", "+3.4e+12"), (-3.456e12, 1, "-3.46e+12", "-3.46e+12"),
+    ],
+)  # fmt: skip
+def test_a_number_keeps_significant_digits_and_usual_ones_are_as_they_were(value, digits, plain, with_sign):
+    assert (number(value, digits), signed(value, digits)) == (plain, with_sign)
+
+
+def test_an_equivalence_within_a_small_margin_says_by_how_much(tmp_path):
+    make_study(tmp_path, {"a": 2e-5, "b": 2e-5}, noise=4e-6, tuned=False, margin=3e-5, seeds=list(range(1, 9)))
+    row = next(row for row in analyse(tmp_path).contrasts if row.arm_a == "b")
+    said = sentence(row)
+    assert row.verdict == "equivalent"
+    assert "within ±3e-05" in said
+    mean = float(re.search(r"differs by ([+-][\d.e-]+) nats", said)[1])
+    assert mean == pytest.approx(row.statistics.mean, rel=0.01)
+    assert row.statistics.mean != 0
 
 
 def test_perplexity_is_exp_of_the_mean_loss(tmp_path):
@@ -251,6 +280,23 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         write_report(analyse(tmp_path / "study"), tmp_path / "file" / "report")
 
 
+def test_a_report_replaces_an_earlier_one_and_nothing_else(tmp_path, monkeypatch, capsys):
+    make_study(tmp_path / "study", {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1])
+    own = {"README.md": "mine", "tables/mine.tex": "mine", "tensorboard/events": "mine"}
+    for name, text in own.items():
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_text(text)
+    code, _, err = run(monkeypatch, capsys, tmp_path / "study", "--to", tmp_path / "own")
+    assert code == 2
+    assert "is not empty and holds no earlier report" in err
+    assert "choose a new folder" in err
+    assert {name: (tmp_path / "own" / name).read_text() for name in own} == own
+    for _ in range(2):  # a new folder, and then the report that lies there
+        assert run(monkeypatch, capsys, tmp_path / "study", "--to", tmp_path / "new")[0] == 0
+    (tmp_path / "empty").mkdir()
+    assert run(monkeypatch, capsys, tmp_path / "study", "--to", tmp_path / "empty")[0] == 0
+
+
 def test_a_report_written_again_is_the_same(tmp_path):
     make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1, 2])
     found = []
@@ -313,6 +359,47 @@ def test_a_study_whose_arms_took_no_turns_says_that_its_seconds_compare_hours(tm
         assert ("seconds, and losses at equal time" in text) == (name == "blocks")
         answer = text.split("Does training time depend on the rank? ")[1]
         assert answer.startswith("Open: each doubling" if name == "blocks" else "Yes: each doubling")
+
+
+@pytest.mark.parametrize(
+    ("off", "launcher", "says"),
+    [
+        (
+            None,
+            "BasicLauncher",
+            r"Yes: each doubling of the rank took \+\d+\.\d+ s \(.*\), \d+\.\d s from rank 4 to 16\.",
+        ),
+        (None, "SlurmLauncher", r"Open: .*, but jobs ran beside each other and no A/A pair says "),
+        (5.0, "SlurmLauncher", r"Yes: "),
+        (
+            200.0,
+            "BasicLauncher",
+            r"Open: .* from rank 4 to 16, while the baseline against itself differed by 1[56]\d\.\d s, ",
+        ),
+        (
+            -200.0,
+            "BasicLauncher",
+            r"Open: .* from rank 4 to 16, while the baseline against itself differed by 1[56]\d\.",
+        ),
+    ],
+)
+def test_seconds_depend_on_the_rank_by_more_than_the_baseline_differs_from_itself(tmp_path, off, launcher, says):
+    """96 s of training from rank 4 to 16, which is 80 % of a run; make_run jitters by up to 2 s."""
+    ranks, seeds = {"r4": 4, "r8": 8, "r16": 16}, list(range(1, 7))
+    jobs = {"first": {"directory": "0", "launcher": launcher, "submitted": ""}}
+    declare(tmp_path, {arm: [] for arm in ranks}, "r16", contrasts=["r4", "r8"], seeds=seeds, jobs=jobs)
+    for turn, (seed, arm) in enumerate((seed, arm) for seed in seeds for arm in ranks):
+        make_run(
+            tmp_path / f"{turn}_verdict_{arm}", arm=arm, seed=seed, loss=2.0, rank=ranks[arm],
+            seconds=300 + 10.0 * ranks[arm],
+        )  # fmt: skip
+    for seed in seeds if off is not None else []:
+        make_run(
+            tmp_path / f"{100 + seed}_verdict_r16", arm="r16", seed=seed + 1000, data_seed=seed, loss=2.0 + seed / 1e3,
+            rank=16, seconds=460.0 + off,
+        )  # fmt: skip
+    text = markdown(report(analyse(tmp_path), [], []))
+    assert re.match(says, text.split("Does training time depend on the rank? ")[1])
 
 
 def test_an_undecided_contrast_asks_for_a_new_study_and_never_for_more_seeds_here(tmp_path):
@@ -387,6 +474,51 @@ def test_conditions_say_where_a_bases_hash_depends_on_the_precision(tmp_path):
 def test_limits_say_that_intervals_are_conditional_on_the_test_set(sweep):
     text = (sweep / "report" / "README.md").read_text().split("## What this cannot show")[1]
     assert "Intervals are conditional on the test set (200 examples)" in text
+
+
+TEST, VAL = "the test set (200 examples)", "the validation set (100 examples)"
+
+
+@pytest.mark.parametrize(
+    ("metric", "texts"),
+    [
+        ("test_loss", TEST), ("test_accuracy", TEST), ("val_loss", VAL), ("val_bpb", VAL), ("best_val_loss", VAL),
+        ("forgetting", "the retention texts"), ("retention_loss", "the retention texts"),
+        ("equal_loss_forgetting", f"the retention texts and {VAL}, whose loss says where they are read"),
+        ("seconds.total", None), ("peak_memory_bytes", None), ("train_loss", None),
+    ],
+)  # fmt: skip
+def test_intervals_are_conditional_on_the_texts_that_the_metric_is_taken_on(tmp_path, metric, texts):
+    extra = {"metrics": dict.fromkeys(("val_bpb", "retention_loss", "equal_loss_forgetting"), 1.0)}
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, metric=metric, margin=0.1, per_arm={"a": extra, "b": extra})
+    text = " ".join(limits(analyse(tmp_path)))
+    assert "pairs: the t intervals" in text
+    found = re.findall(r"Intervals are conditional on (.*?): they hold", text)
+    assert found == ([texts] if texts else [])
+
+
+VALIDATION = "The judged metric is a validation loss, on which the learning rates were chosen too"
+MEASURE = "The learning rates were chosen by the judged measure, on the same texts"
+
+
+@pytest.mark.parametrize(
+    ("metric", "by", "tuned", "says"),
+    [
+        ("val_loss", "val_loss", True, VALIDATION),
+        ("best_val_loss", "val_loss", True, VALIDATION),
+        ("val_loss", "val_loss", False, None),
+        ("test_loss", "val_loss", True, None),
+        ("forgetting", "val_loss", True, None),
+        ("forgetting", "forgetting", True, MEASURE),
+        ("forgetting", "forgetting", False, None),
+        ("val_loss", "forgetting", True, None),
+    ],
+)
+def test_a_metric_flatters_where_the_rates_were_chosen_by_it_and_only_there(tmp_path, metric, by, tuned, says):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=tuned, metric=metric, selection_metric=by, margin=0.1)
+    text = " ".join(limits(analyse(tmp_path)))
+    assert [each for each in (VALIDATION, MEASURE) if each in text] == ([says] if says else [])
+    assert text.count("it flatters all") == bool(says)
 
 
 def test_runs_csv_says_who_ran_when_and_how_long_and_is_the_same_wherever_the_study_lies(tmp_path):

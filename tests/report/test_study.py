@@ -138,6 +138,35 @@ def test_running_without_a_lock_is_interrupted(tmp_path):
     assert load_run(tmp_path / "0").status == "interrupted"
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_run_that_ends_while_it_is_read_has_the_status_of_the_record_that_was_read(tmp_path, monkeypatch, live):
+    """It ends between any two looks at its folder: right after its record, or its lock, was looked at."""
+    from lab import record
+
+    run = make_run(tmp_path / "0", arm="a", seed=1, loss=2.0)
+    ended = record.read(run)
+    write(run, RunRecord(status="running"))
+    reads, locks = record.read, record.is_live
+
+    def ends_behind(look, answer=None):
+        def looked(path):
+            found = look(path)
+            write(run, ended)
+            return found if answer is None else answer
+
+        return looked
+
+    monkeypatch.setattr(record, "read", ends_behind(reads))
+    monkeypatch.setattr(record, "is_live", lambda path: live and not reads(path).metrics)
+    read = load_run(run)
+    assert (read.status == "completed") == bool(read.record.metrics)
+    assert read.status != "interrupted"
+    monkeypatch.setattr(record, "read", reads)
+    write(run, RunRecord(status="running"))
+    monkeypatch.setattr(record, "is_live", ends_behind(locks, live))
+    assert load_run(run).status == ("running" if live else "completed")
+
+
 def test_a_half_finished_study_says_what_is_missing(tmp_path):
     declare(tmp_path, {"a": [], "b": []}, "a")
     make_run(tmp_path / "0_verdict_a_lr=0.001_seed=1", arm="a", seed=1, loss=2.0)
@@ -190,6 +219,73 @@ def test_a_run_that_went_wrong_never_costs_its_arm_the_name(tmp_path):
     assert contrast(rows, "b").statistics.pairs == 6
 
 
+def rewrite(folder, change):
+    for path in folder.glob("*/result.json"):
+        record = json.loads(path.read_text())
+        change(record, int(path.parent.name.split("_")[0]))
+        path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record, number: record["config"].update({"new": None} if number % 2 else {}),
+        lambda record, number: record["config"]["optim"].update({"new": {"of": 1}} if number % 2 else {}),
+        lambda record, number: record["choices"].update({"guard": "None"} if number % 2 else {}),
+    ],
+    ids=["a setting", "one of a group", "a group"],
+)
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_key_that_only_one_version_of_the_lab_has_splits_no_arm(tmp_path, change, declared):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, per_arm={arm: {"choices": {"init": arm}} for arm in "ab"})
+    rewrite(tmp_path, change)
+    if not declared:
+        (tmp_path / "study.json").unlink()
+    assert [arm.name for arm in judged(tmp_path)[0]] == (["a", "b"] if declared else ["init=a", "init=b"])
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "hashed"),
+    [
+        ("data", "path", "sha256"), ("data", "val_path", "sha256"), ("data", "folder", "sha256"),
+        ("data", "retention", "retention_sha256"), ("model", "name_or_path", "weights_sha256"),
+    ],
+)  # fmt: skip
+def test_a_place_that_moved_splits_no_arm_while_what_lies_there_is_the_same(tmp_path, group, key, hashed):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False)
+
+    def moved(record, number):
+        record["config"][group] = {key: f"/{'new' if number % 2 else 'old'}/place"}
+        record[group][hashed] = "c" * 64
+
+    def replaced(record, number):
+        moved(record, number)
+        record[group][hashed] = ("c" if number % 2 else "d") * 64
+
+    rewrite(tmp_path, moved)
+    assert [arm.name for arm in judged(tmp_path)[0]] == ["a", "b"]
+    assert contrast(judged(tmp_path)[1], "b").statistics.pairs == 6
+    rewrite(tmp_path, replaced)
+    assert f"a [{group}.{key}=/old/place]" in [arm.name for arm in judged(tmp_path)[0]]
+
+
+def test_a_mapping_in_place_of_nothing_and_a_setting_beside_no_config_still_tell_runs_apart(tmp_path):
+    make_study(tmp_path / "mapping", {"a": 2.0}, tuned=False, contrasts=[])
+    rewrite(tmp_path / "mapping", lambda record, n: record["config"].update({"svd": {"k": 3} if n % 2 else None}))
+    assert [arm.name for arm in judged(tmp_path / "mapping")[0]] == ["a [svd=None]", "a [as declared]"]
+    for n, overrides in enumerate([["rank=8"], []]):
+        run = make_run(tmp_path / "plain" / f"{n}", arm=None, stage=None, seed=1, loss=2.0)
+        write(run, RunRecord(status="completed", seed=1, data_seed=1, overrides=overrides))
+    assert len(judged(tmp_path / "plain")[0]) == 2
+
+
+def test_a_run_that_failed_before_its_config_was_resolved_has_the_rate_of_its_overrides(tmp_path):
+    for text, rate in (("1e-3", 1e-3), ("${other}", None)):
+        run = make_run(tmp_path / text, arm="a", seed=1, loss=2.0)
+        write(run, RunRecord(status="failed", overrides=[f"optim.lr={text}"]))
+        assert load_run(run).learning_rate == rate
+
+
 def plain(path, *, inits=("random", "svd"), ranks=(16,), lrs=(1e-3,), seeds=(0, 1, 2, 3, 4)):
     n = 0
     for init in inits:
@@ -239,6 +335,25 @@ def test_the_command_line_names_baseline_and_margin(tmp_path):
         judged(tmp_path, baseline="init=sdv")
     with pytest.raises(UsageError, match="margin"):
         judged(tmp_path, margin="-1")
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "same"),
+    [
+        (0.03, "0.03", True), (0.03, "0.030", True), (0.03, "3e-2", True), (0.03, "0.04", False), (0.03, "3%", False),
+        ("1%", "1%", True), ("1%", "1.0 %", True), ("1%", "2%", False), ("5% of gain", "5 % of gain", True),
+        ("5% of gain", "5%", False),
+    ],
+)  # fmt: skip
+def test_a_margin_given_as_it_was_declared_is_no_other(tmp_path, declared, given, same):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, margin=declared, margin_value=0.0625)
+    study = load_study(tmp_path)
+    judgement = judgement_of(study.declared, arms(study), margin=given)
+    assert judgement.declared == same
+    assert (judgement.margin == 0.0625) == same, "as it was written down before the verdicts"
+    assert [note for note in judgement.notes if "chosen after the runs" in note] == (
+        [] if same else [f"the margin was chosen after the runs; the study declared {declared}"]
+    )
 
 
 def test_without_an_arm_of_defaults_nothing_is_judged_and_it_says_so(tmp_path):

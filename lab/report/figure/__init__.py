@@ -20,11 +20,16 @@ class Drawing:
     caption: str
     section: str  # heading of the report under which it is shown
     nothing: str  # why there is nothing to draw, as a phrase; empty where a study without it need not say so
+    more: Callable[[Analysis], str] | None = None  # what the caption adds of a study, as sentences; empty for nothing
 
     @property
     def name(self) -> str:
         """Stem of its files: the function that draws it."""
         return self.draw.__name__
+
+    def caption_of(self, analysis: Analysis) -> str:
+        """The caption of this study's figure."""
+        return f"{self.caption} {self.more(analysis) if self.more else ''}".rstrip()
 
     def figure(self, analysis: Analysis) -> Figure | None:
         """The figure in the house style, whatever the caller's own settings are."""

@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
 from lab.report.analysis import Analysis
+from lab.report.arms import on_shared_seeds
 from lab.report.comparison import Comparison
 from lab.report.figure import Drawing, style
 from lab.report.statistics import half_width, mean_sd
@@ -61,8 +62,11 @@ def effect_sizes(analysis: Analysis) -> Figure | None:
     for colour, kind, text in ((JUDGED, "contrast", "judged"), (DESCRIBED, "described", "described, not judged")):
         if any(row.kind == kind for row in rows):
             repeated = any(row.looked for row in rows if row.kind == kind)
-            label = f"{text}: mean, {'repeated 95 % interval' if repeated else '90 % thick, 95 % thin'}"
-            handles.append(Line2D([], [], color=colour, marker="|", markersize=style.points(10), label=label))
+            drawn = any(row.statistics.ci_low is not None for row in rows if row.kind == kind)
+            what = ", repeated 95 % interval" if repeated else ", 90 % thick, 95 % thin"
+            label = f"{text}: mean{what if drawn else ''}"
+            line: dict[str, Any] = {"linestyle": "-" if drawn else "none", "markeredgewidth": style.points(1.4)}
+            handles.append(Line2D([], [], color=colour, marker="|", markersize=style.points(10), **line, label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False)
     return figure
 
@@ -123,14 +127,18 @@ EFFECT_SIZES = Drawing(
 
 
 def rank_comparison(analysis: Analysis) -> Figure | None:
-    """Loss against rank with its seeds, and the knee with its interval."""
+    """Loss against rank with its seeds, and the knee with its interval; None where fewer than two ranks have a loss."""
     answers, metric = analysis.ranks, analysis.judgement.metric
     if answers is None:
         return None
-    figure, axes = style.new(4.4)
     by_name = {arm.name: arm for arm in analysis.arms}
-    ranks = list(answers.ranks)
-    values_at = {rank: by_name[name].values(metric) for rank, name in answers.ranks.items()}
+    ranked = [by_name[name] for name in answers.ranks.values()]
+    shared = on_shared_seeds(ranked, metric)
+    values_at = {rank: shared[name] for rank, name in answers.ranks.items() if name in shared}
+    if len(values_at) < 2:
+        return None
+    figure, axes = style.new(4.4)
+    ranks = list(values_at)
     knee = answers.knee
     if knee.rank is not None:
         if knee.low is not None and knee.high is not None:
@@ -156,7 +164,7 @@ def rank_comparison(analysis: Analysis) -> Figure | None:
         )
     means, sds = zip(*map(mean_sd, values_at.values()), strict=True)
     n = sorted({len(values) for values in values_at.values()})
-    seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
+    seeds = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}, none in common"
     axes.errorbar(
         ranks,
         means,
@@ -171,10 +179,10 @@ def rank_comparison(analysis: Analysis) -> Figure | None:
     every = [value for values in values_at.values() for value in values]
     span = max(every) - min(every)
     for arm in analysis.arms:
-        values = arm.values(metric)
-        if arm.name in answers.ranks.values() or not values:
+        own = on_shared_seeds([*ranked, arm], metric).get(arm.name)
+        if arm in ranked or not own:
             continue
-        level, what = float(np.mean(values)), f"mean of {style.label(arm, len(values))}"
+        level, what = float(np.mean(own)), f"mean of {style.label(arm, len(own))}"
         if min(every) - FAR * span <= level <= max(every) + FAR * span:
             axes.axhline(level, color="#009E73", linestyle=":", linewidth=style.points(1.3), label=what)
         else:
@@ -191,7 +199,8 @@ def rank_comparison(analysis: Analysis) -> Figure | None:
 
 RANK_COMPARISON = Drawing(
     rank_comparison,
-    caption="Loss against rank: every seed, the mean, and the knee with its interval.",
+    caption="Loss against rank, over the seeds that every rank completed: each of them, the mean, and the knee with "
+    "its interval, whose ends are ranks that were swept: the band is drawn a little wider than them.",
     section="Rank",
     nothing="fewer than three arms that differ in one rank",
 )

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from lab.report.analysis import Analysis
 from lab.report.figure import Drawing, style
-from lab.report.forgetting import at_level, common_level, curve
+from lab.report.forgetting import METRIC, at_level, common_level, curve
 from lab.report.statistics import mean_sd
 
 LEVELS = 24  # validation losses at which an arm's mean is taken
@@ -30,6 +30,13 @@ def forgetting_curves(analysis: Analysis) -> Figure | None:
     common = common_level(arms)
     if common is not None:
         axes.axvline(common[1], color="#999999", linewidth=style.points(1), linestyle=":")
+    for level in levels_judged(analysis):
+        name = (
+            f"judged where it is {level:g}"
+            if analysis.judgement.metric == METRIC
+            else f"measured where it is {level:g}"
+        )
+        axes.axvline(level, color="black", linewidth=style.points(1), linestyle="--", label=name)
     axes.invert_xaxis()
     axes.set_xlabel("validation loss (nats per token)")
     axes.set_ylabel("forgetting: loss on the retention text\n− the base's (nats per token)")
@@ -37,10 +44,19 @@ def forgetting_curves(analysis: Analysis) -> Figure | None:
     return figure
 
 
+def levels_judged(analysis: Analysis) -> list[float]:
+    """Validation losses at which the runs measured their forgetting, as they were told."""
+    asked = [
+        (run.record.config.get("evaluate") or {}).get("forgetting_at") for arm in analysis.arms for run in arm.runs
+    ]
+    return sorted({float(level) for level in asked if isinstance(level, int | float)})
+
+
 FORGETTING_CURVES = Drawing(
     forgetting_curves,
     caption="Forgetting against the validation loss, which falls to the right: mean and one standard deviation over "
-    "seeds; lower at one place is better. Dotted: the lowest loss that every run of every arm reached.",
+    "seeds; lower at one place is better. Dotted: the lowest loss that every run of every arm reached; "
+    "dashed: the one at which forgetting was measured.",
     section="Forgetting at equal loss",
     nothing="no run measured forgetting along training",
 )

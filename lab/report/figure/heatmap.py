@@ -18,10 +18,10 @@ DIGITS = 4  # letters of room a cell's number wants
 
 def rank_heatmap(analysis: Analysis) -> Figure | None:
     """A panel per arm whose ranks differ between modules, on one colour scale; None where every rank is uniform."""
-    ranks = {arm.name: arm.runs[0].record.ranks for arm in analysis.arms if arm.runs and arm.runs[0].record.ranks}
-    if not any(len(set(of.values())) > 1 for of in ranks.values()):
+    ranks = _ranks(analysis)
+    if not any(map(_uneven, ranks.values())):
         return None
-    shown = dict(list(ranks.items())[:MOST_PANELS])
+    shown = {name: of for name, of in ranks.items() if name not in _left_out(ranks)}
     rows, layers = rows_and_layers(shown.values())
     panels = {name: grid(of, rows, layers) for name, of in shown.items()}
     columns = 2 if len(panels) > 1 and layers * DIGITS <= style.letters() / 3 else 1
@@ -48,6 +48,28 @@ def rank_heatmap(analysis: Analysis) -> Figure | None:
     return figure
 
 
+def _ranks(analysis: Analysis) -> dict[str, dict[str, int]]:
+    return {arm.name: arm.runs[0].record.ranks for arm in analysis.arms if arm.runs and arm.runs[0].record.ranks}
+
+
+def _uneven(ranks: Mapping[str, int]) -> bool:
+    return len(set(ranks.values())) > 1
+
+
+def _left_out(ranks: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Arms beyond the most that are shown: of uniform ones the last, and then of uneven ones."""
+    return sorted(ranks, key=lambda name: not _uneven(ranks[name]))[MOST_PANELS:]
+
+
+def _said_left_out(analysis: Analysis) -> str:
+    ranks = _ranks(analysis)
+    left = _left_out(ranks)
+    each = ", ".join(
+        f"{name} ({'uneven' if _uneven(ranks[name]) else f'rank {next(iter(ranks[name].values()))}'})" for name in left
+    )
+    return f"Not shown: {each}." if left else ""
+
+
 def _numbers(panel: Axes, values: np.ndarray, highest: int, share: float) -> None:
     """The rank in every cell, smaller by `share` where cells are narrow; none where nobody could read it."""
     size = share * 0.92 * rcParams["legend.fontsize"]
@@ -65,6 +87,7 @@ RANK_HEATMAP = Drawing(
     "white: none, or full.",
     section="Arms",
     nothing="every module of an arm has the same rank",
+    more=_said_left_out,
 )
 
 
