@@ -20,11 +20,17 @@ class Looked:
     horizon: int
     arm: Tuned
     other: Tuned
+    margin: float | None = None
 
     @property
     def at_best(self) -> bool:
-        """True where both rates were searched for and found inside what was tried, and the claim clears the search."""
+        """True where both rates were searched for and found inside what was tried, and the claim clears the search.
+
+        An equivalence does where both searches together may have cost no more than its margin.
+        """
         clear = self.judged.clear or self.judged.verdict not in ("better", "worse")
+        if self.judged.verdict == "equivalent":
+            clear = self.margin is None or self.arm.cost + self.other.cost <= self.margin
         return self.arm.searched and self.other.searched and clear
 
     @property
@@ -79,7 +85,13 @@ def looks(jobs: Jobs, chosen: Chosen, arms: Iterable[Arm]) -> Replay | None:
     found = procedure.look(study, Chosen(tuned=ready, margin=chosen.margin), ended)
     pairs = pairs_of(study)
     looked = {
-        pairs[name]: Looked(judged=own, horizon=study.horizon, arm=ready[pairs[name][0]], other=ready[pairs[name][1]])
+        pairs[name]: Looked(
+            judged=own,
+            horizon=study.horizon,
+            arm=ready[pairs[name][0]],
+            other=ready[pairs[name][1]],
+            margin=chosen.margin,
+        )
         for name, own in found.judged.items()
     }
     return Replay(looked, pairs.values())

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -94,10 +95,13 @@ def test_nats_that_a_rate_may_have_cost_are_not_held_against_answers(fields, at_
     )
     judged = procedure.look(own, chosen, accuracy).judged
     looked = {
-        name: Looked(judged=each, horizon=20, arm=chosen.tuned[name], other=chosen.tuned["base"])
+        name: Looked(judged=each, horizon=20, arm=chosen.tuned[name], other=chosen.tuned["base"], margin=chosen.margin)
         for name, each in judged.items()
     }
     assert [each.at_best for each in looked.values()] == [at_best, at_best]
+    # An equivalence within 0.02 says nothing of best rates that may have cost 0.06 each.
+    alike = replace(looked["a"], judged=replace(judged["a"], verdict="equivalent"))
+    assert alike.at_best == (at_best and fields["margin"] > 0.02)
     if higher:
         assert {name: each.verdict for name, each in judged.items()} == {"a": "equivalent", "b": "better"}
         assert judged["a"].seeds == judged["b"].seeds == 4
