@@ -11,7 +11,7 @@ from typing import Any
 
 from lab.data import Drawn, Record, Splits
 from lab.data.answer import check_answer_pattern
-from lab.data.fields import Fields
+from lab.data.fields import Fields, kind
 from lab.data.files import parse, text_of
 from lab.data.judge import Judge, same_number
 from lab.data.template import check_template
@@ -198,7 +198,9 @@ class ReasoningGym:
     def _account(self, place: Path) -> dict[str, Any]:
         """What made the files of a folder; raises UsageError where they are of other settings."""
         try:
-            account: dict[str, Any] = json.loads((place / ACCOUNT).read_text())
+            account = json.loads((place / ACCOUNT).read_text())
+            if not isinstance(account, dict):
+                raise ValueError(f"it holds {kind(account)}, no object")
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"{place / ACCOUNT} cannot be read ({error}); remove the folder, and write it again by lab.fetch."

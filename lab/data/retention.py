@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lab.data import Text, hub
+from lab.data.fields import rows_of, string
 from lab.data.files import files_at, text_of
 from lab.errors import UsageError, nearest
 
@@ -56,7 +57,12 @@ def texts(name: str) -> Sequence[Text]:
         rows = hub.load_split(path, config_name, None, split)
         if COLUMN not in rows.column_names:
             raise UsageError(f"it has no column {COLUMN}, but {', '.join(rows.column_names)}")
-    return [Text(text) for text in rows[COLUMN] if text.strip()]
+        table = rows.select_columns([COLUMN]).with_format("arrow")[:]
+        every = [string(row[COLUMN], COLUMN, place) for row, place in rows_of(table, f"split {split}", 0)]
+        kept = [Text(text) for text in every if text.strip()]
+        if not kept:
+            raise UsageError(f"split {split} holds no text in its {len(every)} rows")
+    return kept
 
 
 def _is_here(name: str) -> bool:

@@ -243,3 +243,10 @@ def test_any_task_of_the_library_gives_its_own_answers_full_marks(task):
     judge = judge_of(data)
     for pair in data.load().train:
         assert judge.equal(pair, judge.answer(pair.response), judge.reference(pair.response))
+
+
+@pytest.mark.parametrize(("text", "what"), [("null", "null"), ("[]", "a list"), ("3", "a number")])
+def test_an_account_that_is_no_object_is_refused(text, what, tmp_path):
+    (tmp_path / reasoning.ACCOUNT).write_text(text)
+    with pytest.raises(UsageError, match=f"cannot be read .it holds {what}, no object"):
+        made(f"data.folder={tmp_path}").check()

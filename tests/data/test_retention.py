@@ -84,6 +84,23 @@ def test_a_data_set_without_a_column_of_text_is_refused_by_what_it_has(served):
         retention.texts("owner/rows")
 
 
+@pytest.mark.parametrize(
+    ("texts", "fault"),
+    [
+        (["one", None, "two"], "split validation, row 1: field 'text' is null, not text"),
+        ([1, 2], "split validation, row 0: field 'text' is a number, not text"),
+        ([["one"]], "split validation, row 0: field 'text' is a list, not text"),
+        ([" ", ""], "split validation holds no text in its 2 rows"),
+        ([], "split validation holds no text in its 0 rows"),
+    ],
+    ids=str,
+)
+def test_a_row_without_a_text_is_refused_by_its_place(texts, fault, served, monkeypatch):
+    monkeypatch.setattr(hub, "load_split", lambda *_: datasets.Dataset.from_dict({"text": texts}))
+    with pytest.raises(UsageError, match=f"^data.retention=owner/pages: {fault}; write OWNER/NAME"):
+        retention.texts("owner/pages")
+
+
 def test_what_jobs_without_a_network_need_is_fetched_before_them(served):
     plain = {"model": compose("model=micro").model, "data": compose("data=stdlib_docs").data, "init": {}}
     fetch.fetch([plain | {"data": plain["data"] | {"retention": "owner/pages"}}])
