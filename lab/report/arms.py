@@ -24,6 +24,7 @@ class Arm:
     unfinished: tuple[Run, ...] = ()  # at the same learning rate: diverged, failed, stopped, interrupted, running
     learning_rate: float | None = None
     outcomes: Mapping[float, Sequence[float | None]] | None = None  # learning rate -> selection metric, None: diverged
+    tried_on: Mapping[float, Sequence[int | None]] = field(default_factory=dict)  # learning rate -> seeds of outcomes
     tuned: Tuned | None = None  # how its rate was chosen, where the study refines rates
     chosen_on: str = ""  # tune: on seeds no verdict uses; verdict: on the validation side of the same seeds
 
@@ -103,7 +104,7 @@ def ran_in_blocks(arms: Sequence[Arm]) -> bool:
 def _arm(
     name: str, runs: Sequence[Run], tuned: Sequence[Run], metric: str, twins: set[int], differs: Mapping[str, str]
 ) -> Arm:
-    outcomes = _outcomes(tuned or runs, metric)
+    outcomes, tried_on = _outcomes(tuned or runs, metric), _seeds(tuned or runs)
     rates = {run.learning_rate for run in runs} - {None}
     if len(rates) == 1:
         rate = rates.pop()
@@ -126,17 +127,30 @@ def _arm(
         unfinished=tuple(unfinished),
         learning_rate=rate,
         outcomes=outcomes,
+        tried_on=tried_on,
         chosen_on="verdict" if peeked else "tune" if tuned else "",
     )
 
 
 def _outcomes(runs: Iterable[Run], metric: str) -> dict[float, list[float | None]]:
     """Selection metric by learning rate; a diverged run counts, as None; a stopped one ended too early to compare."""
-    outcomes: dict[float, list[float | None]] = {}
+    return {
+        rate: [None if run.status == "diverged" else run.value(metric) for run in own]
+        for rate, own in _by_rate(runs).items()
+    }
+
+
+def _seeds(runs: Iterable[Run]) -> dict[float, list[int | None]]:
+    """The seed of each outcome."""
+    return {rate: [run.pair[0] for run in own] for rate, own in _by_rate(runs).items()}
+
+
+def _by_rate(runs: Iterable[Run]) -> dict[float, list[Run]]:
+    found: dict[float, list[Run]] = {}
     for run in runs:
         if run.learning_rate is not None and run.status in ("completed", "diverged"):
-            outcomes.setdefault(run.learning_rate, []).append(None if run.status == "diverged" else run.value(metric))
-    return dict(sorted(outcomes.items()))
+            found.setdefault(run.learning_rate, []).append(run)
+    return dict(sorted(found.items()))
 
 
 def _one_per_seed(runs: Iterable[Run]) -> list[Run]:

@@ -28,10 +28,10 @@ from lab.report import figure as figures
 from lab.report.analysis import analyse, frontier_arms
 from lab.report.arms import on_shared_seeds
 from lab.report.figure import drawings
-from lab.report.figure.curves import ceiling, over_seeds, room_for
+from lab.report.figure.curves import ABOVE, below, ceiling, means, over_seeds, room_for
 from lab.report.figure.effects import reach
 from lab.report.figure.heatmap import grid, rows_and_layers
-from lab.report.figure.style import COLOURS, axis, marker
+from lab.report.figure.style import COLOURS, MARKERS, axis, marker
 from lab.report.render import write_report
 from lab.report.tables import ranks_table
 
@@ -276,11 +276,59 @@ def blown_up(tmp_path_factory):
 def test_a_rate_that_blew_up_is_marked_at_the_top_and_squashes_nothing(blown_up):
     axes = DRAWINGS["learning_rates"].figure(blown_up).axes[0]
     assert axes.get_ylim()[1] < 3.5  # the base's loss is 3.02
-    marks = [line for line in axes.lines if line.get_marker() == "^" and list(line.get_ydata()) == [0.965]]
+    marks = [line for line in axes.lines if line.get_marker() == ABOVE and list(line.get_ydata()) == [0.965]]
     assert len(marks) == 5
     assert {line.get_xdata()[0] for line in marks} == {3e-2}
     legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
     assert any(re.fullmatch(r"above \d\.\d+ \((the base|off scale)\)", text) for text in legend)
+
+
+def test_each_rate_is_drawn_once_and_the_symbol_of_what_is_off_scale_is_no_arms_own(tmp_path):
+    """The last rate lies just above the ceiling, where the axes still reach; all arms' curves are the same."""
+    arms = ["a", "b", "c"]
+    declare(tmp_path, {arm: [] for arm in arms}, "a", seeds=[1], twin_seeds=[])
+    losses = {1e-4: 2.4, 3e-4: 2.2, 1e-3: 2.0, 3e-3: 2.1, 1e-2: 3.05}  # the base's is 3.02
+    for arm in arms:
+        for lr, loss in losses.items():
+            metrics = {"val_loss": loss}
+            make_run(tmp_path / f"{arm}{lr}", arm=arm, seed=0, loss=loss, stage="tune", lr=lr, metrics=metrics)
+        make_run(tmp_path / f"{arm}1", arm=arm, seed=1, loss=2.0)
+    axes = DRAWINGS["learning_rates"].figure(analyse(tmp_path)).axes[0]
+    points = [line for line in axes.lines if line.get_marker() in MARKERS and line.get_linestyle() == "None"]
+    own = [line for line in points if line.get_color() != "none"]  # a ring is no point
+    drawn = [(rate, loss) for line in own for rate, loss in zip(*line.get_data(), strict=True) if rate != 1e-2]
+    assert len(drawn) == 3 * 4
+    assert not [1 for line in own for rate in line.get_xdata() if rate == 1e-2]
+    off = [line for line in axes.lines if line.get_marker() == ABOVE and len(line.get_xdata())]
+    assert [float(line.get_xdata()[0]) for line in off] == [1e-2] * 3
+    assert ABOVE not in MARKERS
+    (legend,) = axes.figure.legends
+    assert any(text.get_text().startswith("above ") for text in legend.get_texts())
+
+
+def test_the_line_of_an_arm_ends_at_the_ceiling():
+    rates, losses = below({1e-4: 5.0, 1e-3: 1.0, 1e-2: 3.0}, 2.0)
+    assert [rates[1], rates[3]] == pytest.approx([1e-3 / 10**0.25, 1e-3 * 10**0.5])
+    assert [losses[1], losses[2], losses[3]] == [2.0, 1.0, 2.0]
+    assert math.isnan(losses[0])
+    assert math.isnan(losses[4])
+    assert below({1e-4: 2.0, 1e-3: 1.0}, math.inf) == ([1e-4, 1e-3], [2.0, 1.0])
+    assert below({}, 1.0) == ([], [])
+
+
+def test_means_of_one_and_of_two_tuning_seeds_are_drawn_alike(tmp_path):
+    """The second seed is 0.4 harder at every rate; three rates ran on both, one on the second alone."""
+    curve = {1e-4: 2.4, 3e-4: 2.2, 1e-3: 2.0, 3e-3: 2.1, 1e-2: 2.6}
+    study = declare(tmp_path, {"a": []}, "a", contrasts=[], seeds=[1], twin_seeds=[])
+    for lr, loss in curve.items():
+        for seed in [0, 99] if lr in (3e-4, 1e-3, 3e-3) else [0] if lr < 1e-3 else [99]:
+            metrics = {"val_loss": loss + 0.4 * (seed == 99)}
+            make_run(tmp_path / f"{lr}_{seed}", arm="a", seed=seed, loss=2.0, stage="tune", lr=lr, metrics=metrics)
+    make_run(tmp_path / "1", arm="a", seed=study.seeds[0], loss=2.0)
+    analysis = analyse(tmp_path)
+    assert means(analysis.arms[0]) == {lr: pytest.approx(loss + 0.2) for lr, loss in curve.items()}
+    axes = DRAWINGS["learning_rates"].figure(analysis).axes[0]
+    assert axes.get_ylabel().endswith("mean of n = 1 to 2 seeds")
 
 
 def test_the_ceiling_is_the_bases_loss_or_a_robust_one_and_never_cuts_a_choice():

@@ -63,7 +63,8 @@ def test_every_table_fits_a_column_in_letters_that_can_be_read(tables):
 def test_no_table_shows_a_directory_and_a_minus_is_a_minus(tables):
     for name, source in tables.items():
         assert "verdict\\_" not in source, name
-        assert not re.search(r"(?<![\w.])-\d", source), name
+        outside = re.sub(r"(?<!\\)\$[^$]*\$", "", source)  # in mathematics a hyphen is a minus, as in a power of ten
+        assert not re.search(r"(?<![\w.])-\d", outside), name
     assert re.search(r"& \$-\$0\.\d{4} to ", tables["contrasts"])
     assert r"{array,booktabs,graphicx}" in tables["contrasts"]
 

@@ -1,7 +1,8 @@
 """Loss curves: over optimizer steps, and over learning rates."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lab.report.run import Run
 from lab.report.statistics import mean_sd
 from lab.verdict.margin import missing
 
+ABOVE = r"$\uparrow$"  # no arm's own marker
 FEWEST_POINTS = 3  # fewer are not joined: two points of several arms under their bands are one wedge
 
 
@@ -75,7 +77,7 @@ def over_seeds(runs: Sequence[Run], column: str) -> tuple[np.ndarray, np.ndarray
 def learning_rates(analysis: Analysis) -> Figure | None:
     """The selection metric against the learning rate of every arm, its choice ringed.
 
-    Above the ceiling a point is worth its rate only: it stands at the top as a triangle, one without value as a cross.
+    Above the ceiling a point is worth its rate only: it stands at the top as an arrow, one without value as a cross.
     """
     tuned = [(i, arm) for i, arm in enumerate(analysis.arms) if arm.outcomes and len(arm.outcomes) > 1]
     if not tuned:
@@ -83,29 +85,28 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     study = analysis.study.declared
     metric = study.selection_metric if study else "val_loss"
     figure, axes = style.new(4.2)
-    means = {arm.name: _means(arm) for _, arm in tuned}
+    losses = {arm.name: means(arm) for _, arm in tuned}
     top, what = ceiling(
-        [mean for points in means.values() for mean in points.values()],
-        [points[arm.learning_rate] for _, arm in tuned if (points := means[arm.name]) and arm.learning_rate in points],
+        [mean for points in losses.values() for mean in points.values()],
+        [points[arm.learning_rate] for _, arm in tuned if (points := losses[arm.name]) and arm.learning_rate in points],
         [base for _, arm in tuned for base in arm.values(f"base_{metric}")],
     )
     above: list[tuple[float, str, str]] = []
     for index, arm in tuned:
-        marker, points = style.marker(index), means[arm.name]
-        line: dict[str, Any] = {
-            "markersize": style.points(5),
-            "linewidth": style.points(1.3),
-            "label": style.short(arm.name),
-        }
-        axes.plot(list(points), list(points.values()), **marker, **line)
+        marker, points = style.marker(index), losses[arm.name]
+        size: dict[str, Any] = {"markersize": style.points(5), "linewidth": style.points(1.3)}
+        axes.plot([], [], **marker, **size, label=style.short(arm.name))
+        axes.plot(*below(points, top), **marker | {"marker": "none"}, **size)
+        kept = {rate: mean for rate, mean in points.items() if mean <= top}
+        axes.plot(list(kept), list(kept.values()), **marker | {"linestyle": "none"}, **size)
         if arm.learning_rate is not None and points and min(points) <= arm.learning_rate <= max(points):
             # A vertex lies between the rates that were run, and is ringed where the line passes it.
             height = np.interp(math.log(arm.learning_rate), [math.log(rate) for rate in points], list(points.values()))
             _ring(axes, arm.learning_rate, float(height), marker["color"], style.points(12))
-        above += [(rate, "^", marker["color"]) for rate, mean in points.items() if mean > top]
+        above += [(rate, ABOVE, marker["color"]) for rate, mean in points.items() if mean > top]
         above += [(rate, "x", marker["color"]) for rate, values in (arm.outcomes or {}).items() if None in values]
     if above:
-        shown = [mean for points in means.values() for mean in points.values() if mean <= top] or [0.0, 1.0]
+        shown = [mean for points in losses.values() for mean in points.values() if mean <= top] or [0.0, 1.0]
         low, high = min(shown), top if math.isfinite(top) else max(shown)
         room = (high - low) or 1.0
         axes.set_ylim(low - 0.06 * room, high + 0.14 * room)  # the marks at the top meet no point
@@ -114,14 +115,26 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     room_for(axes, [rate for _, arm in tuned for rate in arm.outcomes or {}])
     _at_the_top(figure, axes, above)
     _ring(axes, math.nan, math.nan, "black", style.points(10), label="chosen")
-    keys = {"^": f"above {top:.3g} ({what})", "x": f"a seed {missing(metric)}"}
+    keys = {ABOVE: f"above {top:.3g} ({what})", "x": f"a seed {missing(metric)}"}
     for shape in [shape for shape in keys if shape in {shape for _, shape, _ in above}]:
-        axes.plot([], [], shape, color="black", linestyle="none", markersize=style.points(6), label=keys[shape])
+        axes.plot([], [], marker=shape, color="black", linestyle="none", markersize=style.points(6), label=keys[shape])
     axes.set_xlabel(f"{'learning rate' if study is None or study.rate == RATE else study.rate} (log scale)")
-    seeds = max(len(values) for _, arm in tuned for values in (arm.outcomes or {}).values())
-    axes.set_ylabel(f"{style.axis(metric)}\nmean of n = {seeds} seed{'s' * (seeds > 1)}")
+    fewest, most = (each(len(own) for _, arm in tuned for own in (arm.outcomes or {}).values()) for each in (min, max))
+    count = f"{most}" if fewest == most else f"{fewest} to {most}"
+    axes.set_ylabel(f"{style.axis(metric)}\nmean of n = {count} seed{'s' * (most > 1)}")
     style.legend_below(figure, axes)
     return figure
+
+
+def below(points: Mapping[float, float], top: float) -> tuple[list[float], list[float]]:
+    """The line through points (rate, loss) on a log axis as far as it lies below the top, with nan where it is cut."""
+    rates, losses = list(points)[:1], [loss if loss <= top else math.nan for loss in points.values()][:1]
+    for (rate, loss), (to, loss_to) in pairwise(points.items()):
+        if (loss <= top) != (loss_to <= top):
+            at = rate * (to / rate) ** ((top - loss) / (loss_to - loss))
+            rates, losses = [*rates, at], [*losses, top]
+        rates, losses = [*rates, to], [*losses, loss_to if loss_to <= top else math.nan]
+    return rates, losses
 
 
 def room_for(axes: Axes, rates: Sequence[float]) -> None:
@@ -142,10 +155,23 @@ def scientific(rate: float) -> str:
     return f"{mantissa}e{int(exponent)}"
 
 
-def _means(arm: Arm) -> dict[float, float]:
-    """Mean outcome of every rate at which a seed survived."""
-    known = {rate: [v for v in values if v is not None] for rate, values in (arm.outcomes or {}).items()}
-    return {rate: mean for rate, values in known.items() if (mean := mean_sd(values)[0]) is not None}
+def means(arm: Arm) -> dict[float, float]:
+    """Mean outcome of every rate at which a seed survived, as if each had run on all seeds.
+
+    What a rate has of some seeds alone is moved by how these differ from all of them at the rates that have all.
+    """
+    found = {
+        rate: {seed: v for seed, v in zip(arm.tried_on[rate], values, strict=True) if v is not None}
+        for rate, values in (arm.outcomes or {}).items()
+    }
+    seeds = {seed for own in found.values() for seed in own}
+    whole = [own for own in found.values() if own.keys() == seeds]
+    level = {seed: math.fsum(own[seed] for own in whole) / len(whole) if whole else 0.0 for seed in seeds}
+    middle, _ = mean_sd(list(level.values()))
+    moved = {
+        rate: [value - level[seed] + (middle or 0.0) for seed, value in own.items()] for rate, own in found.items()
+    }
+    return {rate: mean for rate, values in moved.items() if (mean := mean_sd(values)[0]) is not None}
 
 
 def ceiling(means: Sequence[float], chosen: Sequence[float], base: Sequence[float]) -> tuple[float, str]:
@@ -175,16 +201,17 @@ def _at_the_top(figure: Figure, axes: Axes, above: Sequence[tuple[float, str, st
             shift = style.points(min(6, 26 / len(own))) * (place - (len(own) - 1) / 2) / 72
             beside = axes.get_xaxis_transform() + ScaledTranslation(shift, 0, figure.dpi_scale_trans)
             size: dict[str, Any] = {
-                "markersize": style.points(5),
-                "markeredgewidth": style.points(1.4 if shape == "x" else 0.5),
+                "markersize": style.points(5 if shape == "x" else 8),
+                "markeredgewidth": style.points(1.4 if shape == "x" else 0.3),
             }
-            axes.plot(rate, 0.965, shape, color=colour, linestyle="none", transform=beside, **size)
+            axes.plot(rate, 0.965, marker=shape, color=colour, linestyle="none", transform=beside, **size)
 
 
 LEARNING_RATES = Drawing(
     learning_rates,
     caption="The selection metric at every learning rate tried; the chosen one is ringed, on the line where it lies "
-    "between two that were run. What lies above the dotted line is marked at the top and not drawn to scale.",
+    "between two that were run. What lies above the dotted line is marked at the top and not drawn to scale. A rate "
+    "that fewer seeds were run at is moved by what these differ from all of them at the rates that have all.",
     section="Learning rates",
     nothing="one learning rate per arm",
 )

@@ -31,11 +31,7 @@ def forgetting_curves(analysis: Analysis) -> Figure | None:
     if common is not None:
         axes.axvline(common[1], color="#999999", linewidth=style.points(1), linestyle=":")
     for level in levels_judged(analysis):
-        name = (
-            f"judged where it is {level:g}"
-            if analysis.judgement.metric == METRIC
-            else f"measured where it is {level:g}"
-        )
+        name = f"{'judged' if analysis.judgement.metric == METRIC else 'measured'} at a validation loss of {level:g}"
         axes.axvline(level, color="black", linewidth=style.points(1), linestyle="--", label=name)
     axes.invert_xaxis()
     axes.set_xlabel("validation loss (nats per token)")
