@@ -73,8 +73,8 @@ class ReasoningGym:
         with new_folder(place.resolve()) as beside:
             for side in SIDES:
                 rows = ({"prompt": pair.prompt, "response": pair.response} for pair in getattr(splits, side))
-                (beside / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            (beside / ACCOUNT).write_text(json.dumps(account, indent=2) + "\n")
+                (beside / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            (beside / ACCOUNT).write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
 
     def load(self) -> Splits:
         """Generate the records, or read them from `folder`; raises UsageError where a task has too few questions."""
@@ -198,7 +198,7 @@ class ReasoningGym:
     def _account(self, place: Path) -> dict[str, Any]:
         """What made the files of a folder; raises UsageError where they are of other settings."""
         try:
-            account = json.loads((place / ACCOUNT).read_text())
+            account = json.loads((place / ACCOUNT).read_text(encoding="utf-8"))
             if not isinstance(account, dict):
                 raise ValueError(f"it holds {kind(account)}, no object")
         except (OSError, ValueError) as error:

@@ -84,7 +84,7 @@ def as_started(study_dir: str, beside: list[str]) -> list[str]:
                 f"{', '.join(MAY_STAND_BESIDE)}."
             )
     try:
-        text = (folder / MULTIRUN).read_text()
+        text = (folder / MULTIRUN).read_text(encoding="utf-8")
         configuration.check_shape(text)
         saved = _unresolved(OmegaConf.create(text))["hydra"]
         cwd, own = str(saved["runtime"]["cwd"]), saved["runtime"]["config_sources"]
@@ -115,7 +115,7 @@ def _unresolved(loaded: DictConfig | ListConfig) -> Any:
 def _of_study(folder: Path, started: Path, known: list[str], own: list[str], beside: list[str]) -> Path | None:
     """The folder to go on in, of a study that was started here; None of anybody else's, which is checked first."""
     declared = read_study(folder)
-    if trust.start_folder(folder, (folder / MULTIRUN).read_text()) is not None or declared is None:
+    if trust.start_folder(folder, (folder / MULTIRUN).read_text(encoding="utf-8")) is not None or declared is None:
         return started
     named = f"resume_study={folder}"
     trust.check_links(folder)

@@ -16,6 +16,11 @@ RATE = "optim.lr"
 AA = "aa"  # the arm that is the baseline once more, tuned and judged like any other: it calibrates the procedure
 
 
+def job_id(stage: str, arm: str, learning_rate: float, seed: int) -> str:
+    """The name of a job among those of its study, its key in study.json."""
+    return f"{stage}_{arm}_lr={learning_rate:g}_seed={seed}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Declaration of a study before its first job: the arms, the judgement, and the seeds it will be judged on."""

@@ -6,7 +6,7 @@ A job that was killed may still go on, unless the study holds jobs that could on
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lab.record.study import Study, pairs_of, verdict_seeds_of
+from lab.record.study import Study, job_id, pairs_of, verdict_seeds_of
 from lab.report.run import Run
 from lab.verdict import procedure
 from lab.verdict.procedure import Chosen
@@ -93,8 +93,3 @@ def _planned(jobs: Jobs) -> set[str]:
         assert rate is not None
         asked.update(job_id("verdict", arm, rate, seed) for seed, _ in verdict_seeds_of(study, arm)[:count])
     return asked
-
-
-def job_id(stage: str, arm: str, rate: float, seed: int) -> str:
-    """A job's key in study.json."""
-    return f"{stage}_{arm}_lr={rate:g}_seed={seed}"

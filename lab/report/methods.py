@@ -165,6 +165,6 @@ def citations(analysis: Analysis) -> list[str]:
 
 def references(keys: Iterable[str]) -> str:
     """The BibTeX entries of these keys, as they stand in references.bib."""
-    text = Path(__file__).with_name("references.bib").read_text()
+    text = Path(__file__).with_name("references.bib").read_text(encoding="utf-8")
     entries = {re.match(r"@\w+\{([^,]+),", entry)[1]: entry for entry in text.strip().split("\n\n")}  # type: ignore[index]
     return "\n\n".join(entries[key].strip() for key in keys)

@@ -133,7 +133,7 @@ class Run:
             return {}
         columns: dict[str, list[float | None]] = {}
         try:
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     for key, cell in row.items():
                         value = float(cell) if cell else None
@@ -146,7 +146,9 @@ class Run:
         """The rows of a file of JSON lines, none without such a file; raises UsageError for one that is damaged."""
         path, what = self._checked(name, Path(name).stem), Path(name).stem
         try:
-            return [record.parse(line) for line in path.read_text().splitlines()] if path.exists() else []
+            return (
+                [record.parse(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+            )
         except ValueError as error:
             raise UsageError(f"{path} is not readable ({error}); its {what} are left out.") from None
 

@@ -237,7 +237,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, int]]:
     """Shapes (out, in) of the layers that may switch, from the head of a run's ledger."""
     record.check_own(path)
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             head = record.parse(file.readline().partition(" ")[2])
     except ValueError as error:
         raise UsageError(f"{path} is not readable ({error}); its switches are left out.") from None

@@ -6,17 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lab.paths import quoted
-from lab.record.study import Study
+from lab.record.study import Study, job_id
 from lab.verdict.choice import Tuned
 
 MOST_ATTEMPTS = 2  # a failed job is retried once
 NO_NAME = re.compile(r'[/\\:*?"<>|$\x00-\x1f\x7f]')  # what some system's folders, or Hydra's settings, cannot hold
 MOST_BYTES = 255  # of a folder's name
-
-
-def job_id(stage: str, arm: str, learning_rate: float, seed: int) -> str:
-    """The name of a job among those of its study."""
-    return f"{stage}_{arm}_lr={learning_rate:g}_seed={seed}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def load(sides: int, horizon: int) -> NullTable:
     if horizon not in HORIZONS:
         known = " or ".join(map(str, HORIZONS))
         raise UsageError(f"horizon {horizon} has no table of its error rates; choose {known}.")
-    with TABLE.open(newline="") as file:
+    with TABLE.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     column = _column(sides, horizon)
     return NullTable(
@@ -101,7 +101,7 @@ def load(sides: int, horizon: int) -> NullTable:
 
 def write(columns: dict[tuple[int, int], np.ndarray], path: Path) -> None:
     """A row per level, a column per (sides, horizon), to six digits."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["level", *(_column(*key) for key in columns)])
         rows: Iterable[tuple[float, ...]] = zip(LEVELS, *columns.values(), strict=True)
