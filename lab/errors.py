@@ -24,9 +24,13 @@ class UsageError(ValueError):
         return visible(super().__str__())
 
 
-def refused(path: Path, error: OSError) -> UsageError:
+class Refused(UsageError):
+    """What lies there and this user may not read or write: not the same as nothing."""
+
+
+def refused(path: Path, error: OSError) -> Refused:
     """The sentence for a file, or a folder of it, that the system lets this user not read or not write."""
-    return UsageError(
+    return Refused(
         f"{path} cannot be had here ({error.strerror}); ask its owner to share the folder (chmod -R g+rwX), or copy it "
         f"to one of your own."
     )

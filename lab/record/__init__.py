@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lab.errors import UsageError, refused
+from lab.errors import Refused, UsageError, refused
 from lab.files import write_atomically
 
 SCHEMA = 1
@@ -223,7 +223,7 @@ def is_live(run_dir: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}), so whether the run is live is unknown.") from None
+        raise Refused(f"{path} cannot be read ({error.strerror}), so whether the run is live is unknown.") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import record
-from lab.errors import UsageError, visible
+from lab.errors import Refused, UsageError, visible
 from lab.record.study import AA, RATE, Study, role_of
 from lab.sweep import metrics
 from lab.sweep.job import Seen
@@ -28,6 +28,8 @@ def scan(study_dir: Path, study: Study) -> tuple[list[Seen], list[str]]:
             seen.append(_seen(path, study))
         except (FileNotFoundError, NotADirectoryError):
             continue  # no run, or gone since it was listed
+        except Refused:
+            raise
         except UsageError as error:
             if path.exists():
                 unreadable.append(str(error))

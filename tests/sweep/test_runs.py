@@ -71,11 +71,21 @@ def test_a_record_that_this_user_may_not_read_ends_the_scan_in_a_sentence_and_an
         assert [(one.status, one.size) for one in seen] == [("completed", None)]
         (study_dir / "0" / "checkpoints").chmod(0o755)
         (study_dir / "0").chmod(0o700 if os.geteuid() == 0 else 0)
-        with as_another(), pytest.raises(UsageError, match=r"0/result\.json cannot be read \(Permission denied\)"):
+        with (
+            as_another(),
+            pytest.raises(UsageError, match=r"0/result\.json cannot be (read|had here) \(Permission denied\)"),
+        ):
             scan(study_dir, STUDY)
         (study_dir / "0").chmod(0o755)
+        (study_dir / "0" / ".lock").touch(mode=0)
+        with as_another(), pytest.raises(UsageError, match=r"0/\.lock cannot be read \(Permission denied\)"):
+            scan(study_dir, STUDY)
+        (study_dir / "0" / ".lock").unlink()
         (study_dir / "0" / "result.json").chmod(0)
-        with as_another(), pytest.raises(UsageError, match=r"0/result\.json cannot be read \(Permission denied\)"):
+        with (
+            as_another(),
+            pytest.raises(UsageError, match=r"0/result\.json cannot be (read|had here) \(Permission denied\)"),
+        ):
             scan(study_dir, STUDY)
 
 
