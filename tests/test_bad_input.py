@@ -176,7 +176,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         (*STUDY, "seed=4294967292,4294967293,4294967294,4294967295"),
         "arm r64 of rank_sweep cannot run: seed must be at most 4294967295; got 4294968295.",
     ),
-    ((*STUDY, "seed=-7"), "arm r64 of rank_sweep cannot run: seed must be at least 0; got -7."),
+    ((*STUDY, "seed=-7"), "seeds [-7] and tuning seeds [0] must be distinct and some, from 0 on."),
     ((*STUDY, "rank=0"), "arm rank=0 of rank_sweep cannot run: rank must be at least 1; got 0."),
     ((*STUDY, "optim.lr=-1"), "learning rates [-1.0] of r64 must be positive"),
     ((*STUDY, "init=svd,pissa"), "init=svd,pissa is a list over no axis of rank_sweep"),

@@ -132,6 +132,7 @@ hydra:
       question: Is rank 2 enough?
       arms: {"r=4,(a)": rank=4, "r{2}": [rank=2, init._target_=mine.Mine]}
       baseline: "r=4,(a)"
+      metric: val_loss
       margin: 1%
       seeds: [1]
       learning_rates: [1.0e-3]
