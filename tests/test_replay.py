@@ -116,7 +116,9 @@ def test_every_suggestion_can_be_set_as_it_is(name, tmp_path, capsys):
     rows = [replace(row, mode="low_rank", rank=4, outside=0.5) if low else row for row in rows]
     made = replay.make_policy(policy)
     suggestions = suggest(rows, made)
-    assert suggestions or low
+    assert suggestions
+    assert all(each.limits or "not to be set so: svd_policy.outside_low" in each.says for each in suggestions)
+    assert any(not each.limits for each in suggestions) == low
     for each in suggestions:
         replay.make_policy({**policy, **each.limits})
         if "attack_z" in each.limits:

@@ -42,7 +42,7 @@ class NullLimits(Protocol):
 def suggest(rows: Sequence[Row], policy: SvdPolicy) -> list[Suggestion]:
     """Every kind of suggestion that the ledger allows for the policy's rules; empty for a policy without rules.
 
-    Each can be set as it is: what would contradict the policy's other settings is left out.
+    Each can be set as it is; what would contradict the policy's other settings says so, and has no limits.
     """
     decisions = decide_all(rows, policy)
     suggestions = []
@@ -50,13 +50,21 @@ def suggest(rows: Sequence[Row], policy: SvdPolicy) -> list[Suggestion]:
         suggestions += [*_by_quantile(decisions, rule, names), *_by_target(rows, decisions, policy, rule, names)]
     if isinstance(policy, NullLimits):
         suggestions += _by_null(rows, decisions, policy, policy.rules)
-    bounded = [dataclasses.replace(each, limits=dict(_bounded(policy, each.limits))) for each in suggestions]
-    return [each for each in bounded if _at(policy, each.limits) is not None]
+    return [_settable(policy, each) for each in suggestions]
 
 
 def _bounded(policy: SvdPolicy, limits: Mapping[str, float]) -> Mapping[str, float]:
     """Limits as the policy would take them up itself, with those that keep to them."""
     return policy.bounded(limits) if isinstance(policy, Limited) else limits
+
+
+def _settable(policy: SvdPolicy, suggestion: Suggestion) -> Suggestion:
+    limits = dict(_bounded(policy, suggestion.limits))
+    try:
+        dataclasses.replace(policy, **limits)  # type: ignore[type-var]
+    except UsageError as error:
+        return dataclasses.replace(suggestion, limits={}, says=f"{suggestion.says}; not to be set so: {error}")
+    return dataclasses.replace(suggestion, limits=limits)
 
 
 def _at(policy: SvdPolicy, limits: Mapping[str, float]) -> SvdPolicy | None:
