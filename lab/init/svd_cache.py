@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,10 @@ def leading_triples(weight: Tensor, rank: int, algorithm: Algorithm) -> Decompos
     if stored is None:
         generator = Generator().manual_seed(int(name[:15], 16))
         made = decompose(weight, width, algorithm, generator)
-        tensors = {"U": made.U, "S": made.S, "Vh": made.Vh}
+        # laid out as a file's tensors are: a product's last digit depends on how its factors lie in memory
+        tensors = {"U": made.U.contiguous(), "S": made.S, "Vh": made.Vh.contiguous()}
         _save(path, tensors, {"passes": str(made.passes), "exact": str(int(made.exact))})
-        return made.first(rank)
+        return replace(made, **tensors).first(rank)
     tensors, meta = stored
     exact = bool(int(meta["exact"]))
     energy = energy_of(weight)
