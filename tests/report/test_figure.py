@@ -3,6 +3,7 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -194,6 +195,52 @@ def test_curves_are_averaged_over_steps_that_every_run_has(tmp_path):
     assert sd[-1] > 0
 
 
+def test_an_arm_is_drawn_against_the_baseline_s_runs_of_its_own_seeds(tmp_path):
+    make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1, 2, 3, 4], noise=0.05)
+    losses = {}  # by arm, seed and step, from the files themselves
+    for path in tmp_path.glob("*/metrics.csv"):
+        _, _, arm, _, seed = path.parent.name.split("_")
+        for row in csv.DictReader(path.open()):
+            if row["val_loss"] and read(path.parent).data_seed in (None, int(seed[5:])):
+                losses[arm, seed, int(row["step"])] = float(row["val_loss"])
+    per_step = {}
+    for (arm, seed, step), loss in losses.items():
+        if arm == "b" and (seed != "seed=4" or step != 50):  # what one run did not measure is drawn for none
+            per_step.setdefault(step, []).append(loss - losses["a", seed, step])
+    cut = next(tmp_path.glob("*_b_*seed=4")) / "metrics.csv"
+    lines = cut.read_text().splitlines()
+    cut.write_text("\n".join(line for line in lines if not line.startswith("50,")) + "\n")
+    (axes,) = DRAWINGS["loss_difference"].figure(analyse(tmp_path)).axes
+    line = next(line for line in axes.lines if line.get_label() == "b (n = 4)")
+    expected = {step: sum(own) / 4 for step, own in per_step.items() if len(own) == 4}
+    assert 50 in per_step
+    assert list(line.get_xdata()) == sorted(expected)
+    assert line.get_ydata() == pytest.approx([expected[step] for step in sorted(expected)])
+
+
+def test_no_difference_is_drawn_where_no_seed_is_shared_or_too_few_steps_are(tmp_path):
+    study = make_study(tmp_path, {"a": 2.0, "b": 2.1}, tuned=False, seeds=[1, 2, 3, 4])
+    for run_dir in tmp_path.glob("*_a_*"):
+        write(run_dir, replace(read(run_dir), seed=read(run_dir).seed + 50))
+    assert study.baseline == "a"
+    assert DRAWINGS["loss_difference"].figure(analyse(tmp_path)) is None
+
+
+def test_a_caption_explains_only_what_its_figure_shows(tmp_path, analyses):
+    drawing = DRAWINGS["learning_rates"]
+    make_study(tmp_path / "flat", {"a": 2.0, "b": 2.1}, seeds=[1, 2, 3, 4])
+    make_study(tmp_path / "cliff", {"a": 2.0, "b": 2.1}, seeds=[1, 2, 3, 4])
+    for tried in (tmp_path / "cliff").glob("*_tune_a_lr=0.01_*"):
+        write(tried, replace(read(tried), metrics=read(tried).metrics | {"val_loss": 9.0}))
+    found = {}
+    for name in ("flat", "cliff"):
+        analysis = analyse(tmp_path / name)
+        dotted = any(line.get_color() == "#999999" for line in drawing.figure(analysis).axes[0].lines)
+        found[name] = ("dotted" in drawing.caption_of(analysis), dotted)
+        assert "moved" not in drawing.caption_of(analysis)  # one tuning seed, so none is missing
+    assert found == {"flat": (False, False), "cliff": (True, True)}
+
+
 def test_sixteen_arms_look_different_without_relying_on_colour():
     assert len({(marker(i)["color"], marker(i)["marker"]) for i in range(16)}) == 16
     assert len(set(COLOURS)) == 8
@@ -229,15 +276,22 @@ def test_the_panels_of_a_heat_map_have_the_same_rows_and_columns(tmp_path):
     assert panels["some"].get_ylim() == panels["whole"].get_ylim()
 
 
-def test_the_axis_of_learning_rates_holds_all_that_were_tried_and_names_half_decades():
+@pytest.mark.parametrize(
+    ("rates", "named"),
+    [
+        ([1e-4, 1.2e-4, 3e-4, 3e-2], ["1e-4", "3e-4", "1e-3", "3e-3", "0.01", "0.03"]),  # two are too near to be named
+        ([0.02, 0.01, 0.04], ["0.01", "0.02", "0.04"]),
+        ([3.2e-4, 5.6e-4, 1e-3], ["3.2e-4", "5.6e-4", "1e-3"]),
+    ],
+)
+def test_the_axis_of_learning_rates_holds_all_that_were_tried_and_names_them_or_half_decades(rates, named):
     axes = Figure().add_subplot()
-    room_for(axes, [1e-4, 3e-4, 3e-2])  # of the first no run came to a value, so that no line leads to it
+    room_for(axes, rates)  # of some no run came to a value, so that no line leads to them
     low, high = axes.get_xlim()
-    assert low < 1e-4
-    assert high > 3e-2
+    assert low <= min(rates) <= max(rates) <= high
     FigureCanvasAgg(axes.figure).draw()
-    shown = [tick.label1.get_text() for tick in axes.xaxis.get_major_ticks() if low < tick.get_loc() < high]
-    assert shown == ["1e-4", "3e-4", "1e-3", "3e-3", "0.01", "0.03"]
+    shown = [tick.label1.get_text() for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    assert shown == named
     assert not any(tick.label1.get_text() for tick in axes.xaxis.get_minor_ticks())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
 from lab.record.study import RATE
@@ -79,18 +79,13 @@ def learning_rates(analysis: Analysis) -> Figure | None:
 
     Above the ceiling a point is worth its rate only: it stands at the top as an arrow, one without value as a cross.
     """
-    tuned = [(i, arm) for i, arm in enumerate(analysis.arms) if arm.outcomes and len(arm.outcomes) > 1]
+    tuned = _tuned(analysis)
     if not tuned:
         return None
-    study = analysis.study.declared
-    metric = study.selection_metric if study else "val_loss"
+    study, metric = analysis.study.declared, _selection_metric(analysis)
     figure, axes = style.new(4.2)
     losses = {arm.name: means(arm) for _, arm in tuned}
-    top, what = ceiling(
-        [mean for points in losses.values() for mean in points.values()],
-        [points[arm.learning_rate] for _, arm in tuned if (points := losses[arm.name]) and arm.learning_rate in points],
-        [base for _, arm in tuned for base in arm.values(f"base_{metric}")],
-    )
+    top, what = _ceiling(analysis)
     above: list[tuple[float, str, str]] = []
     for index, arm in tuned:
         marker, points = style.marker(index), losses[arm.name]
@@ -126,6 +121,41 @@ def learning_rates(analysis: Analysis) -> Figure | None:
     return figure
 
 
+def _selection_metric(analysis: Analysis) -> str:
+    return analysis.study.declared.selection_metric if analysis.study.declared else "val_loss"
+
+
+def _tuned(analysis: Analysis) -> list[tuple[int, Arm]]:
+    """The arms that were run at several rates, and their places."""
+    return [(i, arm) for i, arm in enumerate(analysis.arms) if arm.outcomes and len(arm.outcomes) > 1]
+
+
+def _ceiling(analysis: Analysis) -> tuple[float, str]:
+    losses = {arm.name: means(arm) for _, arm in _tuned(analysis)}
+    rates = {arm.name: arm.learning_rate for _, arm in _tuned(analysis)}
+    return ceiling(
+        [mean for points in losses.values() for mean in points.values()],
+        [points[rate] for name, points in losses.items() if (rate := rates[name]) is not None and rate in points],
+        [base for _, arm in _tuned(analysis) for base in arm.values(f"base_{_selection_metric(analysis)}")],
+    )
+
+
+def _said_of_points(analysis: Analysis) -> str:
+    """How the points of this study's figure are to be read, where they are not plain means."""
+    counts = [
+        {len([v for v in own if v is not None]) for own in arm.outcomes.values()}
+        for _, arm in _tuned(analysis)
+        if arm.outcomes
+    ]
+    said = ["What lies above the dotted line is marked at the top and not drawn to scale."] * math.isfinite(
+        _ceiling(analysis)[0]
+    )
+    said += [
+        "A rate that fewer seeds were run at is moved by what these differ from all of them at the rates that have all."
+    ] * any(len(own - {0}) > 1 for own in counts)
+    return " ".join(said)
+
+
 def below(points: Mapping[float, float], top: float) -> tuple[list[float], list[float]]:
     """The line through points (rate, loss) on a log axis as far as it lies below the top, with nan where it is cut."""
     rates, losses = list(points)[:1], [loss if loss <= top else math.nan for loss in points.values()][:1]
@@ -138,21 +168,27 @@ def below(points: Mapping[float, float], top: float) -> tuple[list[float], list[
 
 
 def room_for(axes: Axes, rates: Sequence[float]) -> None:
-    """A log axis of learning rates: all of them, also those without value; ticks at whole and half decades."""
+    """A log axis of learning rates: all of them, also those without value.
+
+    Ticks are the rates themselves where they are few and apart, otherwise whole and half decades.
+    """
     room = (max(rates) / min(rates)) ** 0.06
     axes.set_xscale("log")
     axes.set_xlim(min(rates) / room, max(rates) * room)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    own = sorted(set(rates))
+    apart = min((math.log(b / a) for a, b in pairwise(own)), default=1.0) > 0.13 * math.log(own[-1] / own[0])
+    axes.xaxis.set_major_locator(FixedLocator(own) if apart else LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: scientific(rate)))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def scientific(rate: float) -> str:
-    """A rate as a person writes it: 3e-4, 0.03."""
+    """A rate as a person writes it, to two digits: 3e-4, 5.6e-4, 0.03."""
     if rate >= 0.01:
-        return f"{rate:g}"
-    mantissa, exponent = f"{rate:.0e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+        return f"{rate:.2g}"
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def means(arm: Arm) -> dict[float, float]:
@@ -210,8 +246,8 @@ def _at_the_top(figure: Figure, axes: Axes, above: Sequence[tuple[float, str, st
 LEARNING_RATES = Drawing(
     learning_rates,
     caption="The selection metric at every learning rate tried; the chosen one is ringed, on the line where it lies "
-    "between two that were run. What lies above the dotted line is marked at the top and not drawn to scale. A rate "
-    "that fewer seeds were run at is moved by what these differ from all of them at the rates that have all.",
+    "between two that were run.",
     section="Learning rates",
     nothing="one learning rate per arm",
+    more=_said_of_points,
 )
