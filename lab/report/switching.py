@@ -52,7 +52,7 @@ class Moment:
 class Switching:
     """What one run's layers did."""
 
-    layers: int  # that may switch
+    names: tuple[str, ...]  # of the layers that may switch
     switched: int  # of them that were ever low-rank
     first: int | None  # optimizer steps before the first switch
     returned: int  # times that a layer became full again, roll-backs apart
@@ -61,6 +61,11 @@ class Switching:
     full_bytes: int  # of the same layers, were all full
     step_seconds: tuple[float | None, float | None]  # median with all layers full, and at the fewest FLOPs
     step_ratio: float | None  # of the latter over the former, as the FLOPs of both passes alone would have it
+
+    @property
+    def layers(self) -> int:
+        """How many may switch."""
+        return len(self.names)
 
     @property
     def end(self) -> Moment:
@@ -190,7 +195,7 @@ def replay(
     back = [row for row in rows if row["to"] == "full"]
     seconds, ratio = _step_seconds(found[1:], timed, passes_share)
     return Switching(
-        layers=len(forms),
+        names=tuple(forms),
         switched=len({row["layer"] for row in rows if row["to"] != "full"}),
         first=min((row["step"] for row in rows), default=None),
         returned=sum(row["reason"] != ROLLED_BACK for row in back),

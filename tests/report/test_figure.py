@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 import re
 import shutil
@@ -274,6 +275,22 @@ def test_the_panels_of_a_heat_map_have_the_same_rows_and_columns(tmp_path):
     assert placed == {(0, 0): "3", (1, 2): "5"}
     assert panels["some"].get_xlim() == panels["whole"].get_xlim()
     assert panels["some"].get_ylim() == panels["whole"].get_ylim()
+
+
+def test_a_heat_map_has_a_row_for_layers_that_may_switch_and_ended_full(tmp_path):
+    names = [f"m.layers.{layer}.{name}" for layer in range(2) for name in ("q_proj", "fc1", "fc2")]
+    ranks = {"m.layers.0.q_proj": 3, "m.layers.1.fc2": 5}
+    some = {"ranks": ranks, "config": {"method": "full"}}
+    make_study(tmp_path, {"never": 2.0, "some": 2.1}, tuned=False, seeds=[1], per_arm={"some": some})
+    for never in tmp_path.glob("*_never_*"):
+        write(never, replace(read(never), ranks={}))
+    (run_dir,) = tmp_path.glob("*_some_*")
+    (run_dir / "ledger").mkdir()
+    targets = {name: {"shape": (8, 8)} for name in names}
+    (run_dir / "ledger/rows.jsonl").write_text(f"0 {json.dumps({'targets': targets})}\n")
+    panels = {axes.get_title(): axes for axes in DRAWINGS["rank_heatmap"].figure(analyse(tmp_path)).axes}
+    assert [text.get_text() for text in panels["some"].get_yticklabels()] == ["q_proj", "fc1", "fc2"]
+    assert {text.get_position(): text.get_text() for text in panels["some"].texts} == {(0, 0): "3", (1, 2): "5"}
 
 
 @pytest.mark.parametrize(

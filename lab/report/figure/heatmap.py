@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lab.report.analysis import Analysis
+from lab.report.arms import Arm
 from lab.report.figure import Drawing, style
 
 MOST_PANELS = 6
@@ -22,7 +23,8 @@ def rank_heatmap(analysis: Analysis) -> Figure | None:
     if not any(map(_uneven, ranks.values())):
         return None
     shown = {name: of for name, of in ranks.items() if name not in _left_out(ranks)}
-    rows, layers = rows_and_layers(shown.values())
+    may = {arm.name: analysis.switching[arm.runs[0].path].names for arm in analysis.arms if _switches(analysis, arm)}
+    rows, layers = rows_and_layers(dict.fromkeys(may.get(name, ()), 0) | of for name, of in shown.items())
     panels = {name: grid(of, rows, layers) for name, of in shown.items()}
     columns = 2 if len(panels) > 1 and layers * DIGITS <= style.letters() / 3 else 1
     lines = -(-len(panels) // columns)
@@ -50,6 +52,10 @@ def rank_heatmap(analysis: Analysis) -> Figure | None:
 
 def _ranks(analysis: Analysis) -> dict[str, dict[str, int]]:
     return {arm.name: arm.runs[0].record.ranks for arm in analysis.arms if arm.runs and arm.runs[0].record.ranks}
+
+
+def _switches(analysis: Analysis, arm: Arm) -> bool:
+    return bool(arm.runs) and arm.runs[0].path in analysis.switching
 
 
 def _uneven(ranks: Mapping[str, int]) -> bool:
@@ -84,7 +90,7 @@ def _numbers(panel: Axes, values: np.ndarray, highest: int, share: float) -> Non
 RANK_HEATMAP = Drawing(
     rank_heatmap,
     caption="Rank of every adapted or low-rank module at the end of an arm's first run, read back from the live model; "
-    "white: none, or full.",
+    "white: no such module, or one that is full.",
     section="Arms",
     nothing="every module of an arm has the same rank",
     more=_said_left_out,
