@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lab.report.analysis import Analysis
 from lab.report.cells import verdict_of
 from lab.report.comparison import Comparison
-from lab.report.document import number
+from lab.report.document import counted, number
 from lab.report.run import Run
 from lab.report.switching import Switching
 from lab.verdict.aim import RETURNS, SWITCHES, Aim
@@ -31,7 +31,7 @@ def _checked(aim: Aim, analysis: Analysis) -> str:
     # Of a mean of 0 there is no share: within any is only what is no worse.
     reached = worse < 0 if aim.share is None else worse <= aim.share * size
     by = f"{100 * abs(worse) / size:.2f} %" if size else number(abs(worse))
-    said = f"{by} {'worse' if worse > 0 else 'better'} over {row.statistics.pairs} pairs"
+    said = f"{by} {'worse' if worse > 0 else 'better'} over {counted(row.statistics.pairs, 'pair')}"
     return f"{'reached' if reached else 'missed'} by the means, {said} (verdict: {verdict_of(row)})"
 
 

@@ -79,6 +79,11 @@ def signed(value: float | None, digits: int = 4) -> str:
     return _written(value, digits, 10.0**-digits, "+")
 
 
+def counted(n: int, noun: str) -> str:
+    """A number of things: 1 pair, 4 pairs."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def _written(value: float, digits: int, least: float, sign: str) -> str:
     """A value in fixed digits unless it is smaller than the `least`, or large."""
     size = abs(value)

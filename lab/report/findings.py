@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lab.report import accuracy, aims, criteria, forgetting, looks_tables, ranks, scope, switching_tables, tables
 from lab.report.analysis import Analysis, best_run, frontier_arms, ranking
-from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table, number
+from lab.report.document import Block, Bullets, Figure, Heading, Paragraph, Table, counted, number
 from lab.report.sentences import aa_paragraph, sentence
 
 
@@ -60,7 +60,8 @@ def headline(analysis: Analysis) -> list[str]:
     """One paragraph that says how many contrasts ended how, and another for what replaced a declaration."""
     rows, judgement = analysis.contrasts, analysis.judgement
     counts = ", ".join(f"{count} {status}" for status, count in analysis.counts.items()) or "none"
-    lines = [f"{len(analysis.study.runs)} runs were read: {counts}."]
+    runs = len(analysis.study.runs)
+    lines = [f"{counted(runs, 'run')} {'was' if runs == 1 else 'were'} read: {counts}."]
     if rows:
         words = {
             "a_better": "better", "b_better": "worse", "equivalent": "equivalent",

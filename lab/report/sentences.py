@@ -2,7 +2,7 @@
 
 from lab.report.analysis import Analysis
 from lab.report.comparison import Comparison
-from lab.report.document import number, p_text, signed
+from lab.report.document import counted, number, p_text, signed
 from lab.report.statistics import AA_LEVEL, MOST_SEEDS, POWER
 from lab.verdict.margin import units
 
@@ -22,7 +22,7 @@ def sentence(row: Comparison) -> str:
         return f"{row.arm_a} vs {row.arm_b}: no verdict; {'; '.join([row.reason, *lost])}."
     what = "repeated 95 % interval" if row.looked else "95 % interval"
     interval = [f"{what} {signed(s.ci_low)} to {signed(s.ci_high)}"] if s.ci_low is not None else []
-    detail = "; ".join(["a − b", *interval, f"{s.pairs} pairs", *lost, *filter(None, [row.budgets])])
+    detail = "; ".join(["a − b", *interval, counted(s.pairs, "pair"), *lost, *filter(None, [row.budgets])])
     effect = f"{name} differs by {signed(s.mean)} {units(row.metric)}".rstrip() + f" ({detail})"
     p, q, rates = ("P*", "Q*", scope_of_rates(row)) if row.looked else ("p", "TOST p", "at the rates tried")
     match row.verdict:

@@ -43,7 +43,7 @@ def make_run(
     data_seed = seed if data_seed is None else data_seed
     ranks = ranks or ({f"model.layers.{i}.{name}": rank for i in range(4) for name in LAYERS} if rank else {})
     completed = status == "completed"
-    wait = random.Random(str(directory)).uniform(0, 2)  # another process wanted the machine too
+    wait = random.Random(directory.name).uniform(0, 2)  # another process wanted the machine too
     measured = {
         "train_loss": loss - 0.1,
         "val_loss": loss + 0.02,

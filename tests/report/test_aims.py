@@ -1,5 +1,7 @@
 """Aims: what a study was to reach, checked against its runs in words."""
 
+import shutil
+
 import pytest
 from synthetic import declare as declare_study
 from synthetic import make_run, make_study
@@ -7,6 +9,7 @@ from synthetic import make_run, make_study
 from lab.errors import UsageError
 from lab.report.aims import in_words
 from lab.report.analysis import analyse
+from lab.report.findings import headline
 from lab.sweep.declaration import declare
 from lab.verdict.aim import parse
 
@@ -74,3 +77,14 @@ def test_a_share_of_a_mean_of_nothing_is_no_share(tmp_path, loss, ends):
             make_run(tmp_path / f"{arm}{seed}", arm=arm, seed=seed, loss=value)
     (said,) = in_words(analyse(tmp_path))
     assert said.startswith(f"b within 1% of a: {ends}")
+
+
+def test_one_is_said_in_the_singular(tmp_path):
+    declare_study(tmp_path, {"a": [], "b": []}, "a", seeds=[1], aims=["b within 1% of a"], margin=0.1)
+    for arm in ("a", "b"):
+        make_run(tmp_path / arm, arm=arm, seed=1, loss=2.0)
+    (said,) = in_words(analyse(tmp_path))
+    assert "over 1 pair (" in said
+    assert headline(analyse(tmp_path))[0].startswith("2 runs were read: 2 completed.")
+    shutil.rmtree(tmp_path / "b")
+    assert headline(analyse(tmp_path))[0].startswith("1 run was read: 1 completed.")
