@@ -52,9 +52,10 @@ def leading_triples(weight: Tensor, rank: int, algorithm: Algorithm) -> Decompos
         generator = Generator().manual_seed(int(name[:15], 16))
         made = decompose(weight, width, algorithm, generator)
         # laid out as a file's tensors are: a product's last digit depends on how its factors lie in memory
-        tensors = {"U": made.U.contiguous(), "S": made.S, "Vh": made.Vh.contiguous()}
+        made = replace(made, U=made.U.contiguous(), Vh=made.Vh.contiguous())
+        tensors = {"U": made.U, "S": made.S, "Vh": made.Vh}
         _save(path, tensors, {"passes": str(made.passes), "exact": str(int(made.exact))})
-        return replace(made, **tensors).first(rank)
+        return made.first(rank)
     tensors, meta = stored
     exact = bool(int(meta["exact"]))
     energy = energy_of(weight)
