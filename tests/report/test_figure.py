@@ -305,7 +305,7 @@ def test_the_axis_of_learning_rates_holds_all_that_were_tried_and_names_them_or_
     axes = Figure().add_subplot()
     room_for(axes, rates)  # of some no run came to a value, so that no line leads to them
     low, high = axes.get_xlim()
-    assert low <= min(rates) <= max(rates) <= high
+    assert low < min(rates) <= max(rates) < high
     FigureCanvasAgg(axes.figure).draw()
     shown = [tick.label1.get_text() for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
     assert shown == named
